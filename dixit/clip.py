@@ -1,0 +1,332 @@
+"""CLIP models, all through open_clip, and the caches of what they compute.
+
+`load_clip` opens any open_clip model. `build_locked` assembles the default one: pretrained image and text
+towers stay locked and only the small heads on top are trained (LiT, Zhai et al. 2022). Patch features, image
+embeddings and text features of a dataset are computed once and memory-mapped.
+
+Leaves out the training of the heads (tasks.py) and what a listener makes of the embeddings (listeners.py).
+
+Shapes: B images, P patches, S texts, Dv patch width, E embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import timm
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import load_file, save_file
+from timm.models import register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as V
+from tqdm import tqdm
+
+from dixit.assets import asset, cache_dir
+from dixit.common import DixitError, atomic_path, write_json
+from dixit.data import fingerprint, pixels
+from dixit.perception import perceive
+
+logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the root logger
+
+# Tower name -> (timm model, image mean, image standard deviation).
+TOWERS = {
+    "lite0": ("tf_efficientnet_lite0", 127 / 255, 128 / 255),
+    "lite1": ("tf_efficientnet_lite1", 127 / 255, 128 / 255),
+    "lite2": ("tf_efficientnet_lite2", 127 / 255, 128 / 255),
+    "mobilenetv2": ("mobilenetv2_100", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+STAGES = (3, 4, 6)  # two stages at stride 16, where small objects are still apart, and the last at stride 32
+IMAGE_SIZE = 128
+PATCHES = IMAGE_SIZE // 16
+
+
+class FinePatches(nn.Module):
+    """A timm MobileNet-like trunk that gives its stages 3, 4 and 6 side by side on the stride-16 grid.
+
+    Each stage is normalised over channels, and zeros fill the width up to a multiple of 64 (an attention
+    head). The classifier and the last convolution are dropped: object parts and places are what the game needs.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        model = timm.create_model(name, pretrained=False)
+        self.conv_stem, self.bn1, self.blocks = model.conv_stem, model.bn1, model.blocks
+        with torch.no_grad():
+            width = self.eval()._stages(torch.zeros(1, 3, 64, 64)).shape[1]
+        self.num_features = -(-width // 64) * 64
+        self.default_cfg = {"pool_size": (PATCHES, PATCHES)}  # read by open_clip's TimmModel
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "") -> None:
+        """open_clip asks for this; there is no classifier to reset."""
+
+    def _stages(self, images: Tensor) -> Tensor:
+        x = self.bn1(self.conv_stem(images))
+        maps: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in STAGES:
+                normed = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
+                maps.append(normed if not maps else F.interpolate(normed, size=maps[0].shape[-2:]))
+        return torch.cat(maps, dim=1)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Dv h w"]:
+        maps = self._stages(images)
+        return F.pad(maps, (0, 0, 0, 0, 0, self.num_features - maps.shape[1]))
+
+
+@register_model
+def dixit_lite0(pretrained: bool = False, **_: Any) -> FinePatches:
+    return FinePatches("tf_efficientnet_lite0")
+
+
+@register_model
+def dixit_lite1(pretrained: bool = False, **_: Any) -> FinePatches:
+    return FinePatches("tf_efficientnet_lite1")
+
+
+@register_model
+def dixit_lite2(pretrained: bool = False, **_: Any) -> FinePatches:
+    return FinePatches("tf_efficientnet_lite2")
+
+
+@register_model
+def dixit_mobilenetv2(pretrained: bool = False, **_: Any) -> FinePatches:
+    return FinePatches("mobilenetv2_100")
+
+
+@dataclass
+class Clip:
+    """A frozen open_clip model with its tokenizer. `key` names it in caches and changes with the weights."""
+
+    model: nn.Module
+    tokenizer: Any
+    key: str
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def preprocess(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B 3 h w"]:
+        """Pixels 0..255 as this model's image tower wants them, seen through a perception."""
+        x = perceive(images.to(self.device).float() / 255, perception)
+        x = V.resize(x, [self.size, self.size], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
+        return V.normalize(x.clamp(0, 1), list(self.mean), list(self.std))
+
+    @torch.no_grad()
+    def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B P Dv"]:
+        """Patch features in front of the pooling: trunk maps of a timm tower, tokens of a transformer."""
+        x, visual = self.preprocess(images, perception), self.model.visual
+        if hasattr(visual, "trunk"):
+            maps = visual.trunk(x.contiguous(memory_format=torch.channels_last))
+            return maps.flatten(2).transpose(1, 2)
+        visual.output_tokens = True
+        try:
+            return visual(x)[1]
+        finally:
+            visual.output_tokens = False
+
+    @torch.no_grad()
+    def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B E"]:
+        """Unit image embeddings."""
+        x = self.preprocess(images, perception)
+        if hasattr(self.model.visual, "trunk"):
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.model.encode_image(x, normalize=True)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> Float[Tensor, "S E"]:
+        """Unit text embeddings; equal texts are encoded once."""
+        unique = list(dict.fromkeys(texts))
+        parts = [self.model.encode_text(self.tokens(unique[i:i + 256]), normalize=True)
+                 for i in range(0, len(unique), 256)]
+        place = {text: i for i, text in enumerate(unique)}
+        return torch.cat(parts)[[place[text] for text in texts]]
+
+    def tokens(self, texts: list[str]) -> Int[Tensor, "S T"]:
+        """Token ids; for text towers that mask padding, trimmed to the longest text."""
+        ids = self.tokenizer(texts).to(self.device)
+        if hasattr(self.model, "text") and hasattr(self.model.text, "transformer"):
+            pad = getattr(getattr(self.model.text, "config", None), "pad_token_id", None)
+            if pad is not None:
+                ids = ids[:, : int((ids != pad).sum(1).max())]
+        return ids
+
+    @property
+    def scale(self) -> float:
+        """What multiplies a cosine to give a logit."""
+        return float(self.model.logit_scale.exp())
+
+
+def clip_dir(name: str) -> Path:
+    """Where a locked-tower CLIP called `name` is kept."""
+    return cache_dir() / "models" / f"clip-{name}"
+
+
+def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu") -> Clip:
+    """Open a CLIP: one built here ("lite0"), a folder with open_clip_config.json, or an open_clip name and tag.
+
+    Raises DixitError where it is missing or damaged.
+    """
+    folder = clip_dir(name) if not pretrained and name in TOWERS else Path(name)
+    local = folder.is_dir()
+    if name in TOWERS and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
+        raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
+                         f"python scripts/train.py configs/clip.yaml clip.name={name}")
+    try:
+        model, _, _ = open_clip.create_model_and_transforms(
+            f"local-dir:{folder}" if local else name, pretrained=pretrained or None, device=device,
+            pretrained_image=False, pretrained_text=False, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}" if local else name)
+    except Exception as error:  # open_clip raises many kinds, each about bad input
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DixitError(f"cannot load CLIP '{name}' {pretrained}: {line}") from None
+    model.eval().requires_grad_(False)
+    config = model.visual.preprocess_cfg
+    size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+    weights = folder / "open_clip_model.safetensors"
+    key = f"{folder.name}-{_file_hash(weights)}" if local else f"{name}-{pretrained}".replace("/", "-")
+    return Clip(model, tokenizer, key, size, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def build_locked(tower: str, width: int = 256, device: str | torch.device = "cpu") -> Clip:
+    """A CLIP of pretrained, locked towers with untrained heads. Its heads are `visual.head` and `text.proj`.
+
+    Raises DixitError for an unknown tower or a missing asset.
+    """
+    if tower not in TOWERS:
+        raise DixitError(f"unknown tower '{tower}'; choose one of {', '.join(TOWERS)}")
+    _, mean, std = TOWERS[tower]
+    mean, std = (x if isinstance(x, tuple) else (x,) * 3 for x in (mean, std))
+    config = {
+        "model_cfg": {
+            "embed_dim": width, "custom_text": True,
+            "vision_cfg": {"timm_model_name": f"dixit_{tower}", "timm_pool": "abs_attn", "timm_proj": "mlp",
+                           "image_size": IMAGE_SIZE},
+            "text_cfg": {"hf_model_name": str(asset("minilm")), "hf_proj_type": "mlp",
+                         "hf_pooler_type": "mean_pooler"},
+        },
+        "preprocess_cfg": {"size": IMAGE_SIZE, "mean": mean, "std": std, "interpolation": "bicubic",
+                           "resize_mode": "squash"},
+    }
+    folder = clip_dir(tower)
+    write_json(folder / "open_clip_config.json", config)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True, device=device)
+    weights = load_file(asset(tower) / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if k in model.visual.trunk.state_dict()}
+    model.visual.trunk.load_state_dict(kept, strict=True)
+    model.eval().requires_grad_(False)
+    tokenizer = open_clip.tokenizer.HFTokenizer(str(asset("minilm")), context_length=77)
+    return Clip(model, tokenizer, f"{tower}-towers-v1", IMAGE_SIZE, mean, std)
+
+
+def save_clip(clip: Clip, tower: str) -> Path:
+    """Write a trained locked-tower CLIP: one JSON, one weights file and the tokenizer in one folder."""
+    folder = clip_dir(tower)
+    clip.tokenizer.tokenizer.save_pretrained(folder)
+    with atomic_path(folder / "open_clip_model.safetensors") as temporary:
+        save_file({k: v.contiguous() for k, v in clip.model.state_dict().items()}, temporary)
+    return folder
+
+
+# --- caches -----------------------------------------------------------------------------------------------
+
+
+def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> np.ndarray:
+    """A memory-mapped .npy file, computed batch by batch on first use and put in place when complete."""
+    if not path.is_file():
+        size = np.prod(shape) * np.dtype(dtype).itemsize / 1e6
+        with atomic_path(path) as temporary:
+            store = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            for start in tqdm(range(0, shape[0], batch), desc=f"{label} ({size:.0f} MB)", unit="batch",
+                              disable=None):
+                stop = min(start + batch, shape[0])
+                store[start:stop] = compute(start, stop)
+            store.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def _cache_path(kind: str, *key: str) -> Path:
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+    return cache_dir() / "features" / f"{kind}-{digest}.npy"
+
+
+def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
+    """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped."""
+    first = clip.patches(pixels(dataset, [0]), perception)
+    tower = clip.key if not clip.key.startswith("clip-") else clip.key.split("-")[1] + "-towers-v1"
+    path = _cache_path("patches", tower, fingerprint(dataset), perception)
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        return clip.patches(pixels(dataset, range(start, stop)), perception).half().cpu().numpy()
+
+    return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, f"patches {perception}", batch)
+
+
+def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> Float[Tensor, "n E"]:
+    """Unit image embeddings of a whole dataset, from the cached patches where the tower gives them."""
+    path = _cache_path("images", clip.key, fingerprint(dataset), perception)
+    head = getattr(clip.model.visual, "head", None)
+    if not path.is_file() and hasattr(clip.model.visual, "trunk"):
+        patches = patch_features(clip, dataset, perception)
+
+        def compute(start: int, stop: int) -> np.ndarray:
+            with torch.no_grad():
+                return F.normalize(head(as_maps(patches[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
+    else:
+        def compute(start: int, stop: int) -> np.ndarray:
+            return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
+
+    width = clip.embed_texts(["a"]).shape[1]
+    values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception}", batch)
+    return torch.from_numpy(np.array(values))
+
+
+def as_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
+    """Cached (B, P, Dv) patches as the square feature map a pooling head expects."""
+    side = int(patches.shape[1] ** 0.5)
+    return torch.from_numpy(np.asarray(patches, dtype=np.float32)).transpose(1, 2).unflatten(2, (side, side))
+
+
+def text_features(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:
+    """Features of the locked text tower in front of `text.proj`, for training the heads; cached.
+
+    Equal texts are computed once, shortest first so that little is padding.
+    """
+    unique = sorted(set(texts), key=lambda t: (len(t), t))
+    text = clip.model.text
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        ids = clip.tokens(unique[start:stop])
+        mask = (ids != text.config.pad_token_id).long()
+        with torch.no_grad():
+            return text.pooler(text.transformer(input_ids=ids, attention_mask=mask), mask).cpu().numpy()
+
+    path = _cache_path("texts", "minilm", *unique)
+    values = _cached(path, (len(unique), text.transformer.config.hidden_size), "float32", compute, "texts", 256)
+    place = {t: i for i, t in enumerate(unique)}
+    return torch.from_numpy(np.array(values[[place[t] for t in texts]])).to(clip.device)
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,115 @@
+"""What every module needs: the user error, seeded draws, atomic files, process facts.
+
+Leaves out anything about models or data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class DixitError(Exception):
+    """Bad input: one line that says what, where, and how to mend it. Ends a command with exit code 2."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a command's `main`; a DixitError or a full disk becomes one line on stderr and exit code 2."""
+    try:
+        code = main() or 0
+    except DixitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def rng(*key: int | str) -> np.random.Generator:
+    """A generator that is a pure function of its key, e.g. rng(seed, step, "game").
+
+    Every random draw of the project comes from here, so that a resumed run, or one on another number of
+    processes, sees the same draws.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed for torch that is a pure function of its key."""
+    return int(rng(*key).integers(2**63))
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place only if the block ends well.
+
+    Raises DixitError if the disk is full or the folder cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DixitError(f"cannot write {path}: {error.strerror or error}; free some space or choose "
+                         "another output folder, then run the same command again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file in one piece or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused."""
+    atomic_write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; DixitError if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DixitError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise DixitError(f"{path} is damaged ({error}); delete it and run again") from None
+
+
+def git_commit() -> str:
+    """The commit of the source tree, with '+' if it has uncommitted changes; 'unknown' outside git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def peak_memory_gb() -> float:
+    """Peak resident memory of this process so far, in GB (10^9 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def scratch_dir(parent: Path) -> Path:
+    """A fresh temporary folder inside `parent`, to be renamed into place when it is complete."""
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))

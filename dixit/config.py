@@ -1,0 +1,271 @@
+"""The one configuration: a YAML file is a tree of frozen dataclasses.
+
+Unknown keys are errors that name the nearest key, `a.b=value` on the command line overrides, and the resolved
+tree is saved with every run. Leaves out any defaults that depend on the machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dixit.common import DixitError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images with text. See data.py."""
+
+    name: str = "scenes"  # scenes | emoji | cifar10 | stamps | folder | hub
+    path: str = ""  # folder: an image folder; hub: a dataset's name or local folder
+    seed: int = 0  # scenes: every image is a function of (seed, split, index)
+    image_size: int = 128  # pixels
+    train: int = 8000  # images per split: exactly so many scenes, at most so many of others (0 = all)
+    validation: int = 500
+    test: int = 1000
+    combos: int = 500  # scenes with held-out (colour, shape) combinations
+    image_column: str = "image"
+    caption_column: str = "caption"
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """An open_clip model: a tower name built here, a folder, or an open_clip name with a tag. See clip.py."""
+
+    name: str = "lite0"
+    pretrained: str = ""
+    width: int = 256  # embedding width of a CLIP built here
+    perceptions: tuple[str, ...] = ("colour", "grey")  # what its heads are trained on
+
+
+@dataclass(frozen=True)
+class SpeakerConfig:
+    """CLIP patches -> adapter -> LLM. See speaker.py."""
+
+    llm: str = "smollm2-135m"  # an asset, a Hugging Face name or a folder
+    init: str = ""  # a run whose adapter to start from, e.g. the caption-pretrained speaker
+    prefix: int = 8  # K
+    width: int = 512  # adapter width
+    layers: int = 2
+    heads: int = 8
+    max_tokens: int = 24  # T
+    context: int = 0  # width of a vector naming the listeners; 0 = none
+    lora_rank: int = 0
+    update_dtype: str = "float32"  # of the frozen LLM in the update
+
+
+@dataclass(frozen=True)
+class ListenerConfig:
+    """One listener: a CLIP, how it sees, what it knows, and its weight in the reward. See listeners.py."""
+
+    name: str
+    weight: float = 1.0
+    clip: str = "lite0"
+    pretrained: str = ""
+    perception: str = "colour"
+    vocabulary: tuple[str, ...] = ()  # the only words it knows; empty = all
+    domain: str = ""  # the only word class it understands, e.g. "shape"; empty = all
+
+
+@dataclass(frozen=True)
+class GameConfig:
+    """The reference game and its reward. See game.py."""
+
+    candidates: int = 10  # C, the target among them
+    distractors: str = "random"  # random | in_batch | hard
+    reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | dixit
+    length_cost: float = 0.0  # per token
+    repetition_cost: float = 0.0  # per repeated word
+    kl_cost: float = 0.0  # per nat of log-probability above the base speaker
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy-gradient update. See policy.py."""
+
+    algorithm: str = "rloo"  # reinforce | self_critical | rloo | grpo | ppo
+    samples: int = 4  # N captions per image
+    temperature: float = 1.0
+    baseline_decay: float = 0.9  # reinforce: of the running mean
+    clip_ratio: float = 0.2  # ppo
+    epochs: int = 1  # ppo: passes over each rollout
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop. See train.py."""
+
+    steps: int = 300
+    batch: int = 16  # B, global: over all processes and micro-batches
+    accumulate: int = 1  # micro-batches per step
+    lr: float = 3e-4
+    warmup: int = 20
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    mixed_precision: str = "no"  # no | bf16
+    log_every: int = 10
+    eval_every: int = 100
+    save_every: int = 100
+    trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio; JSONL is always written
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on fixed pools. See eval/evaluate.py."""
+
+    split: str = "test"
+    images: int = 500
+    seed: int = 1234  # of the pools
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    task: str = "game"  # clip | caption | game
+    name: str = "run"
+    out: str = ""  # default: runs/<name>
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    extra_data: tuple[DataConfig, ...] = ()  # clip only: trained on besides `data`
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    speaker: SpeakerConfig = field(default_factory=SpeakerConfig)
+    listeners: tuple[ListenerConfig, ...] = ()
+    heldout: tuple[ListenerConfig, ...] = ()  # evaluated, never trained on
+    oracle: tuple[str, ...] = ()  # attributes the oracle speaker names, e.g. [colour]
+    game: GameConfig = field(default_factory=GameConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn plain YAML values into `kind`, checking every key and type. `where` is the dotted path."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise DixitError(f"config: {where or 'the file'} must be a mapping of keys to values")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+                raise DixitError(f"config: unknown key '{f'{where}.{key}' if where else key}'; "
+                                 f"did you mean '{f'{where}.{near[0]}' if where else near[0]}'?")
+        built = {k: _build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
+        missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
+                   and f.default_factory is dataclasses.MISSING and f.name not in built]
+        if missing:
+            raise DixitError(f"config: {where} lacks '{missing[0]}'")
+        return kind(**built)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise DixitError(f"config: {where} must be a list, not {value!r}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise DixitError(f"config: {where} must have {len(kinds)} values, not {len(value)}")
+        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if isinstance(kind, types.UnionType):
+        kind = next(k for k in args if k is not types.NoneType)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise DixitError(f"config: {where} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _override(tree: dict, assignment: str) -> None:
+    """Apply one `a.b=value` (the value is YAML; `a.0.b` reaches into lists)."""
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise DixitError(f"config: '{assignment}' is not an override; write key.subkey=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise DixitError(f"config: the value of '{assignment}' is not valid YAML") from None
+    node: Any = tree
+    keys: list[Any] = path.split(".")
+    for depth, key in enumerate(keys):
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            key = int(key)
+        elif not isinstance(node, dict):
+            raise DixitError(f"config: '{path}' does not lead to a key")
+        if depth == len(keys) - 1:
+            node[key] = value
+        else:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and apply dotted overrides. Raises DixitError on anything unknown or ill-typed."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise DixitError(f"cannot read the config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DixitError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise DixitError(f"config: {path} must be a mapping of keys to values")
+    tree.setdefault("name", Path(path).stem)
+    for assignment in overrides:
+        _override(tree, assignment)
+    config = _build(Config, tree, "")
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    """What types cannot say."""
+    def choose(where: str, value: str, allowed: tuple[str, ...]) -> None:
+        if value not in allowed:
+            near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.0)[0]
+            raise DixitError(f"config: {where} is '{value}'; did you mean '{near}'? "
+                             f"(one of {', '.join(allowed)})")
+
+    choose("task", config.task, ("clip", "caption", "game"))
+    choose("game.reward", config.game.reward,
+           ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "dixit"))
+    choose("game.distractors", config.game.distractors, ("random", "in_batch", "hard"))
+    choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
+    choose("speaker.update_dtype", config.speaker.update_dtype, ("float32", "bfloat16"))
+    choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
+    if config.task == "game" and not config.listeners:
+        raise DixitError("config: listeners is empty; a game needs at least one listener")
+    if config.task == "game" and config.game.candidates < 2:
+        raise DixitError("config: game.candidates must be at least 2")
+    if config.policy.algorithm in ("rloo", "grpo") and config.policy.samples < 2:
+        raise DixitError(f"config: policy.algorithm {config.policy.algorithm} needs policy.samples >= 2")
+    if config.policy.algorithm == "ppo" and config.train.save_every % config.policy.epochs:
+        raise DixitError("config: train.save_every must be a multiple of policy.epochs, so that a resumed run starts "
+                         "with a fresh rollout")
+    if config.train.batch % config.train.accumulate:
+        raise DixitError(f"config: train.batch {config.train.batch} must be a multiple of train.accumulate "
+                         f"{config.train.accumulate}")
+
+
+def to_dict(config: Any) -> dict:
+    """The resolved tree as plain values, ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: Config) -> str:
+    """12 hex digits that change with any value of the resolved config except where it is written."""
+    tree = to_dict(config) | {"out": "", "name": ""}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

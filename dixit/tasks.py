@@ -1,0 +1,331 @@
+"""The three trainings of the main job: CLIP heads, caption pretraining, and the game.
+
+Each gives the loop a loss and some figures. Everything frozen is read from caches. Leaves out the loop
+(train.py) and the full evaluation on the test split (eval/).
+
+Shapes: B images, N captions per image, S = B*N, C candidates, L listeners.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dixit import game, policy
+from dixit.clip import Clip, as_maps, build_locked, image_embeddings, load_clip, patch_features, text_features
+from dixit.common import DixitError, rng
+from dixit.config import Config, load_config
+from dixit.data import load
+from dixit.listeners import make_listeners, score_all
+from dixit.speaker import Speaker
+from dixit.train import load_weights, share, trained_weights
+
+
+class ClipHeads(nn.Module):
+    """The trained parts of a locked-tower CLIP: pooling and projection heads, and the logit scale."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.image, self.text, self.scale = model.visual.head, model.text.proj, model.logit_scale
+        self.requires_grad_(True)
+
+    def forward(self, maps: Float[Tensor, "B Dv h w"], texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
+        return F.normalize(self.image(maps), dim=-1), F.normalize(self.text(texts), dim=-1), self.scale.exp()
+
+
+class ClipTask:
+    """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features.
+
+    Each step takes one dataset through one perception, by turns, so that distractors are of the same kind.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device)
+        self.trained: nn.Module = ClipHeads(self.clip.model)
+        self.sets: list[tuple[Any, list[list[int]], str]] = []
+        self.held: list[tuple[Any, list[int], str]] = []
+        texts: dict[str, int] = {}
+        for data in (config.data, *config.extra_data):
+            train_set, held_set = load(data, "train", training=True), load(data, "validation")
+            rows = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
+            held = [texts.setdefault(row[0], len(texts)) for row in held_set["captions"]]
+            for perception in config.clip.perceptions:
+                self.sets.append((patch_features(self.clip, train_set, perception), rows, perception))
+                self.held.append((patch_features(self.clip, held_set, perception), held, f"{data.name}_{perception}"))
+        self.texts = text_features(self.clip, list(texts))
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        seed, batch = self.config.seed, self.config.train.batch
+        patches, rows, _ = self.sets[step % len(self.sets)]
+        index = game.batch_indices(seed, step, min(batch, len(rows)), len(rows))
+        choice = rng("caption", seed, step).random(len(index))
+        text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
+        mine = share(len(index), self.config.train.accumulate, part, self.accelerator)
+        maps = as_maps(patches[index[mine]]).to(self.accelerator.device)
+        image, words, scale = self.trained(maps, self.texts[text[mine]])
+        # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
+        images, all_words = _gather_with_own(image, self.accelerator), _gather_with_own(words, self.accelerator)
+        target = torch.arange(len(image), device=image.device) + self.accelerator.process_index * len(image)
+        loss = (F.cross_entropy(scale * image @ all_words.T, target)
+                + F.cross_entropy(scale * words @ images.T, target)) / 2
+        return loss, {"scale": float(scale.detach())}
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Recall at 1 among 10 of validation captions, per dataset and perception."""
+        figures = {}
+        for patches, text, name in self.held:
+            image = torch.cat([self.trained(as_maps(patches[i:i + 256]), self.texts[text[i:i + 256]])[0]
+                               for i in range(0, len(text), 256)])
+            words = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
+            everyone = np.arange(len(text))
+            pools = game.draw_candidates(everyone, everyone, 10, "observe")
+            logits = torch.einsum("se,sce->sc", words, image[pools])
+            figures[f"r1_of_10/{name}"] = float(game.hits(logits[None]).mean())
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _gather_with_own(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float[Tensor, "B E"]:
+    """All processes' rows in order; gradients flow through this process's own (as open_clip's local loss)."""
+    if accelerator.num_processes == 1:
+        return x
+    parts = list(gather(x.detach()).chunk(accelerator.num_processes))
+    parts[accelerator.process_index] = x
+    return torch.cat(parts)
+
+
+def open_speaker(config: Config, patches: int, width: int, device: torch.device) -> Speaker:
+    """The speaker for P patches of a width Dv, started from the run `speaker.init` if one is named."""
+    speaker = Speaker(config.speaker, patches, width, config.seed, device)
+    if config.speaker.init:
+        try:
+            path = trained_weights(Path(config.speaker.init))
+        except DixitError as error:
+            raise DixitError(f"speaker.init: {error}") from None
+        load_weights(speaker.trained, path)
+    return speaker
+
+
+def _patches(store: np.ndarray, index: np.ndarray, device: torch.device) -> Float[Tensor, "B P Dv"]:
+    return torch.from_numpy(np.asarray(store[index], dtype=np.float32)).to(device)
+
+
+class CaptionTask:
+    """Supervised warm start: next-token loss on captions. No caption is used after this stage."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        clip = load_clip(config.clip.name, config.clip.pretrained, accelerator.device)
+        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
+        self.store = patch_features(clip, self.data, "colour")
+        self.held_store = patch_features(clip, self.held, "colour")
+        self.captions, self.held_captions = self.data["captions"], self.held["captions"]
+        self.speaker = open_speaker(config, *self.store.shape[1:], accelerator.device)
+        self.trained = self.speaker.trained
+
+    def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray) -> Tensor:
+        texts = [captions[i][int(c * len(captions[i]))] for i, c in zip(index, choice, strict=True)]
+        prefix = self.trained(_patches(store, index, self.speaker.device))
+        tokens, mask = self.speaker.encode(texts)
+        return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        seed, settings = self.config.seed, self.config.train
+        index = game.batch_indices(seed, step, settings.batch, len(self.data))
+        choice = rng("caption", seed, step).random(len(index))
+        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        return self._loss(self.store, self.captions, index[mine], choice[mine]).mean(), {}
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Validation loss (nats per caption) and how many words of each class greedy captions get right."""
+        index = np.arange(min(128, len(self.held)))
+        loss = self._loss(self.held_store, self.held_captions, index, np.zeros(len(index)))
+        said = [row[0] for row in self.speaker.say(_patches(self.held_store, index, self.speaker.device))]
+        print("\n".join(said[:4]))
+        return {"loss": float(loss.mean())}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class GameTask:
+    """Listener subtraction: sample captions, let the listeners pick, reinforce what pays. Rewards only."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        device = accelerator.device
+        clip = load_clip(config.clip.name, config.clip.pretrained, device)
+        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
+        if len(self.data) < config.game.candidates:
+            raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(self.data)} images "
+                             "of the training split")
+        self.store = patch_features(clip, self.data, "colour")
+        self.held_store = patch_features(clip, self.held, "colour")
+        self.listeners = make_listeners(config.listeners, self.data, device)
+        self.held_listeners = make_listeners(config.listeners, self.held, device)
+        self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
+        self.neighbours = None
+        if config.game.distractors == "hard":
+            first = config.listeners[0]
+            images = image_embeddings(load_clip(first.clip, first.pretrained, device), self.data, first.perception)
+            self.neighbours = game.nearest(images, 4 * (config.game.candidates - 1))
+        self.speaker = open_speaker(config, *self.store.shape[1:], device)
+        self.trained = self.speaker.trained
+        self.base = copy.deepcopy(self.trained).requires_grad_(False)
+        self.baseline: float | None = None
+        self.rollouts: dict[int, tuple] = {}  # ppo: the rollout that further epochs go over
+
+    def candidates(self, step: int, index: Int[np.ndarray, "B"]) -> Int[Tensor, "B C"]:
+        """The candidates of a global batch, a pure function of (seed, step)."""
+        c, key = self.config.game.candidates, (self.config.seed, step)
+        if self.neighbours is not None:
+            return game.draw_hard(index, self.neighbours, c, *key)
+        pool = index if self.config.game.distractors == "in_batch" else np.arange(len(self.data))
+        return game.draw_candidates(index, pool, c, *key)
+
+    def reward(self, listeners: list, prefix_patches: Tensor, texts: list[str], tokens: Tensor, mask: Tensor,
+               logp: Tensor, candidates: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+        """Total reward (S,), the mean of each named term, and the listeners' logits (L, S, C)."""
+        config = self.config.game
+        logits = score_all(listeners, texts, candidates)
+        terms = {"listeners": game.listener_reward(config.reward, logits, self.weights)}
+        costs = {}
+        if config.length_cost:
+            terms["length"], costs["length"] = game.caption_lengths(mask), config.length_cost
+        if config.repetition_cost:
+            terms["repetition"] = game.repetition(texts).to(mask.device)
+            costs["repetition"] = config.repetition_cost
+        if config.kl_cost:
+            base = self.speaker.logprobs(self.base(prefix_patches), tokens, mask, self.config.policy.temperature)
+            terms["kl"], costs["kl"] = ((logp - base) * mask).sum(1), config.kl_cost
+        total = game.total_reward(terms, costs)
+        return total, {f"term/{k}": float(v.mean()) for k, v in terms.items()}, logits
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        config, settings, rules = self.config, self.config.train, self.config.policy
+        seed, n, speaker = config.seed, rules.samples, self.speaker
+        rollout = step - step % rules.epochs if rules.algorithm == "ppo" else step
+        index = game.batch_indices(seed, rollout, settings.batch, len(self.data))
+        candidates = self.candidates(rollout, index)
+        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        index, candidates = index[mine], candidates[mine].repeat_interleave(n, 0)
+        draws = rng("sample", seed, rollout).random((settings.batch, n, config.speaker.max_tokens), dtype=np.float32)
+        uniforms = torch.from_numpy(draws[mine]).flatten(0, 1).to(speaker.device)
+        patches = _patches(self.store, index, speaker.device)
+
+        prefix = self.trained(patches)
+        if rules.algorithm == "ppo" and step % rules.epochs:
+            tokens, mask, old, advantage, figures = self.rollouts[part]
+            logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
+            return policy.clipped_loss(logp, old, mask, advantage, rules.clip_ratio), figures
+        tokens, mask, _ = speaker.sample(prefix.detach(), uniforms, rules.temperature)
+        texts = speaker.decode(tokens, mask)
+        logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
+        with torch.no_grad():
+            reward, figures, logits = self.reward(self.listeners, patches, texts, tokens, mask, logp.detach(),
+                                                  candidates)
+        grouped = reward.unflatten(0, (-1, n))
+        advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n]).flatten()
+        if rules.algorithm == "ppo":
+            loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
+        else:
+            loss = policy.policy_loss(logp, mask, advantage)
+        hit = game.hits(logits).mean(1).tolist()
+        figures |= {f"accuracy/{c.name}": h for c, h in zip(config.listeners, hit, strict=True)}
+        figures |= {"reward": float(reward.mean()), "reward_std": float(grouped.std(1).mean()),
+                    "length": float(game.caption_lengths(mask).mean()),
+                    "entropy": float(-(logp.detach() * mask).sum() / mask.sum()),
+                    "frac_reward_zero_std": float((grouped.std(1) < 1e-6).float().mean())}
+        if rules.algorithm == "ppo":
+            self.rollouts[part] = (tokens, mask, logp.detach(), advantage, figures)
+        return loss, figures
+
+    def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
+                  candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B N"]:
+        """The advantage that `policy.algorithm` asks for (ppo: leave-one-out)."""
+        rules = self.config.policy
+        if rules.algorithm == "reinforce":
+            baseline, mean = self.baseline, float(self.accelerator.reduce(reward.mean(), reduction="mean"))
+            self.baseline = mean if baseline is None else (
+                rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean)
+            return policy.running_mean_advantage(reward, mean if baseline is None else baseline)
+        if rules.algorithm == "self_critical":
+            tokens, mask, logp = self.speaker.sample(prefix)
+            texts = self.speaker.decode(tokens, mask)
+            greedy, _, _ = self.reward(self.listeners, patches, texts, tokens, mask, logp, candidates)
+            return policy.self_critical_advantage(reward, greedy)
+        return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Greedy captions on validation pools: reward, each listener's accuracy, and the gap."""
+        count = min(256, len(self.held))
+        index = np.arange(count)
+        pools = game.draw_candidates(index, np.arange(len(self.held)), self.config.game.candidates, "observe")
+        patches = _patches(self.held_store, index, self.speaker.device)
+        texts = [row[0] for i in range(0, count, 64) for row in self.speaker.say(patches[i:i + 64])]
+        logits = score_all(self.held_listeners, texts, pools)
+        hit = game.hits(logits).mean(1)
+        figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, hit, strict=True)}
+        positive = hit[self.weights > 0].mean()
+        figures["gap"] = float(positive - hit[self.weights < 0].mean()) if (self.weights < 0).any() else float(positive)
+        print("\n".join(texts[:4]))
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        return {"baseline": self.baseline}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.baseline = state["baseline"]
+
+
+@dataclass
+class LoadedRun:
+    """A trained run, ready to speak. `base` is the adapter it started from, if any."""
+
+    folder: Path
+    config: Config
+    clip: Clip
+    speaker: Speaker
+    base: nn.Module | None
+
+
+def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
+             device: str | torch.device = "cpu") -> LoadedRun:
+    """Open a run's folder. Raises DixitError if it is no run, or its checkpoint is missing or damaged."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with "
+                         "accelerate launch scripts/train.py CONFIG")
+    config = load_config(folder / "config.yaml", overrides)
+    clip = load_clip(config.clip.name, config.clip.pretrained, device)
+    shape = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour").shape
+    speaker = open_speaker(config, shape[1], shape[2], torch.device(device))
+    base = copy.deepcopy(speaker.trained).requires_grad_(False) if config.speaker.init else None
+    load_weights(speaker.trained, trained_weights(folder))
+    speaker.trained.eval()
+    return LoadedRun(folder, config, clip, speaker, base)
+
+
+TASKS = {"clip": ClipTask, "caption": CaptionTask, "game": GameTask}

@@ -1,0 +1,1 @@
+"""Evaluation of dixit runs: metrics, tables, transfer, report."""

@@ -1,0 +1,192 @@
+"""Evaluate a run on a split it was not trained on: `python -m eval.evaluate RUN [eval.images=200 ...]`.
+
+Every table has the base speaker (before the game), the trained speaker, ground-truth captions and, on scenes,
+an oracle that names exactly what only the positive listeners see; each is heard by the training listeners and by
+held-out ones. Pools are fixed by eval.seed. Writes RUN/results.json, RUN/captions.json and prints the table.
+
+Leaves out other datasets (eval/transfer.py) and the page with pictures (eval/report.py).
+
+Shapes: S captions (one per image), C candidates, L listeners.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+
+from dixit import game, scenes
+from dixit.clip import patch_features
+from dixit.common import DixitError, git_commit, peak_memory_gb, read_json, run_main, write_json
+from dixit.config import Config, DataConfig, ListenerConfig, config_hash, load_config
+from dixit.data import load
+from dixit.listeners import make_listeners, score_all
+from dixit.tasks import LoadedRun, load_run
+from eval import metrics
+
+
+@torch.no_grad()
+def speak(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Greedy captions of every image by the base and the trained speaker, and written ones.
+
+    Returns speaker name -> {"texts", "kl"}, kl being the log-probability of each caption under its speaker
+    minus that under the base speaker.
+    """
+    store = patch_features(run.clip, dataset, "colour")
+    said: dict[str, dict[str, Any]] = {}
+    speaker = run.speaker
+    modules = {"base": run.base, "trained": speaker.trained} if run.base is not None else {"trained": speaker.trained}
+    batch = run.config.eval.batch
+    for name, module in modules.items():
+        texts, kl = [], []
+        for start in tqdm(range(0, len(dataset), batch), desc=f"{name} captions", unit="batch", disable=None):
+            patches = torch.from_numpy(np.asarray(store[start:start + batch], dtype=np.float32)).to(speaker.device)
+            tokens, mask, logp = speaker.sample(module(patches))
+            texts += speaker.decode(tokens, mask)
+            base = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
+            kl.append((((logp - base) * mask).sum(1)).cpu())
+        said[name] = {"texts": texts, "kl": torch.cat(kl)}
+    records = [json.loads(r) if r else None for r in dataset["record"]]
+    if all(records):
+        said["ground truth"] = {"texts": [scenes.full_caption(r) for r in records]}
+        if run.config.oracle:
+            named = frozenset(run.config.oracle)
+            said["oracle"] = {"texts": [scenes.oracle_caption(r, named) for r in records]}
+    else:
+        said["ground truth"] = {"texts": [row[0] for row in dataset["captions"]]}
+    return said
+
+
+@torch.no_grad()
+def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> tuple[dict, dict]:
+    """Every figure with its standard error, per speaker; and per image the picks for the report."""
+    config = run.config
+    count = len(dataset)
+    pools = game.draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
+    groups = {"training": config.listeners, "heldout": config.heldout}
+    made = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items() if group}
+    figures: dict[str, dict] = {}
+    picks: dict[str, Any] = {"pools": pools.tolist()}
+    for speaker_name, spoken in said.items():
+        texts = spoken["texts"]
+        row: dict[str, Any] = {}
+        for group, listeners in made.items():
+            logits = score_all(listeners, texts, pools)
+            row |= _game_figures(group, groups[group], logits, config)
+            if group == "training":
+                beliefs = logits.softmax(-1)
+                picks[speaker_name] = {"texts": texts, "pick": beliefs.argmax(-1).tolist(),
+                                       "p_target": beliefs[..., 0].tolist()}
+        first = made["training"][0]
+        similarity = first.clip.embed_texts(texts) @ first.images.T
+        for k in (1, 5):
+            row[f"recall@{k}"] = metrics.mean_and_error(metrics.recall_at(similarity, k))
+        row |= _text_figures(texts, run)
+        if "kl" in spoken:
+            row["kl_to_base"] = metrics.mean_and_error(spoken["kl"])
+        figures[speaker_name] = row
+    return figures, picks
+
+
+def _game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: torch.Tensor, config: Config) -> dict:
+    """Accuracy, log-probability, gap and reward of one group of listeners."""
+    row: dict[str, Any] = {}
+    hits, logp = game.hits(logits), game.target_logp(logits)
+    weights = torch.tensor([c.weight for c in listeners], device=logits.device)
+    for i, listener in enumerate(listeners):
+        row[f"{group}/accuracy/{listener.name}"] = metrics.mean_and_error(hits[i])
+        row[f"{group}/logp/{listener.name}"] = metrics.mean_and_error(logp[i])
+    positive, negative = hits[weights > 0].mean(0), hits[weights < 0]
+    gap = positive - (negative.mean(0) if len(negative) else 0)
+    row[f"{group}/gap"] = metrics.mean_and_error(gap)
+    row[f"{group}/reward"] = metrics.mean_and_error(game.listener_reward(config.game.reward, logits, weights))
+    return row
+
+
+def _text_figures(texts: list[str], run: LoadedRun) -> dict:
+    """Length, diversity, word classes, and perplexity under the frozen LLM."""
+    speaker = run.speaker
+    logp, lengths = [], []
+    for start in range(0, len(texts), 64):
+        tokens, mask = speaker.encode(texts[start:start + 64])
+        logp.append(speaker.perplexity_logp(tokens, mask).sum(1).cpu())
+        lengths.append(mask.sum(1).cpu())
+    total, length = torch.cat(logp).double(), torch.cat(lengths).double()
+    perplexity = float((-total.sum() / length.sum()).exp())
+    rates = {f"says/{k}": metrics.mean_and_error(v) for k, v in metrics.word_class_rates(texts).items()}
+    # The error of a ratio of sums, by the delta method.
+    spread = (-total - (-total.sum() / length.sum()) * length).std() / length.mean() / len(texts) ** 0.5
+    return {"length": metrics.mean_and_error(length),
+            "perplexity": {"mean": perplexity, "se": perplexity * float(spread), "n": len(texts)},
+            "distinct_1": metrics.distinct(texts, 1), "distinct_2": metrics.distinct(texts, 2),
+            "vocabulary": metrics.vocabulary(texts), "most_repeated": metrics.most_repeated(texts), **rates}
+
+
+def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
+    """Figures and picks on the first `images` of a split. Raises DixitError if there are too few for a pool."""
+    dataset = load(data, split)
+    dataset = dataset.select(range(min(images, len(dataset)))) if images < len(dataset) else dataset
+    if len(dataset) < run.config.game.candidates:
+        raise DixitError(f"the {split} split of {data.name} has {len(dataset)} images, fewer than "
+                         f"game.candidates {run.config.game.candidates}")
+    return measure(run, dataset, speak(run, dataset))
+
+
+COLUMNS = ("training/gap", "heldout/gap", "recall@1", "perplexity", "length", "most_repeated", "says/colour",
+           "says/shape", "says/position")
+
+
+def table(figures: dict[str, dict], columns: tuple[str, ...] | None = None) -> str:
+    """A Markdown table: a row per speaker, mean +- standard error."""
+    accuracies = tuple(k for k in next(iter(figures.values())) if "/accuracy/" in k)
+    columns = columns or accuracies + COLUMNS
+    columns = tuple(c for c in columns if any(c in row for row in figures.values()))
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        return f"{value['mean']:.2f} ± {value['se']:.2f}" if isinstance(value, dict) else f"{value:.2f}"
+
+    lines = ["| speaker | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |" for name, row in figures.items()]
+    return "\n".join(lines)
+
+
+def write_results(run: LoadedRun, name: str, figures: dict, picks: dict, seconds: float) -> Path:
+    """RUN/<name>.json with every figure and how it came about; RUN/<name>_captions.json with the captions."""
+    config, folder = run.config, run.folder
+    trained = folder / "train.json"
+    about = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "config_hash": config_hash(config),
+             "commit": git_commit(), "seeds": {"run": config.seed, "eval": config.eval.seed},
+             "wall_seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2),
+             "training": read_json(trained) if trained.is_file() else None}
+    write_json(folder / f"{name}_captions.json", picks)
+    write_json(folder / f"{name}.json", {**about, "figures": figures})
+    return folder / f"{name}.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
+    parser.add_argument("override", nargs="*", help="eval.split=..., eval.images=..., eval.seed=...")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    run = load_run(arguments.run, arguments.override)
+    figures, picks = evaluate(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    path = write_results(run, "results", figures, picks, time.perf_counter() - began)
+    print(table(figures))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,55 @@
+"""Metrics of captions and picks: pure functions on texts and tensors.
+
+Leaves out accuracy and reward, which are the game's own (dixit/game.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dixit.scenes import WORD_CLASSES
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()
+
+
+def mean_and_error(values: Float[Tensor, "n"] | list[float]) -> dict[str, float]:
+    """{"mean", "se", "n"}; the standard error of the mean is 0 for a single value."""
+    x = torch.as_tensor(values, dtype=torch.float64)
+    error = float(x.std() / math.sqrt(len(x))) if len(x) > 1 else 0.0
+    return {"mean": float(x.mean()), "se": error, "n": len(x)}
+
+
+def distinct(texts: list[str], n: int) -> float:
+    """Different n-grams over all n-grams (Li et al. 2016, distinct-n); 0 if there are none."""
+    grams = [tuple(w[i:i + n]) for w in map(words, texts) for i in range(len(w) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def vocabulary(texts: list[str]) -> int:
+    """How many different words."""
+    return len({w for text in texts for w in words(text)})
+
+
+def most_repeated(texts: list[str]) -> float:
+    """The share of images that get the commonest caption."""
+    return max(Counter(texts).values()) / len(texts) if texts else 0.0
+
+
+def word_class_rates(texts: list[str]) -> dict[str, Float[Tensor, "S"]]:
+    """For each class of words (colour, shape, ...), 1 for each caption that holds at least one."""
+    sets = [set(words(text)) for text in texts]
+    return {name: torch.tensor([float(bool(s & members)) for s in sets]) for name, members in WORD_CLASSES.items()}
+
+
+def recall_at(similarity: Float[Tensor, "S n"], k: int) -> Float[Tensor, "S"]:
+    """1 where caption s's own image s is among the k most similar of all n (ties count against it)."""
+    own = similarity.diagonal()[:, None]
+    return ((similarity >= own).sum(1) <= k).float()
