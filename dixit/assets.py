@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -137,7 +137,7 @@ def _members(path: Path) -> Iterator[tuple[str, bool, Callable[[], bytes]]]:
                 yield member.name, content is not None, content.read if content else bytes
 
 
-def _deb_data(path: Path) -> IO[bytes]:
+def _deb_data(path: Path) -> io.BytesIO:
     """The data.tar of a .deb (an ar archive), so that dpkg-deb is not needed; zstd needs its program."""
     stream = path.open("rb")
     if stream.read(8) != b"!<arch>\n":

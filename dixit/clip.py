@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ class FinePatches(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        model = timm.create_model(name, pretrained=False)
-        self.conv_stem, self.bn1, self.blocks = model.conv_stem, model.bn1, model.blocks
+        model: Any = timm.create_model(name, pretrained=False)
+        self.stem = nn.Sequential(OrderedDict(conv_stem=model.conv_stem, bn1=model.bn1))
+        self.blocks: nn.Sequential = model.blocks
         with torch.no_grad():
             width = self.eval()._stages(torch.zeros(1, 3, 64, 64)).shape[1]
         self.num_features = -(-width // 64) * 64
@@ -71,7 +73,7 @@ class FinePatches(nn.Module):
         """open_clip asks for this; there is no classifier to reset."""
 
     def _stages(self, images: Tensor) -> Tensor:
-        x = self.bn1(self.conv_stem(images))
+        x = self.stem(images)
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -109,7 +111,7 @@ def dixit_mobilenetv2(pretrained: bool = False, **_: Any) -> FinePatches:
 class Clip:
     """A frozen open_clip model with its tokenizer. `key` names it in caches and changes with the weights."""
 
-    model: nn.Module
+    model: Any  # open_clip's CLIP classes share no base but nn.Module
     tokenizer: Any
     key: str
     size: int
@@ -168,7 +170,7 @@ class Clip:
     @property
     def scale(self) -> float:
         """What multiplies a cosine to give a logit."""
-        return float(self.model.logit_scale.exp())
+        return float(self.model.logit_scale.detach().exp())
 
 
 def clip_dir(name: str) -> Path:
@@ -187,9 +189,10 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
                          f"python scripts/train.py configs/clip.yaml clip.name={name}")
     try:
-        model, _, _ = open_clip.create_model_and_transforms(
+        made: Any = open_clip.create_model_and_transforms(
             f"local-dir:{folder}" if local else name, pretrained=pretrained or None, device=device,
             pretrained_image=False, pretrained_text=False, require_pretrained=True)
+        model = made[0]
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}" if local else name)
     except Exception as error:  # open_clip raises many kinds, each about bad input
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -224,7 +227,7 @@ def build_locked(tower: str, width: int = 256, device: str | torch.device = "cpu
             "embed_dim": width, "custom_text": True,
             "vision_cfg": {"timm_model_name": f"dixit_{tower}", "timm_pool": "abs_attn", "timm_proj": "mlp",
                            "image_size": IMAGE_SIZE},
-            "text_cfg": {"hf_model_name": str(asset("minilm")), "hf_proj_type": "mlp",
+            "text_cfg": {"hf_model_name": str(asset("minilm")), "hf_tokenizer_name": "minilm", "hf_proj_type": "mlp",
                          "hf_pooler_type": "mean_pooler"},
         },
         "preprocess_cfg": {"size": IMAGE_SIZE, "mean": mean, "std": std, "interpolation": "bicubic",
@@ -232,10 +235,11 @@ def build_locked(tower: str, width: int = 256, device: str | torch.device = "cpu
     }
     folder = clip_dir(tower)
     write_json(folder / "open_clip_config.json", config)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True, device=device)
+    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True, device=device)
     weights = load_file(asset(tower) / "model.safetensors")
-    kept = {k: v for k, v in weights.items() if k in model.visual.trunk.state_dict()}
-    model.visual.trunk.load_state_dict(kept, strict=True)
+    named = {f"stem.{k}" if k.startswith(("conv_stem", "bn1")) else k: v for k, v in weights.items()}
+    trunk: Any = model.visual.trunk
+    trunk.load_state_dict({k: named[k] for k in trunk.state_dict()}, strict=True)
     model.eval().requires_grad_(False)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(asset("minilm")), context_length=77)
     return Clip(model, tokenizer, f"{tower}-towers-v1", IMAGE_SIZE, mean, std)
@@ -275,7 +279,8 @@ def _cache_path(kind: str, *key: str) -> Path:
 def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
     """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped."""
     first = clip.patches(pixels(dataset, [0]), perception)
-    tower = clip.key if not clip.key.startswith("clip-") else clip.key.split("-")[1] + "-towers-v1"
+    locked = isinstance(getattr(clip.model.visual, "trunk", None), FinePatches) and clip.key.startswith("clip-")
+    tower = clip.key.split("-")[1] + "-towers-v1" if locked else clip.key
     path = _cache_path("patches", tower, fingerprint(dataset), perception)
 
     def compute(start: int, stop: int) -> np.ndarray:
@@ -287,13 +292,13 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
 def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> Float[Tensor, "n E"]:
     """Unit image embeddings of a whole dataset, from the cached patches where the tower gives them."""
     path = _cache_path("images", clip.key, fingerprint(dataset), perception)
-    head = getattr(clip.model.visual, "head", None)
-    if not path.is_file() and hasattr(clip.model.visual, "trunk"):
+    visual = clip.model.visual
+    if not path.is_file() and hasattr(visual, "trunk"):
         patches = patch_features(clip, dataset, perception)
 
         def compute(start: int, stop: int) -> np.ndarray:
             with torch.no_grad():
-                return F.normalize(head(as_maps(patches[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
+                return F.normalize(visual.head(as_maps(patches[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
     else:
         def compute(start: int, stop: int) -> np.ndarray:
             return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
@@ -319,7 +324,7 @@ def text_features(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:
 
     def compute(start: int, stop: int) -> np.ndarray:
         ids = clip.tokens(unique[start:stop])
-        mask = (ids != text.config.pad_token_id).long()
+        mask = torch.ne(ids, text.config.pad_token_id).long()
         with torch.no_grad():
             return text.pooler(text.transformer(input_ids=ids, attention_mask=mask), mask).cpu().numpy()
 

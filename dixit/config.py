@@ -53,8 +53,8 @@ class SpeakerConfig:
 
     llm: str = "smollm2-135m"  # an asset, a Hugging Face name or a folder
     init: str = ""  # a run whose adapter to start from, e.g. the caption-pretrained speaker
-    prefix: int = 8  # K
-    width: int = 512  # adapter width
+    prefix: int = 12  # K
+    width: int = 256  # adapter width
     layers: int = 2
     heads: int = 8
     max_tokens: int = 24  # T
@@ -133,7 +133,7 @@ class EvalConfig:
 class Config:
     """One run."""
 
-    task: str = "game"  # clip | caption | game
+    task: str = "game"  # clip | words | caption | game
     name: str = "run"
     out: str = ""  # default: runs/<name>
     seed: int = 0
@@ -171,7 +171,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
                    and f.default_factory is dataclasses.MISSING and f.name not in built]
         if missing:
             raise DixitError(f"config: {where} lacks '{missing[0]}'")
-        return kind(**built)
+        make: Any = kind
+        return make(**built)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise DixitError(f"config: {where} must be a list, not {value!r}")
@@ -239,7 +240,7 @@ def _check(config: Config) -> None:
             raise DixitError(f"config: {where} is '{value}'; did you mean '{near}'? "
                              f"(one of {', '.join(allowed)})")
 
-    choose("task", config.task, ("clip", "caption", "game"))
+    choose("task", config.task, ("clip", "words", "caption", "game"))
     choose("game.reward", config.game.reward,
            ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "dixit"))
     choose("game.distractors", config.game.distractors, ("random", "in_batch", "hard"))

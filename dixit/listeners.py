@@ -7,7 +7,7 @@ Shapes: S captions, C candidates, E embedding width, n images of the dataset.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from datasets import Dataset
@@ -20,6 +20,7 @@ from dixit.config import ListenerConfig
 from dixit.scenes import WORD_CLASSES
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Scores candidates, given as places in the dataset the listener looks at."""
 

@@ -51,7 +51,7 @@ WORD_CLASSES = {
 HELD_OUT = frozenset((COLOURS[i], SHAPES[i % len(SHAPES)]) for i in range(len(COLOURS)))
 
 
-def position(cell: tuple[int, int]) -> str:
+def position(cell: list[int] | tuple[int, int]) -> str:
     """The words for a (row, column) cell of the 3x3 grid."""
     row, column = ROWS[cell[0]], COLUMNS[cell[1]]
     return "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"

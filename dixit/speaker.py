@@ -1,4 +1,4 @@
-"""The speaker: CLIP patches -> attention adapter -> K prefix vectors -> frozen LLM -> caption.
+"""The speaker: CLIP patches -> attention adapter -> start token and K prefix vectors -> frozen LLM -> caption.
 
 Only the adapter (and LoRA, if asked for) is trained. Captions are sampled from given uniform draws, so the
 same draws give the same captions on any number of processes. A prefix is run once per image and its
@@ -13,14 +13,11 @@ Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T c
 from __future__ import annotations
 
 import copy
-import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from dixit.assets import ASSETS, asset
@@ -121,6 +118,7 @@ class Speaker:
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         self.eos = int(self.tokenizer.eos_token_id)
+        self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
     # --- one batch ---
 
@@ -129,8 +127,22 @@ class Speaker:
         body = llm.get_base_model().model if hasattr(llm, "get_base_model") else llm.model
         return body(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
 
+    def _prefill(self, llm: Any, prefix: Float[Tensor, "B K D"], repeats: int) -> tuple[DynamicCache, Tensor]:
+        """Run start token and prefix once per image; the cache and last hidden states (S, D) of N copies each.
+
+        The start token takes the role of attention sink. Without it the first prefix vector must, and gradients
+        explode (measured: prefix gradient norm 6,700 against 40, and bfloat16 gradients point elsewhere).
+        """
+        start = llm.get_input_embeddings().weight[self.start].expand(len(prefix), 1, -1)
+        cache = DynamicCache()
+        hidden = self._run(llm, cache, inputs_embeds=torch.cat([start, prefix.to(llm.dtype)], dim=1))[:, -1]
+        if repeats > 1:
+            cache.batch_repeat_interleave(repeats)
+            hidden = hidden.repeat_interleave(repeats, 0)
+        return cache, hidden
+
     @torch.no_grad()
-    def sample(self, prefix: Float[Tensor, "B K D"], uniforms: Float[Tensor, "S T"] | None = None,
+    def sample(self, prefix: Float[Tensor, "B K D"], uniforms: Float[Tensor, "S most"] | None = None,
                temperature: float = 1.0) -> Captions:
         """Captions by inverse-CDF sampling from `uniforms`, or greedily where it is None (then N = 1).
 
@@ -139,12 +151,7 @@ class Speaker:
         """
         count = uniforms.shape[0] if uniforms is not None else len(prefix)
         most = uniforms.shape[1] if uniforms is not None else self.config.max_tokens
-        cache = DynamicCache()
-        hidden = self._run(self.llm, cache, inputs_embeds=prefix.to(self.llm.dtype))[:, -1]
-        repeats = count // len(prefix)
-        if repeats > 1:
-            cache.batch_repeat_interleave(repeats)
-            hidden = hidden.repeat_interleave(repeats, 0)
+        cache, hidden = self._prefill(self.llm, prefix, count // len(prefix))
         done = torch.zeros(count, dtype=torch.bool, device=prefix.device)
         tokens, masks, logps = [], [], []
         for t in range(most):
@@ -173,25 +180,19 @@ class Speaker:
         The prefix runs once per image; only hidden states that predict a real token reach the vocabulary.
         """
         llm = self.update_llm
-        cache = DynamicCache()
-        first = self._run(llm, cache, inputs_embeds=prefix.to(llm.dtype))[:, -1:]
-        repeats = len(tokens) // len(prefix)
-        if repeats > 1:
-            cache.batch_repeat_interleave(repeats)
-            first = first.repeat_interleave(repeats, 0)
-        hidden = first
+        cache, first = self._prefill(llm, prefix, len(tokens) // len(prefix))
+        hidden = first[:, None]
         if tokens.shape[1] > 1:
-            hidden = torch.cat([first, self._run(llm, cache, input_ids=tokens[:, :-1])], dim=1)
+            hidden = torch.cat([hidden, self._run(llm, cache, input_ids=tokens[:, :-1])], dim=1)
         logits = llm.lm_head(hidden[mask]).float() / temperature
         picked = logits.gather(1, tokens[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
         return torch.zeros(mask.shape, device=picked.device).masked_scatter(mask, picked)
 
     @torch.no_grad()
     def perplexity_logp(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T"]:
-        """Log-probability of captions under the LLM alone, after its end-of-sequence token."""
-        start = torch.full((len(tokens), 1), self.eos, device=tokens.device)
-        embedded = self.llm.get_input_embeddings()(start)
-        return self.logprobs(embedded, tokens, mask)
+        """Log-probability of captions under the LLM alone: the start token and no prefix."""
+        nothing = torch.empty(len(tokens), 0, self.llm.config.hidden_size, device=tokens.device)
+        return self.logprobs(nothing, tokens, mask)
 
     # --- text ---
 
@@ -223,14 +224,3 @@ class Speaker:
             texts = self.decode(*self.sample(prefix, draws, temperature)[:2])
             columns += [texts[i::samples] for i in range(samples)]
         return [list(row) for row in zip(*columns, strict=True)]
-
-
-def load_adapter(speaker: Speaker, path: Path) -> None:
-    """Load trained weights into a speaker. Raises DixitError if missing, damaged or of another shape."""
-    from dixit.train import load_weights
-    load_weights(speaker.trained, path)
-
-
-def sequence_length(mask: Bool[Tensor, "S T"]) -> float:
-    """Mean caption length in tokens, the end token included."""
-    return float(mask.sum(1).float().mean()) if len(mask) else math.nan

@@ -1,4 +1,4 @@
-"""The three trainings of the main job: CLIP heads, caption pretraining, and the game.
+"""The trainings of the main job: CLIP heads, the speaker's two warm starts, and the game.
 
 Each gives the loop a loss and some figures. Everything frozen is read from caches. Leaves out the loop
 (train.py) and the full evaluation on the test split (eval/).
@@ -9,6 +9,9 @@ Shapes: B images, N captions per image, S = B*N, C candidates, L listeners.
 from __future__ import annotations
 
 import copy
+import json
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from dixit.common import DixitError, rng
 from dixit.config import Config, load_config
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
+from dixit.scenes import WORD_CLASSES
 from dixit.speaker import Speaker
 from dixit.train import load_weights, share, trained_weights
 
@@ -34,7 +38,7 @@ from dixit.train import load_weights, share, trained_weights
 class ClipHeads(nn.Module):
     """The trained parts of a locked-tower CLIP: pooling and projection heads, and the logit scale."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.image, self.text, self.scale = model.visual.head, model.text.proj, model.logit_scale
         self.requires_grad_(True)
@@ -111,9 +115,9 @@ def _gather_with_own(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float
     return torch.cat(parts)
 
 
-def open_speaker(config: Config, patches: int, width: int, device: torch.device) -> Speaker:
-    """The speaker for P patches of a width Dv, started from the run `speaker.init` if one is named."""
-    speaker = Speaker(config.speaker, patches, width, config.seed, device)
+def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.device) -> Speaker:
+    """The speaker for (n, P, Dv) patch features, started from the run `speaker.init` if one is named."""
+    speaker = Speaker(config.speaker, patches.shape[1], patches.shape[2], config.seed, device)
     if config.speaker.init:
         try:
             path = trained_weights(Path(config.speaker.init))
@@ -127,6 +131,70 @@ def _patches(store: np.ndarray, index: np.ndarray, device: torch.device) -> Floa
     return torch.from_numpy(np.asarray(store[index], dtype=np.float32)).to(device)
 
 
+class WordTask:
+    """First warm start, without running the LLM: prefix vectors learn to lie near the embeddings of the words that
+    captions of the image use.
+
+    Each prefix vector gives a softmax p_k over the captions' tokens by its inner products with their frozen
+    embeddings. The loss is -sum_w q_w log(1 - prod_k (1 - p_kw)): each word of the image wants one vector of its
+    own. q is inverse document frequency, normalised. It teaches the adapter to see, and to write what the LLM can
+    read, at a fraction of the price of the LLM's gradients.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        clip = load_clip(config.clip.name, config.clip.pretrained, accelerator.device)
+        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
+        self.store = patch_features(clip, self.data, "colour")
+        self.held_store = patch_features(clip, self.held, "colour")
+        self.speaker = open_speaker(config, self.store, accelerator.device)
+        self.trained = self.speaker.trained
+        bags = [set(self.tokens(row)) for row in self.data["captions"]]
+        counts = Counter(token for bag in bags for token in bag)
+        self.column = {token: i for i, token in enumerate(sorted(counts))}
+        embedding = self.speaker.llm.get_input_embeddings().weight
+        self.words = embedding[sorted(counts)].detach()  # (W, D)
+        self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
+        self.targets, self.held_targets = self.target(bags), self.target(
+            [set(self.tokens(row)) for row in self.held["captions"]])
+
+    def tokens(self, captions: list[str]) -> list[int]:
+        return [token for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]
+                for token in ids]
+
+    def target(self, bags: list[set[int]]) -> Float[Tensor, "n W"]:
+        """A distribution over the words of each image: inverse document frequency, normalised."""
+        rows = torch.zeros(len(bags), len(self.column))
+        for i, bag in enumerate(bags):
+            known = [self.column[token] for token in bag if token in self.column]
+            rows[i, known] = self.weight[known]
+        return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
+
+    def _loss(self, store: Any, targets: Tensor, index: np.ndarray) -> Float[Tensor, "B"]:
+        prefix = self.trained(_patches(store, index, self.speaker.device))  # (B, K, D)
+        p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
+        some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector says it
+        return -(targets[index].to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        settings = self.config.train
+        index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
+        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        return self._loss(self.store, self.targets, index[mine]).mean(), {}
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Validation cross-entropy."""
+        index = np.arange(min(256, len(self.held)))
+        return {"loss": float(self._loss(self.held_store, self.held_targets, index).mean())}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
 class CaptionTask:
     """Supervised warm start: next-token loss on captions. No caption is used after this stage."""
 
@@ -136,12 +204,21 @@ class CaptionTask:
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
         self.store = patch_features(clip, self.data, "colour")
         self.held_store = patch_features(clip, self.held, "colour")
-        self.captions, self.held_captions = self.data["captions"], self.held["captions"]
-        self.speaker = open_speaker(config, *self.store.shape[1:], accelerator.device)
+        self.speaker = open_speaker(config, self.store, accelerator.device)
+        self.captions = [self.fitting(row) for row in self.data["captions"]]
+        self.held_captions = [self.fitting(row) for row in self.held["captions"]]
         self.trained = self.speaker.trained
 
+    def fitting(self, captions: list[str]) -> list[str]:
+        """The captions that fit into `speaker.max_tokens` with their end token; else the shortest one, cut."""
+        most = self.config.speaker.max_tokens - 1
+        lengths = [len(ids) for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]]
+        fit = [text for text, length in zip(captions, lengths, strict=True) if length <= most]
+        return fit or [captions[lengths.index(min(lengths))]]
+
     def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray) -> Tensor:
-        texts = [captions[i][int(c * len(captions[i]))] for i, c in zip(index, choice, strict=True)]
+        """Nats of each caption, for the images `index` (B,) and draws `choice` (B, N) in [0, 1)."""
+        texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
         prefix = self.trained(_patches(store, index, self.speaker.device))
         tokens, mask = self.speaker.encode(texts)
         return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
@@ -149,7 +226,7 @@ class CaptionTask:
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train
         index = game.batch_indices(seed, step, settings.batch, len(self.data))
-        choice = rng("caption", seed, step).random(len(index))
+        choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
         return self._loss(self.store, self.captions, index[mine], choice[mine]).mean(), {}
 
@@ -157,16 +234,30 @@ class CaptionTask:
     def observe(self, step: int) -> dict[str, float]:
         """Validation loss (nats per caption) and how many words of each class greedy captions get right."""
         index = np.arange(min(128, len(self.held)))
-        loss = self._loss(self.held_store, self.held_captions, index, np.zeros(len(index)))
+        loss = self._loss(self.held_store, self.held_captions, index, np.zeros((len(index), 1)))
         said = [row[0] for row in self.speaker.say(_patches(self.held_store, index, self.speaker.device))]
-        print("\n".join(said[:4]))
-        return {"loss": float(loss.mean())}
+        figures = {"loss": float(loss.mean())}
+        for name, recall in word_recall(said, self.held["record"][: len(said)]).items():
+            figures[f"recall/{name}"] = recall
+        return figures
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
         pass
+
+
+def word_recall(texts: list[str], records: list[str]) -> dict[str, float]:
+    """The share of each attribute's words in scene captions that are true of the scene (nothing elsewhere)."""
+    right: dict[str, list[float]] = {"colour": [], "shape": []}
+    for text, record in zip(texts, records, strict=True):
+        if record:
+            objects = json.loads(record)["objects"]
+            for name, hit in right.items():
+                true = {item[name] for item in objects}
+                hit += [float(w in true) for w in text.replace(",", "").split() if w in WORD_CLASSES[name]]
+    return {name: sum(hit) / len(hit) for name, hit in right.items() if hit}
 
 
 class GameTask:
@@ -177,9 +268,10 @@ class GameTask:
         device = accelerator.device
         clip = load_clip(config.clip.name, config.clip.pretrained, device)
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        if len(self.data) < config.game.candidates:
-            raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(self.data)} images "
-                             "of the training split")
+        for split, images in (("training", self.data), ("validation", self.held)):
+            if len(images) < config.game.candidates:
+                raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(images)} images "
+                                 f"of the {split} split")
         self.store = patch_features(clip, self.data, "colour")
         self.held_store = patch_features(clip, self.held, "colour")
         self.listeners = make_listeners(config.listeners, self.data, device)
@@ -190,7 +282,7 @@ class GameTask:
             first = config.listeners[0]
             images = image_embeddings(load_clip(first.clip, first.pretrained, device), self.data, first.perception)
             self.neighbours = game.nearest(images, 4 * (config.game.candidates - 1))
-        self.speaker = open_speaker(config, *self.store.shape[1:], device)
+        self.speaker = open_speaker(config, self.store, device)
         self.trained = self.speaker.trained
         self.base = copy.deepcopy(self.trained).requires_grad_(False)
         self.baseline: float | None = None
@@ -290,7 +382,6 @@ class GameTask:
         figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, hit, strict=True)}
         positive = hit[self.weights > 0].mean()
         figures["gap"] = float(positive - hit[self.weights < 0].mean()) if (self.weights < 0).any() else float(positive)
-        print("\n".join(texts[:4]))
         return figures
 
     def state(self) -> dict[str, Any]:
@@ -320,12 +411,12 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
                          "accelerate launch scripts/train.py CONFIG")
     config = load_config(folder / "config.yaml", overrides)
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    shape = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour").shape
-    speaker = open_speaker(config, shape[1], shape[2], torch.device(device))
+    blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
+    speaker = open_speaker(config, blank, torch.device(device))
     base = copy.deepcopy(speaker.trained).requires_grad_(False) if config.speaker.init else None
     load_weights(speaker.trained, trained_weights(folder))
     speaker.trained.eval()
     return LoadedRun(folder, config, clip, speaker, base)
 
 
-TASKS = {"clip": ClipTask, "caption": CaptionTask, "game": GameTask}
+TASKS = {"clip": ClipTask, "words": WordTask, "caption": CaptionTask, "game": GameTask}

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import yaml
@@ -26,10 +28,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dixit.common import DixitError, atomic_path, atomic_write_text, git_commit, read_json, scratch_dir, write_json
+from dixit.common import (
+    DixitError,
+    atomic_write_text,
+    git_commit,
+    peak_memory_gb,
+    read_json,
+    scratch_dir,
+    write_json,
+)
 from dixit.config import Config, TrainConfig, config_hash, to_dict
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a training must provide. `trained` holds exactly the trained parameters."""
 
@@ -94,7 +105,8 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
     log = (folder / "log.jsonl").open("a", encoding="utf-8") if main else None
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
-    clock, since = time.perf_counter(), start
+    began = clock = time.perf_counter()
+    since = start
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
@@ -128,7 +140,18 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
             save_checkpoint(folder, done, plain, optimizer, task)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if log is not None:
+        log.close()
+        write_facts(folder, time.perf_counter() - began)
     task.trained = plain
+
+
+def write_facts(folder: Path, seconds: float) -> None:
+    """RUN/train.json: the command, wall time over all resumptions, and peak memory of this process."""
+    path = folder / "train.json"
+    before = read_json(path)["wall_seconds"] if path.is_file() else 0.0
+    write_json(path, {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                      "wall_seconds": round(before + seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
 
 
 def _synced(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
@@ -166,7 +189,7 @@ def begin_folder(config: Config, start: int) -> None:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return math.inf
 

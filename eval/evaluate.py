@@ -12,7 +12,6 @@ Shapes: S captions (one per image), C candidates, L listeners.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import sys
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from dixit import game, scenes
 from dixit.clip import patch_features
 from dixit.common import DixitError, git_commit, peak_memory_gb, read_json, run_main, write_json
-from dixit.config import Config, DataConfig, ListenerConfig, config_hash, load_config
+from dixit.config import Config, DataConfig, ListenerConfig, config_hash
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
 from dixit.tasks import LoadedRun, load_run
@@ -56,8 +55,8 @@ def speak(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, Any]]:
             base = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
             kl.append((((logp - base) * mask).sum(1)).cpu())
         said[name] = {"texts": texts, "kl": torch.cat(kl)}
-    records = [json.loads(r) if r else None for r in dataset["record"]]
-    if all(records):
+    records = [json.loads(r) for r in dataset["record"] if r]
+    if records:
         said["ground truth"] = {"texts": [scenes.full_caption(r) for r in records]}
         if run.config.oracle:
             named = frozenset(run.config.oracle)

@@ -76,7 +76,8 @@ def test_splits_of_scenes_are_disjoint_and_combos_held_out():
 
 def test_fingerprint_follows_rows():
     data = load(SMALL, "train")
-    assert fingerprint(data.select([1, 5])) == fingerprint(data.select([1, 5])) != fingerprint(data.select([1, 6]))
+    first, again, other = (fingerprint(data.select(rows)) for rows in ([1, 5], [1, 5], [1, 6]))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("config, split, training, parts", [
@@ -140,7 +141,8 @@ def test_open_image_names_what_it_refuses(tmp_path):
     Image.new("1", (20000, 10000)).save(tmp_path / "huge.png")
     for name, reason in {"cut.png": "readable", "cut.jpg": "truncated", "cut.gif": "readable",
                          "cut.webp": "readable", "empty.png": "empty", "text.png": "not one of",
-                         "program.png": "not one of", "folder.png": "readable", "bomb.png": "50 million", "huge.png": "50 million",
+                         "program.png": "not one of", "folder.png": "readable",
+                         "bomb.png": "50 million", "huge.png": "50 million",
                          "absent.png": "does not exist"}.items():
         with pytest.raises(DixitError) as error:
             open_image(tmp_path / name, 32)
@@ -250,5 +252,5 @@ def test_cifar10_has_its_official_test_set(cache):
 
 def test_head_noun():
     for caption, noun in {"A great blue heron.": "heron", "A pair of blue jeans with patches.": "jeans",
-                          "Eat your bread!": "bread", "An albino peahen (a female peafowl).": "peahen"}.items():
+                          "Eat your bread!": "bread", "A peahen (a female peafowl).": "peahen"}.items():
         assert head_noun(caption) == noun

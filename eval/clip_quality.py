@@ -1,0 +1,92 @@
+"""How good a CLIP is: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
+
+Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and how often
+a scene's attribute is told from its alternatives. Written beside the model (a CLIP built here) and printed.
+
+Shapes: S captions, C candidates or classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dixit import game, scenes
+from dixit.clip import Clip, clip_dir, image_embeddings, load_clip
+from dixit.common import run_main, write_json
+from dixit.config import DataConfig
+from dixit.data import load
+from eval.metrics import mean_and_error
+
+
+def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str, float]:
+    """Recall at 1 of each test image's first caption among 10 random images."""
+    dataset = load(data, "test")
+    images = image_embeddings(clip, dataset, perception)
+    everyone = np.arange(len(dataset))
+    pools = game.draw_candidates(everyone, everyone, 10, "clip_quality")
+    words = clip.embed_texts([row[0] for row in dataset["captions"]])
+    logits = torch.einsum("se,sce->sc", words, images[pools])
+    return mean_and_error(game.hits(logits[None])[0])
+
+
+def classify(clip: Clip, images: Tensor, texts: list[str], labels: Tensor) -> dict[str, float]:
+    """Zero-shot accuracy: the nearest text of all."""
+    return mean_and_error(((images @ clip.embed_texts(texts).T).argmax(1) == labels).float())
+
+
+def attributes(clip: Clip, data: DataConfig) -> dict[str, Any]:
+    """On scenes of one object: is the right colour, shape, size, place told from the others? And the count?"""
+    dataset = load(data, "test")
+    images = image_embeddings(clip, dataset, "colour")
+    records = [json.loads(r) for r in dataset["record"]]
+    single = [i for i, r in enumerate(records) if len(r["objects"]) == 1]
+    found: dict[str, Any] = {}
+    places = [scenes.position((row, column)) for row in range(3) for column in range(3)]
+    for name, values, template in (("colour", scenes.COLOURS, "a {} shape"), ("shape", scenes.SHAPES, "a {}"),
+                                   ("size", scenes.SIZES, "a {} shape"), ("position", places, "a shape at the {}")):
+        def value(item: dict, name: str = name) -> str:
+            return scenes.position(item["cell"]) if name == "position" else item[name]
+        labels = torch.tensor([values.index(value(records[i]["objects"][0])) for i in single])
+        found[name] = classify(clip, images[single], [template.format(v) for v in values], labels)
+    counts = ["one shape", "two shapes", "three shapes"]
+    labels = torch.tensor([len(r["objects"]) - 1 for r in records])
+    found["count"] = classify(clip, images, [f"{c} on a light background" for c in counts], labels)
+    return found
+
+
+@torch.no_grad()
+def quality(name: str, pretrained: str = "") -> dict[str, Any]:
+    """Every figure of one CLIP, with standard errors."""
+    clip = load_clip(name, pretrained)
+    cifar = load(DataConfig(name="cifar10", test=2000), "test")
+    classes = sorted(set(cifar["concept"]))
+    labels = torch.tensor([classes.index(c) for c in cifar["concept"]])
+    return {
+        "cifar10_zero_shot": classify(clip, image_embeddings(clip, cifar, "colour"),
+                                      [f"a photo of {'an' if c[0] in 'aeiou' else 'a'} {c}" for c in classes], labels),
+        **{f"recall@1_of_10/{data}_{perception}": recall_among_ten(clip, DataConfig(name=data, test=1000), perception)
+           for data in ("scenes", "emoji", "stamps") for perception in ("colour", "grey")},
+        **{f"attribute/{k}": v for k, v in attributes(clip, DataConfig()).items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
+    for name in parser.parse_args().name:
+        figures = quality(name)
+        if clip_dir(name).is_dir():
+            write_json(clip_dir(name) / "quality.json", figures)
+        print(f"{name}")
+        for key, value in figures.items():
+            print(f"  {key:<32} {value['mean']:.3f} ± {value['se']:.3f}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,130 @@
+"""A page about a run: `python -m eval.report RUN` writes RUN/report.html, self-contained.
+
+Learning curves, the table of eval/evaluate.py, and a contact sheet: image, base and trained caption, what each
+listener picks and how sure it is. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from dixit.common import atomic_write_text, read_json, run_main  # noqa: E402
+from dixit.config import Config, load_config  # noqa: E402
+from dixit.data import load, pixels  # noqa: E402
+from dixit.perception import perceive  # noqa: E402
+from eval.evaluate import table  # noqa: E402
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c1c28}
+table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}td,th{padding:.3rem .6rem;
+border-bottom:1px solid #ddd;text-align:left}.sheet{display:grid;gap:1rem;grid-template-columns:
+repeat(auto-fill,minmax(17rem,1fr))}.card{border:1px solid #ddd;border-radius:.5rem;padding:.7rem}
+.card img{width:96px;height:96px;border-radius:.3rem}.hit{color:#13703a}.miss{color:#a3262a}
+.pick{font-size:13px;margin:.1rem 0}.bar{display:inline-block;height:.6rem;background:#7a6ff0;border-radius:.2rem}
+h3{font-size:14px;margin:.4rem 0 .1rem}small{color:#666}"""
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image as a data: address."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(folder: Path) -> str:
+    """An <img> with reward, accuracies, and caption length over steps; empty if there is no log."""
+    log = folder / "log.jsonl"
+    if not log.is_file():
+        return ""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    groups = {"reward": ["reward", "loss"], "accuracy of each listener": [
+        k for k in rows[-1] if k.startswith(("accuracy/", "eval/accuracy/", "eval/gap"))],
+        "caption length and entropy": ["length", "entropy"]}
+    figure, axes = plt.subplots(1, len(groups), figsize=(13, 3.2), layout="constrained")
+    for axis, (title, keys) in zip(axes, groups.items(), strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o" if key.startswith("eval/") else "", label=key)
+        axis.set(title=title, xlabel="step")
+        axis.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img style="width:100%" alt="learning curves" src="data:image/png;base64,{source}">'
+
+
+def as_html(markdown_table: str) -> str:
+    """A Markdown table as an HTML one, escaped."""
+    rows = [[html.escape(c.strip()) for c in line.strip("|").split("|")] for line in markdown_table.splitlines()]
+    head, body = rows[0], rows[2:]
+    return ("<table><tr>" + "".join(f"<th>{c}</th>" for c in head) + "</tr>"
+            + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body) + "</table>")
+
+
+def contact_sheet(config: Config, dataset: Dataset, picks: dict, count: int) -> str:
+    """Cards of the first images: the target as each listener sees it, captions and picks."""
+    cards = []
+    speakers = [name for name in ("base", "trained", "oracle") if name in picks]
+    for i in range(min(count, len(dataset))):
+        image = pixels(dataset, [i]).float() / 255
+        seen = []
+        for listener in config.listeners:
+            view = (perceive(image, listener.perception)[0] * 255).byte().permute(1, 2, 0).numpy()
+            seen.append(f'<img alt="target as {html.escape(listener.name)} sees it" '
+                        f'src="{data_uri(Image.fromarray(view))}">')
+        parts = ["".join(seen)]
+        for name in speakers:
+            parts.append(f"<h3>{name}: {html.escape(picks[name]['texts'][i]) or '(nothing)'}</h3>")
+            for j, listener in enumerate(config.listeners):
+                hit, p = picks[name]["pick"][j][i] == 0, picks[name]["p_target"][j][i]
+                parts.append(f'<div class="pick {"hit" if hit else "miss"}">{html.escape(listener.name)} '
+                             f'{"finds it" if hit else "picks another"} '
+                             f'<span class="bar" style="width:{80 * p:.0f}px"></span> {p:.2f}</div>')
+        cards.append('<div class="card">' + "".join(parts) + "</div>")
+    return '<div class="sheet">' + "".join(cards) + "</div>"
+
+
+def write_report(folder: Path, count: int = 24) -> Path:
+    """Write RUN/report.html from RUN/results.json. Raises DixitError if the run is not evaluated yet."""
+    config = load_config(folder / "config.yaml")
+    results, picks = read_json(folder / "results.json"), read_json(folder / "results_captions.json")
+    dataset = load(config.data, config.eval.split)
+    listeners = ", ".join(f"{c.name} ({c.clip}, sees {c.perception}, weight {c.weight:+g})" for c in config.listeners)
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(config.name)}</title>
+<meta name="viewport" content="width=device-width"><style>{STYLE}</style>
+<h1>{html.escape(config.name)}</h1><p>Listeners: {html.escape(listeners)}. Reward {config.game.reward},
+{config.game.candidates} candidates. Bars show the belief in the target.</p>
+{curves(folder)}<h2>Test split</h2>{as_html(table(results["figures"]))}
+<p><small>{html.escape(results["command"])}; config {results["config_hash"]}; commit {html.escape(results["commit"])};
+seed {results["seeds"]["run"]}. Mean ± standard error over images.</small></p>
+<h2>Rounds</h2>{contact_sheet(config, dataset, picks, count)}</html>"""
+    atomic_write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run's folder that eval.evaluate has been run on")
+    parser.add_argument("--images", type=int, default=24, help="cards on the contact sheet (default 24)")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    print(f"written to {write_report(arguments.run, arguments.images)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,132 @@
+"""The locked-tower CLIP, trained on towers with random weights, and the caches of what a CLIP computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dixit.clip import build_locked, clip_dir, image_embeddings, load_clip, patch_features
+from dixit.common import DixitError
+from dixit.config import load_config
+from dixit.data import load, pixels
+
+
+def make_towers(cache: Path) -> None:
+    """Assets `lite0` and `minilm` as they would be fetched, but small or random."""
+    import timm
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from dixit import scenes
+
+    lite0, minilm = cache / "assets" / "lite0", cache / "assets" / "minilm"
+    for folder in (lite0, minilm):
+        folder.mkdir(parents=True)
+        (folder / "DONE.json").write_text("{}")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", "at", "the", "shape", ","]
+        words += sorted(frozenset().union(*scenes.WORD_CLASSES.values()))
+        text = BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                    intermediate_size=64, max_position_embeddings=80))
+    save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, lite0 / "model.safetensors")
+    text.save_pretrained(minilm)
+    (minilm / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(vocab=str(minilm / "vocab.txt")).save_pretrained(minilm)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, train):
+    """(cache, the finished task) of three steps of training heads."""
+    root = tmp_path_factory.mktemp("towers")
+    config = root / "clip.yaml"
+    config.write_text(json.dumps({
+        "task": "clip", "clip": {"name": "lite0", "width": 16}, "seed": 0,
+        "data": {"name": "scenes", "image_size": 64, "train": 24, "validation": 12},
+        "train": {"steps": 4, "batch": 8, "log_every": 1, "eval_every": 4, "save_every": 2}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIXIT_CACHE", str(root / "cache"))
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        make_towers(root / "cache")
+        fresh = build_locked("lite0", 16)
+        before = {k: v.clone() for k, v in fresh.model.state_dict().items()}
+        task = train(config, root / "run")
+        from dixit.clip import save_clip
+        save_clip(task.clip, "lite0")
+    return root, task, before, config
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.setenv("DIXIT_CACHE", str(trained[0] / "cache"))
+    return trained
+
+
+def test_only_the_heads_are_trained(here):
+    root, task, before, _ = here
+    after = task.clip.model.state_dict()
+    towers = [k for k in after if k.startswith(("visual.trunk.", "text.transformer."))]
+    assert len(towers) > 100 and all(torch.equal(after[k], before[k]) for k in towers)
+    heads = set(load_file(sorted((root / "run" / "checkpoints").iterdir())[-1] / "model.safetensors"))
+    assert {h.split(".")[0] for h in heads} == {"image", "text", "scale"}
+    assert len(heads) + len(towers) == len(after)
+    log = [json.loads(line) for line in (root / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 4 and all(np.isfinite(row["loss"]) for row in log)
+    assert {"eval/r1_of_10/scenes_colour", "eval/r1_of_10/scenes_grey"} <= set(log[-1])
+
+
+def test_a_saved_clip_opens_as_it_was(here):
+    _, task, _, config = here
+    clip = load_clip("lite0")
+    images = pixels(load(load_config(config).data, "validation"), range(3))
+    texts = ["a big red circle", "blue", "a ring at the top left"]
+    assert torch.equal(clip.embed_texts(texts), task.clip.embed_texts(texts))
+    assert torch.equal(clip.embed_images(images, "grey"), task.clip.embed_images(images, "grey"))
+    assert clip.scale == task.clip.scale and not any(p.requires_grad for p in clip.model.parameters())
+    assert clip.key.startswith("clip-lite0-") and clip_dir("lite0").is_dir()
+
+
+def test_cached_embeddings_are_those_of_the_images(here):
+    _, _, _, config = here
+    clip, dataset = load_clip("lite0"), load(load_config(config).data, "validation")
+    for perception in ("colour", "grey"):
+        direct = clip.embed_images(pixels(dataset), perception)
+        cached = image_embeddings(clip, dataset, perception)
+        torch.testing.assert_close(direct.norm(dim=1), torch.ones(len(dataset)))
+        torch.testing.assert_close(cached, direct, atol=2e-3, rtol=0)  # patches are kept in float16
+        assert torch.equal(cached, image_embeddings(clip, dataset, perception))
+    assert not torch.allclose(image_embeddings(clip, dataset, "colour"), cached, atol=2e-3)
+
+
+def test_cached_patches_are_those_of_the_images_in_any_batches(here):
+    _, _, _, config = here
+    clip, dataset = load_clip("lite0"), load(load_config(config).data, "validation")
+    whole = patch_features(clip, dataset, "blur", batch=5)
+    direct = clip.patches(pixels(dataset, range(4)), "blur")
+    assert whole.shape == (12, 64, direct.shape[2]) and whole.dtype == np.float16
+    torch.testing.assert_close(torch.from_numpy(whole[:4].astype(np.float32)), direct, atol=0.02, rtol=0.01)
+
+
+def test_a_grey_listener_cannot_tell_two_hues_of_one_grey_value(here):
+    clip = load_clip("lite0")
+    flat = torch.tensor([[200, 50, 50], [94, 94, 94]]).byte()[:, :, None, None].expand(2, 3, 64, 64)
+    red, grey = clip.embed_images(flat.contiguous(), "grey")  # 0.299 * 200 + 0.701 * 50 = 94.85
+    seen = clip.embed_images(flat.contiguous(), "colour")
+    assert float(red @ grey) > 0.999 > float(seen[0] @ seen[1])
+
+
+def test_missing_and_unknown_clips_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIXIT_CACHE", str(tmp_path))
+    with pytest.raises(DixitError, match="not built yet.*clip.name=lite1"):
+        load_clip("lite1")
+    with pytest.raises(DixitError, match="unknown tower 'lite9'.*lite0"):
+        build_locked("lite9")
+    for name, tag in (("no-such-clip", "openai"), (str(tmp_path), "")):
+        with pytest.raises(DixitError) as caught:
+            load_clip(name, tag)
+        assert name in str(caught.value) and "\n" not in str(caught.value)

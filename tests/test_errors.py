@@ -1,0 +1,187 @@
+"""Bad input ends a command with exit code 2 and one line on stderr that begins `error:`, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dixit.common import DixitError, atomic_write_text, read_json, write_json
+from dixit.train import checkpoints, trained_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+Command = Callable[..., subprocess.CompletedProcess]
+
+
+def refused(done: subprocess.CompletedProcess, *words: str) -> str:
+    """The one error line of a command, checked; other lines may be a library's progress bars or warnings."""
+    mine = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and len(mine) == 1, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.rstrip().endswith(mine[0]), done.stderr
+    for word in words:
+        assert word in mine[0], mine[0]
+    return mine[0]
+
+
+@pytest.fixture
+def run_copy(game_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(game_run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["train.stepz=3"], ["train.stepz", "train.steps"]),
+    (["game.candidates=65"], ["candidates 65", "64 images"]),
+    (["data.validation=3"], ["candidates 4", "3 images", "validation"]),
+    (["listeners=[]"], ["at least one listener"]),
+    (["clip.name=lite0"], ["lite0", "not built", "scripts/train.py configs/clip.yaml"]),
+    (["speaker.llm=smollm2-135m"], ["smollm2-135m", "python -m dixit.assets"]),
+    (["speaker.llm=nobody/no-such-model"], ["nobody/no-such-model"]),
+    (["listeners.1.perception=gray"], ["gray", "grey"]),
+    (["speaker.init=/nonexistent/run"], ["speaker.init", "no checkpoint"]),
+    (["train.batch=6", "train.accumulate=4"], ["multiple"]),
+], ids=lambda value: value[0] if "=" in value[0] else "")
+def test_a_config_that_cannot_work(command: Command, tiny, tmp_path, overrides, words):
+    refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}", *overrides), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_config_file(command: Command, tmp_path):
+    refused(command("scripts/train.py", tmp_path / "absent.yaml"), "absent.yaml", "No such file")
+
+
+def test_an_empty_image_folder(command: Command, tiny, tmp_path):
+    (tmp_path / "images").mkdir()
+    refused(command("scripts/train.py", tiny.caption_config, f"out={tmp_path / 'run'}", "data.name=folder",
+                    f"data.path={tmp_path / 'images'}"), str(tmp_path / "images"))
+
+
+def test_an_image_that_is_none(command: Command, tiny, tmp_path):
+    for split in ("train", "validation"):
+        folder = tmp_path / "images" / split
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(folder / f"red {i}.png")
+    (tmp_path / "images" / "train" / "bad.png").write_bytes(b"no picture")
+    refused(command("scripts/train.py", tiny.caption_config, f"out={tmp_path / 'run'}", "data.name=folder",
+                    f"data.path={tmp_path / 'images'}"), "bad.png")
+
+
+def test_a_corrupt_checkpoint(command: Command, run_copy):
+    weights = trained_weights(run_copy)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(command("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "train.steps=6"), str(weights),
+            "damaged", "delete its folder")
+
+
+def test_a_corrupt_optimizer_state(command: Command, run_copy):
+    state = trained_weights(run_copy).with_name("optimizer.safetensors")
+    state.write_bytes(b"")
+    refused(command("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "train.steps=6"),
+            str(state.parent), "damaged")
+
+
+def test_a_checkpoint_of_another_architecture(command: Command, run_copy):
+    refused(command("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "speaker.width=48"),
+            "another architecture")
+
+
+def test_evaluating_what_is_no_run(command: Command, tmp_path):
+    refused(command("-m", "eval.evaluate", tmp_path), str(tmp_path), "config.yaml")
+
+
+def test_a_listener_that_returns_nan(command: Command, tiny, tmp_path):
+    broken = Path(shutil.copytree(tiny.clip, tmp_path / "broken_eye")) / "open_clip_model.safetensors"
+    weights = load_file(broken)
+    weights["text_projection"] *= float("nan")
+    save_file(weights, broken)
+    refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}",
+                    f"listeners.1.clip={broken.parent}"), "NaN", "listener 2")
+
+
+def test_a_damaged_clip(command: Command, tiny, tmp_path):
+    broken = Path(shutil.copytree(tiny.clip, tmp_path / "broken_eye"))
+    (broken / "open_clip_model.safetensors").write_bytes(b"half")
+    refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}", f"clip.name={broken}"),
+            "broken_eye")
+
+
+def test_a_disk_that_is_full_keeps_the_last_checkpoint(command: Command, run_copy):
+    """No file may grow beyond 20 kB: a checkpoint cannot be written. With space again, the run goes on."""
+    before = load_file(trained_weights(run_copy))
+    assert trained_weights(run_copy).stat().st_size > 20_000
+    words = ("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "train.steps=6")
+    small = (20_000, 20_000)
+    refused(command(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, small)), "cannot save",
+            "free some space")
+    assert [p.name for p in checkpoints(run_copy)] == ["step_000002", "step_000004"]
+    after = load_file(trained_weights(run_copy))
+    assert all((before[k] == after[k]).all() for k in before)
+    assert not [p for p in (run_copy / "checkpoints").iterdir() if p.name.startswith(".")]
+    assert command(*words).returncode == 0
+    assert checkpoints(run_copy)[-1].name == "step_000006"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_log_that_cannot_grow(command: Command, tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
+    refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}"), "log.jsonl", "No space left",
+            "free some space")
+
+
+@pytest.mark.parametrize("task", ["caption", "game"])
+def test_a_loss_that_is_no_number_stops_the_run(home, train, caption_run, tmp_path, task):
+    broken = trained_weights(Path(shutil.copytree(caption_run, tmp_path / "broken")))
+    save_file({k: v * float("nan") for k, v in load_file(broken).items()}, broken)
+    config = home.caption_config if task == "caption" else home.game_config
+    with pytest.raises(DixitError, match="loss is not finite at step 1"):
+        train(config, tmp_path / "run", f"speaker.init={tmp_path / 'broken'}")
+    assert not checkpoints(tmp_path / "run")
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "scripts/train.py", tiny.game_config, f"out={run}", "train.steps=100000", "train.lr=1e-4"],
+        cwd=ROOT, env=tiny.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not checkpoints(run) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr, stderr
+    assert [line for line in stderr.splitlines() if line.startswith("interrupted: run the same command again")]
+    assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "notes.json"
+    write_json(path, {"old": 1})
+    child = os.fork()  # the limit holds for a whole process, so it is set in a child
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            atomic_write_text(path, "x" * 5000)
+        except DixitError as error:
+            os._exit(0 if "cannot write" in str(error) and "\n" not in str(error) else 3)
+        os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read_json(path) == {"old": 1} and [p.name for p in tmp_path.iterdir()] == ["notes.json"]
+
+
+def test_json_with_nan_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(DixitError, match="damaged"):
+        read_json(tmp_path / "b.json")
