@@ -195,7 +195,7 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
         model = made[0]
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}" if local else name)
     except Exception as error:  # open_clip raises many kinds, each about bad input
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        line = " ".join(str(error).split())[:300] or type(error).__name__
         raise DixitError(f"cannot load CLIP '{name}' {pretrained}: {line}") from None
     model.eval().requires_grad_(False)
     config = model.visual.preprocess_cfg

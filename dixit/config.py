@@ -245,6 +245,8 @@ def _check(config: Config) -> None:
            ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "dixit"))
     choose("game.distractors", config.game.distractors, ("random", "in_batch", "hard"))
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
+    if config.speaker.lora_rank and config.game.kl_cost:
+        raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
     choose("speaker.update_dtype", config.speaker.update_dtype, ("float32", "bfloat16"))
     choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
     if config.task == "game" and not config.listeners:
@@ -256,6 +258,9 @@ def _check(config: Config) -> None:
     if config.policy.algorithm == "ppo" and config.train.save_every % config.policy.epochs:
         raise DixitError("config: train.save_every must be a multiple of policy.epochs, so that a resumed run starts "
                          "with a fresh rollout")
+    if config.policy.algorithm == "reinforce" and config.train.accumulate > 1:
+        raise DixitError("config: policy.algorithm reinforce needs train.accumulate 1, for its baseline moves once a "
+                         "step; rloo, grpo and self_critical accumulate")
     if config.train.batch % config.train.accumulate:
         raise DixitError(f"config: train.batch {config.train.batch} must be a multiple of train.accumulate "
                          f"{config.train.accumulate}")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from dixit.assets import ASSETS, asset
@@ -55,11 +56,12 @@ class Adapter(nn.Module):
         width = config.width
         self.inputs = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
         self.places = nn.Parameter(torch.randn(patches, width) * 0.2)
-        self.queries = nn.Parameter(torch.randn(config.prefix, width) * 0.2)
+        # Queries and output offsets as large as what flows past them: smaller ones let all K vectors become equal.
+        self.queries = nn.Parameter(torch.randn(config.prefix, width))
+        self.offsets = nn.Parameter(torch.randn(config.prefix, llm_width))
         self.context = nn.Linear(config.context, width, bias=False) if config.context else None
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
-        self.outputs = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, llm_width),
-                                     nn.LayerNorm(llm_width, elementwise_affine=False))
+        self.outputs = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, llm_width))
         self.scale = scale
 
     def forward(self, patches: Float[Tensor, "B P Dv"],
@@ -70,7 +72,8 @@ class Adapter(nn.Module):
             q = q + self.context(context)[:, None]
         for block in self.blocks:
             q = block(q, keys)
-        return self.outputs(q) * self.scale
+        x = self.outputs(q) + self.offsets
+        return F.layer_norm(x, x.shape[-1:]) * self.scale
 
 
 def load_llm(name: str) -> tuple[Any, Any]:

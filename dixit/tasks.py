@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +78,7 @@ class ClipTask:
         maps = as_maps(patches[index[mine]]).to(self.accelerator.device)
         image, words, scale = self.trained(maps, self.texts[text[mine]])
         # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
-        images, all_words = _gather_with_own(image, self.accelerator), _gather_with_own(words, self.accelerator)
+        images, all_words = (_gather_with_gradients(x, self.accelerator) for x in (image, words))
         target = torch.arange(len(image), device=image.device) + self.accelerator.process_index * len(image)
         loss = (F.cross_entropy(scale * image @ all_words.T, target)
                 + F.cross_entropy(scale * words @ images.T, target)) / 2
@@ -106,13 +105,12 @@ class ClipTask:
         pass
 
 
-def _gather_with_own(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float[Tensor, "B E"]:
-    """All processes' rows in order; gradients flow through this process's own (as open_clip's local loss)."""
+def _gather_with_gradients(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float[Tensor, "B E"]:
+    """All processes' rows in order, with gradients to every one (as open_clip's gather_with_grad)."""
     if accelerator.num_processes == 1:
         return x
-    parts = list(gather(x.detach()).chunk(accelerator.num_processes))
-    parts[accelerator.process_index] = x
-    return torch.cat(parts)
+    from torch.distributed.nn.functional import all_gather
+    return torch.cat(all_gather(x))
 
 
 def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.device) -> Speaker:
@@ -358,10 +356,10 @@ class GameTask:
         """The advantage that `policy.algorithm` asks for (ppo: leave-one-out)."""
         rules = self.config.policy
         if rules.algorithm == "reinforce":
-            baseline, mean = self.baseline, float(self.accelerator.reduce(reward.mean(), reduction="mean"))
-            self.baseline = mean if baseline is None else (
-                rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean)
-            return policy.running_mean_advantage(reward, mean if baseline is None else baseline)
+            mean = float(self.accelerator.reduce(reward.mean(), reduction="mean"))
+            baseline = mean if self.baseline is None else self.baseline
+            self.baseline = rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean
+            return policy.running_mean_advantage(reward, baseline)
         if rules.algorithm == "self_critical":
             tokens, mask, logp = self.speaker.sample(prefix)
             texts = self.speaker.decode(tokens, mask)
@@ -413,7 +411,9 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
     blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
     speaker = open_speaker(config, blank, torch.device(device))
-    base = copy.deepcopy(speaker.trained).requires_grad_(False) if config.speaker.init else None
+    # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
+    has_base = config.speaker.init and not config.speaker.lora_rank
+    base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None
     load_weights(speaker.trained, trained_weights(folder))
     speaker.trained.eval()
     return LoadedRun(folder, config, clip, speaker, base)

@@ -83,8 +83,9 @@ def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -
             logits = score_all(listeners, texts, pools)
             row |= _game_figures(group, groups[group], logits, config)
             if group == "training":
-                beliefs = logits.softmax(-1)
-                picks[speaker_name] = {"texts": texts, "pick": beliefs.argmax(-1).tolist(),
+                beliefs, hit = logits.softmax(-1), game.hits(logits)
+                undecided = (hit > 0) & (hit < 1)  # a tie with the target is no pick
+                picks[speaker_name] = {"texts": texts, "pick": beliefs.argmax(-1).masked_fill(undecided, -1).tolist(),
                                        "p_target": beliefs[..., 0].tolist()}
         first = made["training"][0]
         similarity = first.clip.embed_texts(texts) @ first.images.T
