@@ -4,7 +4,7 @@
 towers stay locked and only the small heads on top are trained (LiT, Zhai et al. 2022). Patch features, image
 embeddings and text features of a dataset are computed once and memory-mapped.
 
-Leaves out the training of the heads (tasks.py) and what a listener makes of the embeddings (listeners.py).
+Leaves out the training of the heads (warm_start.py) and what a listener makes of the embeddings (listeners.py).
 
 Shapes: B images, P patches, S texts, Dv patch width, E embedding width.
 """

@@ -30,7 +30,7 @@ from dixit.common import DixitError, git_commit, peak_memory_gb, read_json, run_
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
-from dixit.tasks import LoadedRun, load_run
+from dixit.runs import LoadedRun, load_run
 from eval import metrics
 
 

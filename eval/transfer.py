@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dixit.common import DixitError, run_main
 from dixit.config import DataConfig
-from dixit.tasks import load_run
+from dixit.runs import load_run
 from eval.evaluate import evaluate, table, write_results
 
 TARGETS = ("stamps", "emoji", "cifar10", "combos")

@@ -21,7 +21,7 @@ from dixit import game  # noqa: E402
 from dixit.common import DixitError, run_main  # noqa: E402
 from dixit.data import load, open_image, pixels  # noqa: E402
 from dixit.listeners import ClipListener  # noqa: E402
-from dixit.tasks import LoadedRun, load_run  # noqa: E402
+from dixit.runs import LoadedRun, load_run  # noqa: E402
 
 HELP = "an image path, a number of a test image, or q to leave"
 BAR = 24

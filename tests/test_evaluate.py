@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dixit.common import DixitError
-from dixit.tasks import load_run
+from dixit.runs import load_run
 from eval import evaluate, metrics
 
 

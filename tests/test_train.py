@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dixit.common import DixitError
 from dixit.config import TrainConfig, load_config
-from dixit.tasks import load_run
+from dixit.runs import load_run
 from dixit.train import checkpoints, learning_rate, trained_weights
 
 ROOT = Path(__file__).resolve().parents[1]

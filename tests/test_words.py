@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from dixit.config import load_config
+from dixit.runs import patch_batch
 from dixit.speaker import Speaker
-from dixit.tasks import _patches
 
 
 def test_words_are_learned_without_the_llm(home, train, tmp_path):
@@ -31,6 +31,6 @@ def test_prefix_vectors_of_a_new_adapter_are_not_all_alike(home, train, tmp_path
     task = train(home.caption_config, tmp_path / "words", "task=words", "train.steps=1")
     speaker = Speaker(config.speaker, *task.store.shape[1:])
     with torch.no_grad():
-        prefix = speaker.trained(_patches(task.store, np.arange(4), speaker.device))
+        prefix = speaker.trained(patch_batch(task.store, np.arange(4), speaker.device))
     alike = torch.nn.functional.cosine_similarity(prefix[:, 0], prefix[:, 1], dim=-1)
     assert alike.abs().max() < 0.9

@@ -1,0 +1,237 @@
+"""What comes before the game: the heads of a locked-tower CLIP, and the speaker's two supervised warm starts.
+
+Everything frozen is read from caches. Leaves out the loop (train.py).
+
+Shapes: B images, N captions per image, S = B*N, K prefix tokens, W words, E embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dixit import game
+from dixit.clip import as_maps, build_locked, load_clip, patch_features, text_features
+from dixit.common import rng
+from dixit.config import Config
+from dixit.data import load
+from dixit.runs import open_speaker, patch_batch
+from dixit.scenes import WORD_CLASSES
+from dixit.train import share
+
+
+class ClipHeads(nn.Module):
+    """The trained parts of a locked-tower CLIP: pooling and projection heads, and the logit scale."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.image, self.text, self.scale = model.visual.head, model.text.proj, model.logit_scale
+        self.requires_grad_(True)
+
+    def forward(self, maps: Float[Tensor, "B Dv h w"], texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
+        return F.normalize(self.image(maps), dim=-1), F.normalize(self.text(texts), dim=-1), self.scale.exp()
+
+
+class ClipTask:
+    """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features.
+
+    Each step takes one dataset through one perception, by turns, so that distractors are of the same kind.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device)
+        self.trained: nn.Module = ClipHeads(self.clip.model)
+        self.sets: list[tuple[Any, list[list[int]], str]] = []
+        self.held: list[tuple[Any, list[int], str]] = []
+        texts: dict[str, int] = {}
+        for data in (config.data, *config.extra_data):
+            train_set, held_set = load(data, "train", training=True), load(data, "validation")
+            rows = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
+            held = [texts.setdefault(row[0], len(texts)) for row in held_set["captions"]]
+            for perception in config.clip.perceptions:
+                self.sets.append((patch_features(self.clip, train_set, perception), rows, perception))
+                self.held.append((patch_features(self.clip, held_set, perception), held, f"{data.name}_{perception}"))
+        self.texts = text_features(self.clip, list(texts))
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        seed, batch = self.config.seed, self.config.train.batch
+        patches, rows, _ = self.sets[step % len(self.sets)]
+        index = game.batch_indices(seed, step, min(batch, len(rows)), len(rows))
+        choice = rng("caption", seed, step).random(len(index))
+        text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
+        mine = share(len(index), self.config.train.accumulate, part, self.accelerator)
+        maps = as_maps(patches[index[mine]]).to(self.accelerator.device)
+        image, words, scale = self.trained(maps, self.texts[text[mine]])
+        # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
+        images, all_words = (_gather_with_gradients(x, self.accelerator) for x in (image, words))
+        target = torch.arange(len(image), device=image.device) + self.accelerator.process_index * len(image)
+        loss = (F.cross_entropy(scale * image @ all_words.T, target)
+                + F.cross_entropy(scale * words @ images.T, target)) / 2
+        return loss, {"scale": float(scale.detach())}
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Recall at 1 among 10 of validation captions, per dataset and perception."""
+        figures = {}
+        for patches, text, name in self.held:
+            image = torch.cat([self.trained(as_maps(patches[i:i + 256]), self.texts[text[i:i + 256]])[0]
+                               for i in range(0, len(text), 256)])
+            words = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
+            everyone = np.arange(len(text))
+            pools = game.draw_candidates(everyone, everyone, 10, "observe")
+            logits = torch.einsum("se,sce->sc", words, image[pools])
+            figures[f"r1_of_10/{name}"] = float(game.hits(logits[None]).mean())
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _gather_with_gradients(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float[Tensor, "B E"]:
+    """All processes' rows in order, with gradients to every one (as open_clip's gather_with_grad)."""
+    if accelerator.num_processes == 1:
+        return x
+    from torch.distributed.nn.functional import all_gather
+    return torch.cat(all_gather(x))
+
+
+class WordTask:
+    """First warm start, without running the LLM: prefix vectors learn to lie near the embeddings of the words that
+    captions of the image use.
+
+    Each prefix vector gives a softmax p_k over the captions' tokens by its inner products with their frozen
+    embeddings. The loss is -sum_w q_w log(1 - prod_k (1 - p_kw)): each word of the image wants one vector of its
+    own. q is inverse document frequency, normalised. It teaches the adapter to see, and to write what the LLM can
+    read, at a fraction of the price of the LLM's gradients.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        clip = load_clip(config.clip.name, config.clip.pretrained, accelerator.device)
+        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
+        self.store = patch_features(clip, self.data, "colour")
+        self.held_store = patch_features(clip, self.held, "colour")
+        self.speaker = open_speaker(config, self.store, accelerator.device)
+        self.trained = self.speaker.trained
+        bags = [set(self.tokens(row)) for row in self.data["captions"]]
+        counts = Counter(token for bag in bags for token in bag)
+        self.column = {token: i for i, token in enumerate(sorted(counts))}
+        embedding = self.speaker.llm.get_input_embeddings().weight
+        self.words = embedding[sorted(counts)].detach()  # (W, D)
+        self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
+        self.targets, self.held_targets = self.target(bags), self.target(
+            [set(self.tokens(row)) for row in self.held["captions"]])
+
+    def tokens(self, captions: list[str]) -> list[int]:
+        return [token for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]
+                for token in ids]
+
+    def target(self, bags: list[set[int]]) -> Float[Tensor, "n W"]:
+        """A distribution over the words of each image: inverse document frequency, normalised."""
+        rows = torch.zeros(len(bags), len(self.column))
+        for i, bag in enumerate(bags):
+            known = [self.column[token] for token in bag if token in self.column]
+            rows[i, known] = self.weight[known]
+        return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
+
+    def _loss(self, store: Any, targets: Tensor, index: np.ndarray) -> Float[Tensor, "B"]:
+        prefix = self.trained(patch_batch(store, index, self.speaker.device))  # (B, K, D)
+        p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
+        some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector says it
+        return -(targets[index].to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        settings = self.config.train
+        index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
+        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        return self._loss(self.store, self.targets, index[mine]).mean(), {}
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Validation cross-entropy."""
+        index = np.arange(min(256, len(self.held)))
+        return {"loss": float(self._loss(self.held_store, self.held_targets, index).mean())}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class CaptionTask:
+    """Supervised warm start: next-token loss on captions. No caption is used after this stage."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        clip = load_clip(config.clip.name, config.clip.pretrained, accelerator.device)
+        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
+        self.store = patch_features(clip, self.data, "colour")
+        self.held_store = patch_features(clip, self.held, "colour")
+        self.speaker = open_speaker(config, self.store, accelerator.device)
+        self.captions = [self.fitting(row) for row in self.data["captions"]]
+        self.held_captions = [self.fitting(row) for row in self.held["captions"]]
+        self.trained = self.speaker.trained
+
+    def fitting(self, captions: list[str]) -> list[str]:
+        """The captions that fit into `speaker.max_tokens` with their end token; else the shortest one, cut."""
+        most = self.config.speaker.max_tokens - 1
+        lengths = [len(ids) for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]]
+        fit = [text for text, length in zip(captions, lengths, strict=True) if length <= most]
+        return fit or [captions[lengths.index(min(lengths))]]
+
+    def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray) -> Tensor:
+        """Nats of each caption, for the images `index` (B,) and draws `choice` (B, N) in [0, 1)."""
+        texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
+        prefix = self.trained(patch_batch(store, index, self.speaker.device))
+        tokens, mask = self.speaker.encode(texts)
+        return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        seed, settings = self.config.seed, self.config.train
+        index = game.batch_indices(seed, step, settings.batch, len(self.data))
+        choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
+        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        return self._loss(self.store, self.captions, index[mine], choice[mine]).mean(), {}
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Validation loss (nats per caption) and how many words of each class greedy captions get right."""
+        index = np.arange(min(128, len(self.held)))
+        loss = self._loss(self.held_store, self.held_captions, index, np.zeros((len(index), 1)))
+        said = [row[0] for row in self.speaker.say(patch_batch(self.held_store, index, self.speaker.device))]
+        figures = {"loss": float(loss.mean())}
+        for name, recall in word_recall(said, self.held["record"][: len(said)]).items():
+            figures[f"recall/{name}"] = recall
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def word_recall(texts: list[str], records: list[str]) -> dict[str, float]:
+    """The share of each attribute's words in scene captions that are true of the scene (nothing elsewhere)."""
+    right: dict[str, list[float]] = {"colour": [], "shape": []}
+    for text, record in zip(texts, records, strict=True):
+        if record:
+            objects = json.loads(record)["objects"]
+            for name, hit in right.items():
+                true = {item[name] for item in objects}
+                hit += [float(w in true) for w in text.replace(",", "").split() if w in WORD_CLASSES[name]]
+    return {name: sum(hit) / len(hit) for name, hit in right.items() if hit}
