@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dixit.archives import only, read_members
-from dixit.common import DixitError
+from dixit.common import DixitError, scratch_dir, write_json
 
 
 def prepare_smollm2(archives: list[Path], out: Path) -> dict[str, Any]:

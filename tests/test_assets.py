@@ -15,7 +15,8 @@ from threading import Thread
 
 import pytest
 
-from dixit import archives, assets
+from dixit import assets
+from dixit.archives import only, read_members
 from dixit.assets import Archive, Asset
 from dixit.common import DixitError
 
@@ -63,7 +64,7 @@ def make_deb(path: Path, data_name: str, data: bytes) -> Path:
 def entry(path: Path, prepare=None, kind: str = "pip", sha256: str | None = None) -> Asset:
     """A table entry for an archive that lies at `path`."""
     def copy(archives: list[Path], out: Path) -> dict:
-        (out / "a.txt").write_bytes(archives.only(archives.read_members(archives[0], r"pkg/a\.txt")))
+        (out / "a.txt").write_bytes(only(read_members(archives[0], r"pkg/a\.txt")))
         return {"count": 1}
 
     content = path.read_bytes() if path.exists() else b""
@@ -84,15 +85,15 @@ def test_traversal_is_refused_in_every_format(tmp_path: Path) -> None:
         make_deb(deb, "data.tar.xz", tar_bytes(members, "w:xz"))
         for path in (make_wheel(tmp_path / "a.whl", members), tgz, deb):
             with pytest.raises(DixitError, match="unsafe member name"):
-                archives.read_members(path, r"pkg/.*")
+                read_members(path, r"pkg/.*")
 
 
 def test_wanted_link_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tgz"
     path.write_bytes(tar_bytes({"pkg/a.txt": b"x"}, "w:gz", links={"pkg/b.txt": "/etc/passwd"}))
-    assert archives.read_members(path, r"pkg/a\.txt") == {"pkg/a.txt": b"x"}
+    assert read_members(path, r"pkg/a\.txt") == {"pkg/a.txt": b"x"}
     with pytest.raises(DixitError, match="not a plain file"):
-        archives.read_members(path, r"pkg/.*")
+        read_members(path, r"pkg/.*")
 
     wheel = tmp_path / "a.whl"
     with zipfile.ZipFile(wheel, "w") as out:
@@ -100,7 +101,7 @@ def test_wanted_link_is_refused(tmp_path: Path) -> None:
         info.external_attr = 0o120777 << 16
         out.writestr(info, "/etc/passwd")
     with pytest.raises(DixitError, match="not a plain file"):
-        archives.read_members(wheel, r"pkg/.*")
+        read_members(wheel, r"pkg/.*")
 
 
 @pytest.mark.parametrize("suffix", [".whl", ".tgz", ".deb"])
@@ -113,7 +114,7 @@ def test_damaged_archive_is_one_line(tmp_path: Path, suffix: str) -> None:
     else:
         path.write_bytes(b"not a zip file")
     with pytest.raises(DixitError, match="damaged") as caught:
-        archives.read_members(path, r"pkg/.*")
+        read_members(path, r"pkg/.*")
     assert "\n" not in str(caught.value)
 
 
@@ -121,7 +122,7 @@ def test_damaged_archive_is_one_line(tmp_path: Path, suffix: str) -> None:
                                              ("data.tar", "w:"), ("data.tar.xz/", "w:xz")])
 def test_deb_is_read_without_dpkg(tmp_path: Path, data_name: str, mode: str) -> None:
     data = tar_bytes({"./usr/a.txt": b"hello", "./usr/b.ogg": b"no"}, mode)
-    assert archives.read_members(make_deb(tmp_path / "a.deb", data_name, data), r"usr/.*\.txt") == {
+    assert read_members(make_deb(tmp_path / "a.deb", data_name, data), r"usr/.*\.txt") == {
         "usr/a.txt": b"hello"}
 
 
@@ -130,10 +131,10 @@ def test_deb_with_zstd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = subprocess.run(["zstd", "-c"], input=tar_bytes({"./usr/a.txt": b"hello"}, "w:"),
                           capture_output=True, check=True).stdout
     path = make_deb(tmp_path / "a.deb", "data.tar.zst", data)
-    assert archives.read_members(path, r"usr/.*") == {"usr/a.txt": b"hello"}
+    assert read_members(path, r"usr/.*") == {"usr/a.txt": b"hello"}
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DixitError, match="install the zstd program"):
-        archives.read_members(path, r"usr/.*")
+        read_members(path, r"usr/.*")
 
 
 @pytest.mark.parametrize("where", ["DIXIT_ASSETS", "downloads"])
