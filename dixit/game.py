@@ -79,7 +79,8 @@ def hits(logits: Logits) -> Float[Tensor, "L S"]:
 def listener_reward(kind: str, logits: Logits, weights: Float[Tensor, "L"]) -> Float[Tensor, "S"]:
     """The game reward of each caption; p_l = softmax(logits_l)[target], w_l the signed weight of listener l.
 
-    sub_logp    sum_l w_l log p_l                      (listener subtraction; w = +1, -1)
+    sub_logp    sum_l w_l log p_l                      (listener subtraction; w = +1, -1). Unbounded: it pays to
+                mislead listener 2 far below chance even at listener 1's cost; sub_chance closes that route
     sub_prob    sum_l w_l p_l
     sub_acc     sum_l w_l hit_l
     sub_chance  as sub_logp, but a negative listener counts only above chance: w_l max(0, log p_l + log C)
