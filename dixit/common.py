@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,11 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def command_line() -> str:
+    """The command this process was started with."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def peak_memory_gb() -> float:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +29,7 @@ from tqdm import tqdm
 from dixit.common import (
     DixitError,
     atomic_write_text,
+    command_line,
     git_commit,
     peak_memory_gb,
     read_json,
@@ -150,7 +149,7 @@ def write_facts(folder: Path, seconds: float) -> None:
     """RUN/train.json: the command, wall time over all resumptions, and peak memory of this process."""
     path = folder / "train.json"
     before = read_json(path)["wall_seconds"] if path.is_file() else 0.0
-    write_json(path, {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    write_json(path, {"command": command_line(),
                       "wall_seconds": round(before + seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
 
 

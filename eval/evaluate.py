@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from tqdm import tqdm
 
 from dixit import game, scenes
 from dixit.clip import patch_features
-from dixit.common import DixitError, git_commit, peak_memory_gb, read_json, run_main, write_json
+from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, write_json
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
@@ -166,7 +164,7 @@ def write_results(run: LoadedRun, name: str, figures: dict, picks: dict, seconds
     """RUN/<name>.json with every figure and how it came about; RUN/<name>_captions.json with the captions."""
     config, folder = run.config, run.folder
     trained = folder / "train.json"
-    about = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "config_hash": config_hash(config),
+    about = {"command": command_line(), "config_hash": config_hash(config),
              "commit": git_commit(), "seeds": {"run": config.seed, "eval": config.eval.seed},
              "wall_seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2),
              "training": read_json(trained) if trained.is_file() else None}
