@@ -29,21 +29,22 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
+    images, size = run.config.eval.images, run.config.data.image_size
     figures: dict[str, dict] = {}
     captions: dict[str, dict] = {}
     for name in arguments.on:
         if name == "combos":
             data, split = run.config.data, "combos"
         elif name in TARGETS:
-            data, split = DataConfig(name=name, image_size=run.config.data.image_size, test=0), "test"
+            data, split = DataConfig(name=name, image_size=size, test=images), "test"
         elif Path(name).is_dir():
-            data, split = DataConfig(name="folder", path=name, image_size=run.config.data.image_size, test=0), "test"
+            data, split = DataConfig(name="folder", path=name, image_size=size, test=images), "test"
         else:
             raise DixitError(f"--on {name}: neither a folder nor one of {', '.join(TARGETS)}")
         if split == "combos" and run.config.data.name != "scenes":
             continue
         data = dataclasses.replace(data, seed=run.config.data.seed)
-        figures[name], captions[name] = evaluate(run, data, split, run.config.eval.images)
+        figures[name], captions[name] = evaluate(run, data, split, images)
         print(f"\n{name}\n{table(figures[name])}")
     path = write_results(run, "transfer", figures, captions, time.perf_counter() - began)
     print(f"\nwritten to {path}")
