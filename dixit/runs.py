@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dixit.clip import Clip, load_clip
+from dixit.clip import Clip, load_clip, patch_features
 from dixit.common import DixitError
 from dixit.config import Config, load_config
 from dixit.speaker import Speaker
@@ -38,6 +39,14 @@ def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.dev
 def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> Float[Tensor, "B P Dv"]:
     """Rows of cached patch features, ready for the adapter."""
     return torch.from_numpy(np.asarray(store[index], dtype=np.float32)).to(device)
+
+
+def speaker_and_patches(config: Config, train: Dataset, held: Dataset,
+                        device: torch.device) -> tuple[Speaker, np.ndarray, np.ndarray]:
+    """What every training of a speaker starts from: it, and the cached patches of both splits in colour."""
+    clip = load_clip(config.clip.name, config.clip.pretrained, device)
+    store, held_store = patch_features(clip, train, "colour"), patch_features(clip, held, "colour")
+    return open_speaker(config, store, device), store, held_store
 
 
 @dataclass

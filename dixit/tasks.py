@@ -18,12 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dixit import game, policy
-from dixit.clip import image_embeddings, load_clip, patch_features
 from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
-from dixit.runs import open_speaker, patch_batch
+from dixit.runs import patch_batch, speaker_and_patches
 from dixit.train import share
 from dixit.warm_start import CaptionTask, ClipTask, WordTask
 
@@ -34,23 +33,18 @@ class GameTask:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
-        clip = load_clip(config.clip.name, config.clip.pretrained, device)
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
         for split, images in (("training", self.data), ("validation", self.held)):
             if len(images) < config.game.candidates:
                 raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(images)} images "
                                  f"of the {split} split")
-        self.store = patch_features(clip, self.data, "colour")
-        self.held_store = patch_features(clip, self.held, "colour")
+        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held, device)
         self.listeners = make_listeners(config.listeners, self.data, device)
         self.held_listeners = make_listeners(config.listeners, self.held, device)
         self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
         self.neighbours = None
         if config.game.distractors == "hard":
-            first = config.listeners[0]
-            images = image_embeddings(load_clip(first.clip, first.pretrained, device), self.data, first.perception)
-            self.neighbours = game.nearest(images, 4 * (config.game.candidates - 1))
-        self.speaker = open_speaker(config, self.store, device)
+            self.neighbours = game.nearest(self.listeners[0].images.cpu(), 4 * (config.game.candidates - 1))
         self.trained = self.speaker.trained
         self.base = copy.deepcopy(self.trained).requires_grad_(False)
         self.baseline: float | None = None

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -155,7 +156,6 @@ def write_facts(folder: Path, seconds: float) -> None:
 
 def _synced(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
     """Gradients are averaged over processes once, at a step's last micro-batch."""
-    from contextlib import nullcontext
     return nullcontext() if last else accelerator.no_sync(module)
 
 

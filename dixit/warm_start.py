@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit import game
-from dixit.clip import as_maps, build_locked, load_clip, patch_features, text_features
+from dixit.clip import as_maps, build_locked, patch_features, text_features
 from dixit.common import rng
 from dixit.config import Config
 from dixit.data import load
-from dixit.runs import open_speaker, patch_batch
+from dixit.runs import patch_batch, speaker_and_patches
 from dixit.scenes import WORD_CLASSES
 from dixit.train import share
 
@@ -120,11 +120,9 @@ class WordTask:
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        clip = load_clip(config.clip.name, config.clip.pretrained, accelerator.device)
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        self.store = patch_features(clip, self.data, "colour")
-        self.held_store = patch_features(clip, self.held, "colour")
-        self.speaker = open_speaker(config, self.store, accelerator.device)
+        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held,
+                                                                        accelerator.device)
         self.trained = self.speaker.trained
         bags = [set(self.tokens(row)) for row in self.data["captions"]]
         counts = Counter(token for bag in bags for token in bag)
@@ -177,11 +175,9 @@ class CaptionTask:
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        clip = load_clip(config.clip.name, config.clip.pretrained, accelerator.device)
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        self.store = patch_features(clip, self.data, "colour")
-        self.held_store = patch_features(clip, self.held, "colour")
-        self.speaker = open_speaker(config, self.store, accelerator.device)
+        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held,
+                                                                        accelerator.device)
         self.captions = [self.fitting(row) for row in self.data["captions"]]
         self.held_captions = [self.fitting(row) for row in self.held["captions"]]
         self.trained = self.speaker.trained

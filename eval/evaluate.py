@@ -133,7 +133,8 @@ def _text_figures(texts: list[str], run: LoadedRun) -> dict:
 def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
     """Figures and picks on the first `images` of a split. Raises DixitError if there are too few for a pool."""
     dataset = load(data, split)
-    dataset = dataset.select(range(min(images, len(dataset)))) if images < len(dataset) else dataset
+    if images < len(dataset):
+        dataset = dataset.select(range(images))
     if len(dataset) < run.config.game.candidates:
         raise DixitError(f"the {split} split of {data.name} has {len(dataset)} images, fewer than "
                          f"game.candidates {run.config.game.candidates}")
