@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,7 @@ class Clip:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    heard: tuple[list[str], Tensor] = field(default=([], torch.empty(0)), repr=False)  # the last texts embedded
 
     @property
     def device(self) -> torch.device:
@@ -151,12 +152,18 @@ class Clip:
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "S E"]:
-        """Unit text embeddings; equal texts are encoded once."""
-        unique = list(dict.fromkeys(texts))
-        parts = [self.model.encode_text(self.tokens(unique[i:i + 256]), normalize=True)
-                 for i in range(0, len(unique), 256)]
-        place = {text: i for i, text in enumerate(unique)}
-        return torch.cat(parts)[[place[text] for text in texts]]
+        """Unit text embeddings; equal texts are encoded once.
+
+        The last call's are kept for the next listener that asks the same. Not those of all calls: a resumed run would
+        then encode other batches than the uninterrupted one, and batches differ in their rounding.
+        """
+        if texts != self.heard[0]:
+            unique = sorted(set(texts), key=lambda t: (len(t), t))  # of like length together: little padding
+            parts = [self.model.encode_text(self.tokens(unique[i:i + 32]), normalize=True)
+                     for i in range(0, len(unique), 32)]
+            place = {text: i for i, text in enumerate(unique)}
+            self.heard = list(texts), torch.cat(parts)[[place[text] for text in texts]]
+        return self.heard[1]
 
     def tokens(self, texts: list[str]) -> Int[Tensor, "S T"]:
         """Token ids; for text towers that mask padding, trimmed to the longest text."""
@@ -173,6 +180,12 @@ class Clip:
         return float(self.model.logit_scale.detach().exp())
 
 
+def tower_of(name: str) -> str:
+    """The tower of a CLIP built here: "lite0" of "lite0" and of "lite0-animals"; "" for any other CLIP."""
+    tower = name.split("-")[0]
+    return tower if tower in TOWERS else ""
+
+
 def clip_dir(name: str) -> Path:
     """Where a locked-tower CLIP called `name` is kept."""
     return cache_dir() / "models" / f"clip-{name}"
@@ -183,9 +196,9 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
 
     Raises DixitError where it is missing or damaged.
     """
-    folder = clip_dir(name) if not pretrained and name in TOWERS else Path(name)
+    folder = clip_dir(name) if not pretrained and tower_of(name) else Path(name)
     local = folder.is_dir()
-    if name in TOWERS and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
+    if tower_of(name) and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
                          f"python scripts/train.py configs/clip.yaml clip.name={name}")
     try:
@@ -213,13 +226,15 @@ def _file_hash(path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def build_locked(tower: str, width: int = 256, device: str | torch.device = "cpu") -> Clip:
+def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu") -> Clip:
     """A CLIP of pretrained, locked towers with untrained heads. Its heads are `visual.head` and `text.proj`.
 
-    Raises DixitError for an unknown tower or a missing asset.
+    `name` is a tower, or a tower and a word of one's own: "lite0-animals". Raises DixitError for an unknown tower
+    or a missing asset.
     """
-    if tower not in TOWERS:
-        raise DixitError(f"unknown tower '{tower}'; choose one of {', '.join(TOWERS)}")
+    tower = tower_of(name)
+    if not tower:
+        raise DixitError(f"unknown tower '{name}'; choose one of {', '.join(TOWERS)}, or add a word to it: lite0-mine")
     _, mean, std = TOWERS[tower]
     mean, std = (x if isinstance(x, tuple) else (x,) * 3 for x in (mean, std))
     config = {
@@ -233,7 +248,7 @@ def build_locked(tower: str, width: int = 256, device: str | torch.device = "cpu
         "preprocess_cfg": {"size": IMAGE_SIZE, "mean": mean, "std": std, "interpolation": "bicubic",
                            "resize_mode": "squash"},
     }
-    folder = clip_dir(tower)
+    folder = clip_dir(name)
     write_json(folder / "open_clip_config.json", config)
     model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True, device=device)
     weights = load_file(asset(tower) / "model.safetensors")
@@ -245,9 +260,9 @@ def build_locked(tower: str, width: int = 256, device: str | torch.device = "cpu
     return Clip(model, tokenizer, f"{tower}-towers-v1", IMAGE_SIZE, mean, std)
 
 
-def save_clip(clip: Clip, tower: str) -> Path:
+def save_clip(clip: Clip, name: str) -> Path:
     """Write a trained locked-tower CLIP: one JSON, one weights file and the tokenizer in one folder."""
-    folder = clip_dir(tower)
+    folder = clip_dir(name)
     clip.tokenizer.tokenizer.save_pretrained(folder)
     with atomic_path(folder / "open_clip_model.safetensors") as temporary:
         save_file({k: v.contiguous() for k, v in clip.model.state_dict().items()}, temporary)

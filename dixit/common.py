@@ -93,6 +93,11 @@ def read_json(path: Path) -> Any:
         raise DixitError(f"{path} is damaged ({error}); delete it and run again") from None
 
 
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()
+
+
 def git_commit() -> str:
     """The commit of the source tree, with '+' if it has uncommitted changes; 'unknown' outside git."""
     def git(*words: str) -> str:

@@ -60,7 +60,7 @@ class SpeakerConfig:
     max_tokens: int = 24  # T
     context: int = 0  # width of a vector naming the listeners; 0 = none
     lora_rank: int = 0
-    update_dtype: str = "float32"  # of the frozen LLM in the update
+    dtype: str = "float32"  # of the frozen LLM: float32 | bfloat16
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class GameConfig:
     """The reference game and its reward. See game.py."""
 
     candidates: int = 10  # C, the target among them
+    pools: int = 1  # sets of distractors a caption is tried on in training; its reward is their mean
     distractors: str = "random"  # random | in_batch | hard
     reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | dixit
     length_cost: float = 0.0  # per token
@@ -113,7 +114,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     mixed_precision: str = "no"  # no | bf16
-    log_every: int = 10
+    log_every: int = 1
     eval_every: int = 100
     save_every: int = 100
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio; JSONL is always written
@@ -247,12 +248,14 @@ def _check(config: Config) -> None:
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
-    choose("speaker.update_dtype", config.speaker.update_dtype, ("float32", "bfloat16"))
+    choose("speaker.dtype", config.speaker.dtype, ("float32", "bfloat16"))
     choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
     if config.task == "game" and config.game.candidates < 2:
         raise DixitError("config: game.candidates must be at least 2")
+    if config.game.pools < 1:
+        raise DixitError("config: game.pools must be at least 1")
     if config.policy.algorithm in ("rloo", "grpo") and config.policy.samples < 2:
         raise DixitError(f"config: policy.algorithm {config.policy.algorithm} needs policy.samples >= 2")
     if config.policy.algorithm == "ppo" and config.train.save_every % config.policy.epochs:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dixit.common import DixitError, rng
+from dixit.common import DixitError, rng, words
 
 Logits = Float[Tensor, "L S C"]
 
@@ -111,8 +111,8 @@ def listener_reward(kind: str, logits: Logits, weights: Float[Tensor, "L"]) -> F
 def repetition(texts: list[str]) -> Float[Tensor, "S"]:
     """How many words of each caption stood in it before (function words aside)."""
     spared = {"a", "an", "the", "and", "of", "at", "on", "in", "is"}
-    words = [[w for w in text.lower().replace(",", " ").split() if w not in spared] for text in texts]
-    return torch.tensor([float(len(row) - len(set(row))) for row in words])
+    said = [[w for w in words(text) if w not in spared] for text in texts]
+    return torch.tensor([float(len(row) - len(set(row))) for row in said])
 
 
 def total_reward(terms: dict[str, Float[Tensor, "S"]], costs: dict[str, float]) -> Float[Tensor, "S"]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dixit.clip import Clip, image_embeddings, load_clip
-from dixit.common import DixitError
+from dixit.common import DixitError, words
 from dixit.config import ListenerConfig
 from dixit.scenes import WORD_CLASSES
 
@@ -47,16 +47,14 @@ class ClipListener:
 
     def understood(self, text: str) -> str:
         """The caption without the words this listener does not know."""
-        words = text.replace(",", " ,").split()
-        return " ".join(w for w in words if (self.known is None or w.lower() in self.known)
-                        and w.lower() not in self.foreign)
+        return " ".join(w for w in words(text) if (self.known is None or w in self.known) and w not in self.foreign)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
         heard = texts if self.known is None and not self.foreign else [self.understood(t) for t in texts]
         embedded = self.clip.embed_texts(heard)  # (S, E)
         images = self.images[candidates.to(self.images.device)]  # (S, C, E)
         logits = self.clip.scale * torch.einsum("se,sce->sc", embedded, images)
-        silent = torch.tensor([not t.strip(" ,.") for t in heard], device=logits.device)
+        silent = torch.tensor([not words(t) for t in heard], device=logits.device)
         return logits.masked_fill(silent[:, None], 0.0)
 
 

@@ -12,7 +12,6 @@ Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T c
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -25,6 +24,9 @@ from dixit.assets import ASSETS, asset
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
 
+ROWS = 32  # captions scored together; fewer means less padding, more means wider matrix products
+CHUNK = 256  # hidden states that meet the vocabulary together
+BLOCK = 256  # of the vocabulary, in sampling
 Captions = tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"], Float[Tensor, "S T"]]  # tokens, mask, log-probs
 
 
@@ -76,7 +78,7 @@ class Adapter(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.scale
 
 
-def load_llm(name: str) -> tuple[Any, Any]:
+def load_llm(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """A frozen causal LM and its tokenizer from an asset, a folder or a Hugging Face name.
 
     Raises DixitError where it cannot be had. Remote code is never run.
@@ -84,12 +86,68 @@ def load_llm(name: str) -> tuple[Any, Any]:
     source = str(asset(name)) if any(name == known.name for known in ASSETS) else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        llm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        llm = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DixitError(f"cannot load the LLM '{name}': {str(error).splitlines()[0]}") from None
     if tokenizer.eos_token_id is None:
         raise DixitError(f"the tokenizer of '{name}' has no end-of-sequence token")
     return llm.eval().requires_grad_(False), tokenizer
+
+
+def pick(logits: Float[Tensor, "S V"],
+         uniforms: Float[Tensor, "S"] | None) -> tuple[Int[Tensor, "S"], Float[Tensor, "S"]]:
+    """Tokens by inverse CDF from `uniforms` in [0, 1], or the likeliest ones; and their log-probabilities.
+
+    The CDF is summed over blocks of the vocabulary first: a cumulative sum over all of it is slow.
+    """
+    top, best = logits.max(-1)
+    weights = (logits - top[:, None]).exp_()
+    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = blocks.sum(-1)
+    cdf = sums.cumsum(-1)
+    token = best
+    if uniforms is not None:
+        goal = uniforms[:, None] * cdf[:, -1:]
+        block = torch.searchsorted(cdf, goal).clamp_(max=cdf.shape[1] - 1)
+        rest = goal - (cdf - sums).gather(1, block)
+        inside = blocks[torch.arange(len(blocks), device=logits.device), block.squeeze(1)].cumsum(-1)
+        token = (block * BLOCK + torch.searchsorted(inside, rest).clamp_(max=BLOCK - 1)).squeeze(1)
+        token = token.clamp_(max=logits.shape[1] - 1)
+    return token, logits.gather(1, token[:, None]).squeeze(1) - top - cdf[:, -1].log()
+
+
+class TokenLogp(torch.autograd.Function):
+    """log softmax(head(hidden) / temperature)[token] for a frozen head, without keeping an (n, V) tensor.
+
+    The gradient with respect to the hidden state, (W[token] - p @ W) / temperature, is made in the forward pass,
+    while the logits are at hand.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Float[Tensor, "n D"], weight: Float[Tensor, "V D"], bias: Tensor | None,
+                tokens: Int[Tensor, "n"], temperature: float) -> Float[Tensor, "n"]:
+        picked, slopes = [], []
+        for h, token in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True):
+            logits = F.linear(h, weight, bias).float() / temperature
+            total = logits.logsumexp(-1, keepdim=True)
+            picked.append((logits.gather(1, token[:, None]) - total).squeeze(1))
+            if ctx.needs_input_grad[0]:
+                p = (logits - total).exp_().to(weight.dtype)
+                slopes.append((weight[token] - p @ weight) / temperature)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(picked)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slope, = ctx.saved_tensors
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None, None
+
+
+def _rows(cache: DynamicCache, rows: Int[Tensor, "S"]) -> DynamicCache:
+    """A cache of its own for each of `rows`; gradients flow to the old one."""
+    layers: list[Any] = cache.layers
+    return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in layers])
 
 
 class Speaker:
@@ -102,11 +160,11 @@ class Speaker:
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, seed: int = 0,
                  device: str | torch.device = "cpu"):
         self.config = config
-        self.llm, self.tokenizer = load_llm(config.llm)
+        self.llm, self.tokenizer = load_llm(config.llm, config.dtype)
         embedding = self.llm.get_input_embeddings().weight
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapter = Adapter(config, patches, patch_width, embedding.shape[1], float(embedding.std()))
+            adapter = Adapter(config, patches, patch_width, embedding.shape[1], float(embedding.float().std()))
             if config.lora_rank:
                 from peft import LoraConfig, get_peft_model
                 self.llm = get_peft_model(self.llm, LoraConfig(
@@ -114,10 +172,6 @@ class Speaker:
                 lora = {n.replace(".", "_"): p for n, p in self.llm.named_parameters() if p.requires_grad}
                 adapter.lora = nn.ParameterDict(lora)
         self.llm.to(device)
-        self.update_llm = self.llm
-        if config.update_dtype == "bfloat16" and not config.lora_rank:
-            # Measured on CPUs: bfloat16 is faster for the wide update, slower for one-token sampling steps.
-            self.update_llm = copy.deepcopy(self.llm).to(torch.bfloat16)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         self.eos = int(self.tokenizer.eos_token_id)
@@ -125,24 +179,21 @@ class Speaker:
 
     # --- one batch ---
 
-    def _run(self, llm: Any, cache: DynamicCache, **inputs: Tensor) -> Float[Tensor, "S t D"]:
+    def _run(self, cache: DynamicCache, **inputs: Tensor) -> Float[Tensor, "S t D"]:
         """Last hidden states; the cache grows by the inputs."""
-        body = llm.get_base_model().model if hasattr(llm, "get_base_model") else llm.model
-        return body(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
+        plain = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+        return plain.base_model(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
 
-    def _prefill(self, llm: Any, prefix: Float[Tensor, "B K D"], repeats: int) -> tuple[DynamicCache, Tensor]:
-        """Run start token and prefix once per image; the cache and last hidden states (S, D) of N copies each.
+    def _prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[DynamicCache, Float[Tensor, "B D"]]:
+        """Run start token and prefix, once per image; the cache and the last hidden states.
 
         The start token takes the role of attention sink. Without it the first prefix vector must, and gradients
         explode (measured: prefix gradient norm 6,700 against 40, and bfloat16 gradients point elsewhere).
         """
-        start = llm.get_input_embeddings().weight[self.start].expand(len(prefix), 1, -1)
+        start = self.llm.get_input_embeddings().weight[self.start].expand(len(prefix), 1, -1)
         cache = DynamicCache()
-        hidden = self._run(llm, cache, inputs_embeds=torch.cat([start, prefix.to(llm.dtype)], dim=1))[:, -1]
-        if repeats > 1:
-            cache.batch_repeat_interleave(repeats)
-            hidden = hidden.repeat_interleave(repeats, 0)
-        return cache, hidden
+        inputs = torch.cat([start, prefix.to(start.dtype)], dim=1)
+        return cache, self._run(cache, inputs_embeds=inputs)[:, -1]
 
     @torch.no_grad()
     def sample(self, prefix: Float[Tensor, "B K D"], uniforms: Float[Tensor, "S most"] | None = None,
@@ -150,46 +201,56 @@ class Speaker:
         """Captions by inverse-CDF sampling from `uniforms`, or greedily where it is None (then N = 1).
 
         Returns tokens (S, T'), a mask that covers each caption with its end token, and the log-probability
-        of each token (at this temperature); T' <= T is the longest caption's length.
+        of each token (at this temperature); T' <= T is the longest caption's length. A finished caption is
+        dropped from the batch.
         """
-        count = uniforms.shape[0] if uniforms is not None else len(prefix)
-        most = uniforms.shape[1] if uniforms is not None else self.config.max_tokens
-        cache, hidden = self._prefill(self.llm, prefix, count // len(prefix))
-        done = torch.zeros(count, dtype=torch.bool, device=prefix.device)
-        tokens, masks, logps = [], [], []
+        count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
+        going = torch.arange(count, device=prefix.device)  # the captions not yet finished
+        cache, hidden = self._prefill(prefix)
+        image = going // (count // len(prefix))
+        cache, hidden = _rows(cache, image), hidden[image]
+        tokens = torch.full((count, most), self.eos, device=prefix.device)
+        mask = torch.zeros(count, most, dtype=torch.bool, device=prefix.device)
+        logps = torch.zeros(count, most, device=prefix.device)
         for t in range(most):
-            logits = self.llm.lm_head(hidden).float() / temperature
-            logp = logits.log_softmax(-1)
-            if uniforms is None:
-                token = logits.argmax(-1)
-            else:
-                total = logp.exp().cumsum(-1)
-                token = torch.searchsorted(total, uniforms[:, t:t + 1] * total[:, -1:]).squeeze(1)
-                token = token.clamp_(max=logits.shape[-1] - 1)
-            token = torch.where(done, self.eos, token)
-            tokens.append(token)
-            masks.append(~done)
-            logps.append(logp.gather(1, token[:, None]).squeeze(1))
-            done = done | (token == self.eos)
-            if done.all() or t == most - 1:
+            logits = self.llm.get_output_embeddings()(hidden).float() / temperature
+            token, logp = pick(logits, None if uniforms is None else uniforms[going, t])
+            tokens[going, t], mask[going, t], logps[going, t] = token, True, logp
+            keep = (token != self.eos).nonzero().squeeze(1)
+            if t == most - 1 or not len(keep):
                 break
-            hidden = self._run(self.llm, cache, input_ids=token[:, None])[:, -1]
-        return torch.stack(tokens, 1), torch.stack(masks, 1), torch.stack(logps, 1)
+            if len(keep) < len(going):
+                going, token = going[keep], token[keep]
+                cache.batch_select_indices(keep)
+            hidden = self._run(cache, input_ids=token[:, None])[:, -1]
+        return tokens[:, :t + 1], mask[:, :t + 1], logps[:, :t + 1]
 
     def logprobs(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"],
                  temperature: float = 1.0) -> Float[Tensor, "S T"]:
         """Log-probability of given tokens (0 where masked), with gradients to the prefix.
 
-        The prefix runs once per image; only hidden states that predict a real token reach the vocabulary.
+        The prefix runs once per image and equal captions of an image once; captions of like length run together;
+        only hidden states that predict a real token reach the vocabulary.
         """
-        llm = self.update_llm
-        cache, first = self._prefill(llm, prefix, len(tokens) // len(prefix))
-        hidden = first[:, None]
-        if tokens.shape[1] > 1:
-            hidden = torch.cat([hidden, self._run(llm, cache, input_ids=tokens[:, :-1])], dim=1)
-        logits = llm.lm_head(hidden[mask]).float() / temperature
-        picked = logits.gather(1, tokens[mask][:, None]).squeeze(1) - logits.logsumexp(-1)
-        return torch.zeros(mask.shape, device=picked.device).masked_scatter(mask, picked)
+        image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
+        unique, place = torch.cat([image[:, None], tokens.masked_fill(~mask, -1)], 1).unique(dim=0, return_inverse=True)
+        image, tokens = unique[:, 0], unique[:, 1:]
+        mask, longest = tokens >= 0, tokens.shape[1]
+        cache, first = self._prefill(prefix)
+        head = self.llm.get_output_embeddings()
+        order = mask.sum(1).argsort(stable=True)
+        parts = []
+        for rows in order.split(ROWS):
+            length = int(mask[rows].sum(1).max())
+            target, real = tokens[rows, :length], mask[rows, :length]
+            hidden = first[image[rows], None]
+            if length > 1:
+                body = self._run(_rows(cache, image[rows]), input_ids=target[:, :-1].clamp(min=0))
+                hidden = torch.cat([hidden, body], dim=1)
+            picked = TokenLogp.apply(hidden[real], head.weight, head.bias, target[real], temperature)
+            row = torch.zeros(real.shape, device=picked.device).masked_scatter(real, picked)
+            parts.append(F.pad(row, (0, longest - length)))
+        return torch.cat(parts)[order.argsort()][place]
 
     @torch.no_grad()
     def perplexity_logp(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T"]:

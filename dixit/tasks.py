@@ -3,7 +3,7 @@
 `TASKS` names every training of the project. Leaves out the loop (train.py), what comes before the game
 (warm_start.py), and the full evaluation on the test split (eval/).
 
-Shapes: B images, N captions per image, S = B*N, C candidates, L listeners.
+Shapes: B images, N captions per image, S = B*N, M pools of C candidates, L listeners.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dixit.config import Config
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
 from dixit.runs import patch_batch, speaker_and_patches
-from dixit.train import share
+from dixit.train import Task, share
 from dixit.warm_start import CaptionTask, ClipTask, WordTask
 
 
-class GameTask:
+class GameTask(Task):
     """Listener subtraction: sample captions, let the listeners pick, reinforce what pays. Rewards only."""
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -50,20 +50,25 @@ class GameTask:
         self.baseline: float | None = None
         self.rollouts: dict[int, tuple] = {}  # ppo: the rollout that further epochs go over
 
-    def candidates(self, step: int, index: Int[np.ndarray, "B"]) -> Int[Tensor, "B C"]:
-        """The candidates of a global batch, a pure function of (seed, step)."""
-        c, key = self.config.game.candidates, (self.config.seed, step)
+    def candidates(self, step: int, index: Int[np.ndarray, "B"]) -> Int[Tensor, "B M C"]:
+        """M pools of candidates for each image of a global batch, a pure function of (seed, step)."""
+        c, m, key = self.config.game.candidates, self.config.game.pools, (self.config.seed, step)
+        targets = np.repeat(index, m)
         if self.neighbours is not None:
-            return game.draw_hard(index, self.neighbours, c, *key)
-        pool = index if self.config.game.distractors == "in_batch" else np.arange(len(self.data))
-        return game.draw_candidates(index, pool, c, *key)
+            drawn = game.draw_hard(targets, self.neighbours, c, *key)
+        else:
+            pool = index if self.config.game.distractors == "in_batch" else np.arange(len(self.data))
+            drawn = game.draw_candidates(targets, pool, c, *key)
+        return drawn.unflatten(0, (-1, m))
 
     def reward(self, listeners: list, prefix_patches: Tensor, texts: list[str], tokens: Tensor, mask: Tensor,
-               logp: Tensor, candidates: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-        """Total reward (S,), the mean of each named term, and the listeners' logits (L, S, C)."""
+               logp: Tensor, candidates: Int[Tensor, "S M C"]) -> tuple[Tensor, dict[str, float], Tensor]:
+        """Total reward (S,), the mean of each named term, and the listeners' logits (L, S*M, C)."""
         config = self.config.game
-        logits = score_all(listeners, texts, candidates)
-        terms = {"listeners": game.listener_reward(config.reward, logits, self.weights)}
+        tried = [text for text in texts for _ in range(config.pools)]
+        logits = score_all(listeners, tried, candidates.flatten(0, 1))
+        paid = game.listener_reward(config.reward, logits, self.weights)  # (S*M,)
+        terms = {"listeners": paid.unflatten(0, (-1, config.pools)).mean(1)}
         costs = {}
         if config.length_cost:
             terms["length"], costs["length"] = game.caption_lengths(mask), config.length_cost
@@ -116,7 +121,7 @@ class GameTask:
         return loss, figures
 
     def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
-                  candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B N"]:
+                  candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "B N"]:
         """The advantage that `policy.algorithm` asks for (ppo: leave-one-out)."""
         rules = self.config.policy
         if rules.algorithm == "reinforce":

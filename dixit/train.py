@@ -53,7 +53,8 @@ class Task(Protocol):
         """Figures on the validation split."""
 
     def state(self) -> dict[str, Any]:
-        """Whatever else must survive a resume."""
+        """Whatever else must survive a resume; most tasks have nothing."""
+        return {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from dixit import game
 from dixit.clip import as_maps, build_locked, patch_features, text_features
-from dixit.common import rng
+from dixit.common import rng, words
 from dixit.config import Config
 from dixit.data import load
 from dixit.runs import patch_batch, speaker_and_patches
 from dixit.scenes import WORD_CLASSES
-from dixit.train import share
+from dixit.train import Task, share
 
 
 class ClipHeads(nn.Module):
@@ -41,7 +41,7 @@ class ClipHeads(nn.Module):
         return F.normalize(self.image(maps), dim=-1), F.normalize(self.text(texts), dim=-1), self.scale.exp()
 
 
-class ClipTask:
+class ClipTask(Task):
     """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features.
 
     Each step takes one dataset through one perception, by turns, so that distractors are of the same kind.
@@ -71,12 +71,12 @@ class ClipTask:
         text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
         mine = share(len(index), self.config.train.accumulate, part, self.accelerator)
         maps = as_maps(patches[index[mine]]).to(self.accelerator.device)
-        image, words, scale = self.trained(maps, self.texts[text[mine]])
+        image, heard, scale = self.trained(maps, self.texts[text[mine]])
         # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
-        images, all_words = (_gather_with_gradients(x, self.accelerator) for x in (image, words))
+        images, all_heard = (_gather_with_gradients(x, self.accelerator) for x in (image, heard))
         target = torch.arange(len(image), device=image.device) + self.accelerator.process_index * len(image)
-        loss = (F.cross_entropy(scale * image @ all_words.T, target)
-                + F.cross_entropy(scale * words @ images.T, target)) / 2
+        loss = (F.cross_entropy(scale * image @ all_heard.T, target)
+                + F.cross_entropy(scale * heard @ images.T, target)) / 2
         return loss, {"scale": float(scale.detach())}
 
     @torch.no_grad()
@@ -86,18 +86,12 @@ class ClipTask:
         for patches, text, name in self.held:
             image = torch.cat([self.trained(as_maps(patches[i:i + 256]), self.texts[text[i:i + 256]])[0]
                                for i in range(0, len(text), 256)])
-            words = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
+            heard = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
             everyone = np.arange(len(text))
             pools = game.draw_candidates(everyone, everyone, 10, "observe")
-            logits = torch.einsum("se,sce->sc", words, image[pools])
+            logits = torch.einsum("se,sce->sc", heard, image[pools])
             figures[f"r1_of_10/{name}"] = float(game.hits(logits[None]).mean())
         return figures
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def _gather_with_gradients(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float[Tensor, "B E"]:
@@ -108,7 +102,7 @@ def _gather_with_gradients(x: Float[Tensor, "b E"], accelerator: Accelerator) ->
     return torch.cat(all_gather(x))
 
 
-class WordTask:
+class WordTask(Task):
     """First warm start, without running the LLM: prefix vectors learn to lie near the embeddings of the words that
     captions of the image use.
 
@@ -163,14 +157,8 @@ class WordTask:
         index = np.arange(min(256, len(self.held)))
         return {"loss": float(self._loss(self.held_store, self.held_targets, index).mean())}
 
-    def state(self) -> dict[str, Any]:
-        return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class CaptionTask:
+class CaptionTask(Task):
     """Supervised warm start: next-token loss on captions. No caption is used after this stage."""
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -214,12 +202,6 @@ class CaptionTask:
             figures[f"recall/{name}"] = recall
         return figures
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
-
 
 def word_recall(texts: list[str], records: list[str]) -> dict[str, float]:
     """The share of each attribute's words in scene captions that are true of the scene (nothing elsewhere)."""
@@ -229,5 +211,5 @@ def word_recall(texts: list[str], records: list[str]) -> dict[str, float]:
             objects = json.loads(record)["objects"]
             for name, hit in right.items():
                 true = {item[name] for item in objects}
-                hit += [float(w in true) for w in text.replace(",", "").split() if w in WORD_CLASSES[name]]
+                hit += [float(w in true) for w in words(text) if w in WORD_CLASSES[name]]
     return {name: sum(hit) / len(hit) for name, hit in right.items() if hit}

@@ -12,12 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dixit.common import words
 from dixit.scenes import WORD_CLASSES
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()
 
 
 def mean_and_error(values: Float[Tensor, "n"] | list[float]) -> dict[str, float]:

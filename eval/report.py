@@ -1,4 +1,4 @@
-"""A page about a run: `python -m eval.report RUN` writes RUN/report.html, self-contained.
+"""A page about a run: `python -m eval.report RUN` writes RUN/report.html, self-contained, and RUN/rounds.png.
 
 Learning curves, the table of eval/evaluate.py, and a contact sheet: image, base and trained caption, what each
 listener picks and how sure it is. All text is escaped.
@@ -11,6 +11,8 @@ import base64
 import html
 import io
 import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -44,21 +46,30 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def running_mean(values: Sequence[float], window: int = 20) -> list[float]:
+    """The mean of each value and up to `window` - 1 before it."""
+    return [sum(some) / len(some) for some in (values[max(0, i - window + 1):i + 1] for i in range(len(values)))]
+
+
 def curves(folder: Path) -> str:
-    """An <img> with reward, accuracies, and caption length over steps; empty if there is no log."""
+    """An <img> with reward, accuracies, and caption length over steps (running means); empty if there is no log."""
     log = folder / "log.jsonl"
     if not log.is_file():
         return ""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    groups = {"reward": ["reward", "loss"], "accuracy of each listener": [
+    groups = {"reward": ["reward"], "accuracy of each listener": [
         k for k in rows[-1] if k.startswith(("accuracy/", "eval/accuracy/", "eval/gap"))],
         "caption length and entropy": ["length", "entropy"]}
     figure, axes = plt.subplots(1, len(groups), figsize=(13, 3.2), layout="constrained")
     for axis, (title, keys) in zip(axes, groups.items(), strict=True):
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o" if key.startswith("eval/") else "", label=key)
+            if points and key.startswith("eval/"):
+                axis.plot(*zip(*points, strict=True), marker="o", label=key)
+            elif points:
+                steps, values = zip(*points, strict=True)
+                line, = axis.plot(steps, values, alpha=0.25)
+                axis.plot(steps, running_mean(values), color=line.get_color(), label=key)
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=7)
     buffer = io.BytesIO()
@@ -99,8 +110,26 @@ def contact_sheet(config: Config, dataset: Dataset, picks: dict, count: int) -> 
     return '<div class="sheet">' + "".join(cards) + "</div>"
 
 
+def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict, count: int = 4) -> None:
+    """RUN/rounds.png: a few rounds, each with the target, the captions, and which listener finds it."""
+    speakers = [name for name in ("base", "trained") if name in picks]
+    figure, axes = plt.subplots(1, count, figsize=(3.4 * count, 4.2), layout="constrained", squeeze=False)
+    for i, axis in enumerate(axes[0]):
+        axis.imshow(pixels(dataset, [i])[0].permute(1, 2, 0).numpy())
+        axis.axis("off")
+        lines = []
+        for name in speakers:
+            said = "\n".join(textwrap.wrap(picks[name]["texts"][i] or "(nothing)", 38))
+            found = [f"{c.name} {'finds it' if picks[name]['pick'][j][i] == 0 else 'errs'}"
+                     for j, c in enumerate(config.listeners)]
+            lines.append(f"{name}: “{said}”\n{', '.join(found)}")
+        axis.text(0, -0.04, "\n\n".join(lines), transform=axis.transAxes, va="top", fontsize=9)
+    figure.savefig(folder / "rounds.png", dpi=100, bbox_inches="tight")
+    plt.close(figure)
+
+
 def write_report(folder: Path, count: int = 24) -> Path:
-    """Write RUN/report.html from RUN/results.json. Raises DixitError if the run is not evaluated yet."""
+    """Write RUN/report.html and rounds.png from RUN/results.json. Raises DixitError if the run is not evaluated yet."""
     config = load_config(folder / "config.yaml")
     results, picks = read_json(folder / "results.json"), read_json(folder / "results_captions.json")
     dataset = load(config.data, config.eval.split)
@@ -114,6 +143,7 @@ def write_report(folder: Path, count: int = 24) -> Path:
 seed {results["seeds"]["run"]}. Mean ± standard error over images.</small></p>
 <h2>Rounds</h2>{contact_sheet(config, dataset, picks, count)}</html>"""
     atomic_write_text(folder / "report.html", page)
+    write_picture(folder, config, dataset, picks)
     return folder / "report.html"
 
 

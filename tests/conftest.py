@@ -54,7 +54,7 @@ def make_llm(folder: Path) -> Path:
     from dixit.common import rng
 
     texts = [t for i in range(300) for t in scenes.captions(scenes.sample_record(0, "train", i), 4, rng("words", i))]
-    words = sorted({w for t in texts for w in t.replace(",", " ,").split()})
+    words = sorted({w for t in texts for w in t.replace(",", " ,").replace(".", " .").split()})
     vocabulary = {w: i for i, w in enumerate(["<unk>", "</s>", *words])}
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dixit.clip import build_locked, clip_dir, image_embeddings, load_clip, patch_features
+from dixit.clip import build_locked, clip_dir, image_embeddings, load_clip, patch_features, save_clip
 from dixit.common import DixitError
 from dixit.config import load_config
 from dixit.data import load, pixels
@@ -56,7 +56,6 @@ def trained(tmp_path_factory, train):
         fresh = build_locked("lite0", 16)
         before = {k: v.clone() for k, v in fresh.model.state_dict().items()}
         task = train(config, root / "run")
-        from dixit.clip import save_clip
         save_clip(task.clip, "lite0")
     return root, task, before, config
 
@@ -118,6 +117,17 @@ def test_a_grey_listener_cannot_tell_two_hues_of_one_grey_value(here):
     red, grey = clip.embed_images(flat.contiguous(), "grey")  # 0.299 * 200 + 0.701 * 50 = 94.85
     seen = clip.embed_images(flat.contiguous(), "colour")
     assert float(red @ grey) > 0.999 > float(seen[0] @ seen[1])
+
+
+def test_a_clip_with_a_word_added_to_its_tower_has_a_folder_of_its_own(here):
+    before = (clip_dir("lite0") / "open_clip_model.safetensors").read_bytes()
+    other = build_locked("lite0-mine", 16)
+    save_clip(other, "lite0-mine")
+    assert load_clip("lite0-mine").key.startswith("clip-lite0-mine-")
+    assert (clip_dir("lite0") / "open_clip_model.safetensors").read_bytes() == before
+    config = load_config(here[3]).data
+    shared = [patch_features(load_clip(name), load(config, "validation"), "colour") for name in ("lite0", "lite0-mine")]
+    assert shared[0].filename == shared[1].filename  # the tower is the same, and so are its patches
 
 
 def test_missing_and_unknown_clips_are_named(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_wrong_types_are_named(tmp_path, tree, where):
     ("task=gane", "'game'"), ("game.reward=sub_log", "'sub_logp'"), ("game.distractors=randon", "'random'"),
     ("policy.algorithm=rlo", "'rloo'"), ("game.candidates=1", "candidates"), ("policy.samples=1", "samples"),
     ("train.accumulate=3", "multiple"), ("listeners=[]", "at least one"), ("train.mixed_precision=fp8", "bf16"),
-    ("speaker.update_dtype=float16", "bfloat16"),
+    ("speaker.dtype=float16", "bfloat16"),
 ])
 def test_values_that_cannot_work_are_refused(tmp_path, override, words):
     assert words in refused(tmp_path, TWO, override)

@@ -9,7 +9,7 @@ import torch
 
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
-from dixit.speaker import Speaker, load_llm
+from dixit.speaker import Speaker, TokenLogp, load_llm, pick
 from dixit.train import load_weights
 
 PATCHES, WIDTH, T = 5, 16, 6
@@ -73,6 +73,50 @@ def test_shared_prefix_equals_the_plain_path(speaker):
     whole = [torch.cat([g.flatten() for g in found.values()]).double() for found in gradients]
     assert whole[1].norm() > 0.1
     assert (whole[0] - whole[1]).norm() <= 1e-5 * whole[1].norm()
+
+
+def test_equal_captions_of_an_image_share_a_pass_and_keep_their_own_gradients(speaker):
+    tokens, mask, _ = speaker.sample(prefixes(speaker).detach(), draw(12, T))
+    tokens[1], mask[1], tokens[2], mask[2] = tokens[0], mask[0], tokens[0], mask[0]
+    tokens[3], mask[3] = tokens[0], mask[0]  # the same words about another image are another caption
+    weights = draw(12, 1, seed=1)
+    slopes = []
+    for path in (speaker.logprobs, lambda *given: plain_logprobs(speaker, *given)):
+        prefix = prefixes(speaker).detach().requires_grad_()
+        value = path(prefix, tokens, mask)
+        (value * weights).sum().backward()
+        slopes.append(prefix.grad)
+    assert value[0].sum() != value[3].sum()
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_token_logp_equals_log_softmax_and_its_gradient(bias):
+    weight, tokens = draw(700, 8) - 0.5, torch.arange(300) * 2
+    offset = draw(700, seed=4) if bias else None
+    upstream, slopes = draw(300, seed=2), []
+    for fast in (True, False):
+        hidden = (draw(300, 8, seed=1) * 4 - 2).requires_grad_()
+        if fast:
+            value = TokenLogp.apply(hidden, weight, offset, tokens, 0.7)
+        else:
+            logits = torch.nn.functional.linear(hidden, weight, offset) / 0.7
+            torch.testing.assert_close(value, logits.log_softmax(-1)[torch.arange(300), tokens], atol=1e-5, rtol=0)
+            value = logits.log_softmax(-1)[torch.arange(300), tokens]
+        (value * upstream).sum().backward()
+        slopes.append(hidden.grad)
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 1000])
+def test_pick_is_the_inverse_cdf(vocabulary):
+    logits, uniforms = (draw(200, vocabulary) * 8).double(), draw(200, seed=1).double()
+    token, logp = pick(logits, uniforms)
+    cdf = logits.softmax(-1).cumsum(-1)
+    expected = torch.searchsorted(cdf, uniforms[:, None]).squeeze(1)
+    assert torch.equal(token, expected)
+    torch.testing.assert_close(logp, logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1))
+    assert torch.equal(pick(logits, None)[0], logits.argmax(-1))
 
 
 def test_prefix_gradient_agrees_with_a_finite_difference(speaker):
@@ -158,12 +202,13 @@ def test_no_parameter_of_the_llm_gets_a_gradient(speaker):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in speaker.trained.parameters())
 
 
-def test_bfloat16_update_is_close_and_trains_the_same_parameters(settings):
+def test_bfloat16_is_close_and_trains_the_same_parameters(settings):
     wide = Speaker(settings, PATCHES, WIDTH)
-    half = Speaker(dataclasses.replace(settings, update_dtype="bfloat16"), PATCHES, WIDTH)
+    half = Speaker(dataclasses.replace(settings, dtype="bfloat16"), PATCHES, WIDTH)
     prefix = prefixes(half)
-    tokens, mask, _ = wide.sample(prefix.detach(), draw(4, T))
-    assert torch.equal(tokens, half.sample(prefix.detach(), draw(4, T))[0])  # sampling is float32 in both
+    tokens, mask, sampled = half.sample(prefix.detach(), draw(4, T))
+    again = half.logprobs(prefix.detach(), tokens, mask)
+    torch.testing.assert_close(again, sampled * mask, atol=0.1, rtol=0.05)
     logp = half.logprobs(prefix, tokens, mask)
     torch.testing.assert_close(logp.detach(), wide.logprobs(prefix, tokens, mask).detach(), atol=0.1, rtol=0.05)
     logp.sum().backward()

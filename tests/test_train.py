@@ -11,13 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from dixit import game
 from dixit.common import DixitError
 from dixit.config import TrainConfig, load_config
+from dixit.listeners import score_all
 from dixit.runs import load_run
 from dixit.train import checkpoints, learning_rate, trained_weights
 
@@ -200,7 +203,7 @@ def test_every_algorithm_trains(home, train, tmp_path, algorithm):
     ["game.distractors=in_batch"], ["game.distractors=hard"],
     ["game.length_cost=0.1", "game.repetition_cost=0.1", "game.kl_cost=0.1"],
     ["listeners.1.vocabulary=[red, blue]"], ["listeners.0.domain=colour", "listeners.1.domain=shape"],
-    ["speaker.update_dtype=bfloat16"], ["train.mixed_precision=bf16"],
+    ["speaker.dtype=bfloat16"], ["train.mixed_precision=bf16"],
 ], ids=lambda o: o[0])
 def test_every_reward_and_option_trains(home, train, tmp_path, overrides):
     train(home.game_config, tmp_path / "run", "train.steps=2", *overrides)
@@ -226,6 +229,20 @@ def test_identical_listeners_teach_nothing(home, train, tmp_path, reward):
 
     fresh = Speaker(task.config.speaker, *task.store.shape[1:]).trained.state_dict()
     assert all(torch.equal(v, fresh[k]) for k, v in task.trained.state_dict().items())
+
+
+def test_the_reward_is_the_mean_over_pools(home, train, tmp_path):
+    task = train(home.game_config, tmp_path / "run", "game.pools=3", "train.steps=1")
+    index, texts = np.array([0, 5]), ["A red circle.", "A star.", "A thing.", "A blue ring."]
+    pools = task.candidates(7, index)
+    assert pools.shape == (2, 3, 4) and (pools[..., 0] == torch.tensor([[0], [5]])).all()
+    assert torch.equal(pools, task.candidates(7, index)) and len(pools[0, :, 1:].unique(dim=0)) > 1
+    given = (torch.zeros(0), texts, torch.zeros(4, 1, dtype=torch.long), torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1))
+    whole, _, logits = task.reward(task.listeners, *given, pools.repeat_interleave(2, 0))
+    assert logits.shape == (2, 12, 4)
+    single = [game.listener_reward("sub_logp", score_all(task.listeners, texts, one), task.weights)
+              for one in pools.repeat_interleave(2, 0).unbind(1)]
+    torch.testing.assert_close(whole, torch.stack(single).mean(0))
 
 
 def test_a_batch_that_does_not_divide_is_refused(home, train, tmp_path):
