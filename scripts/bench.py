@@ -1,0 +1,352 @@
+"""How fast one step of the game is, side by side with what a user would write or install, and with the machine.
+
+    python scripts/bench.py                      # medians over repeats, taken in turns in this one run
+    python scripts/bench.py --trl                # also TRL's GRPO trainer (pip install -e ".[bench]")
+    python scripts/bench.py --scaling            # how the step grows with N, C, L, T, dataset and adapter width
+    python scripts/bench.py --profile            # where the time goes: a table, and trace.json for a trace viewer
+
+`dixit` is this project. `hf float32` and `hf bfloat16` are Hugging Face `generate` and a plain update: the prefix
+is recomputed for every caption, logits of every place are kept, each listener encodes every caption padded to its
+full context. `trl` is GRPOTrainer (LoRA, so that it too leaves the LLM frozen) on a text prompt of K tokens with a
+reward that costs nothing, so it has no listeners to pay for. `roofline` is the time the step's arithmetic and
+memory traffic would take at the matrix-product and copy rates measured here, at dixit's dtype.
+
+Captions are sampled to their full length T by all (the end token is forbidden), so every variant does the same
+work. Adapter weights are random: speed does not depend on them. Leaves out data loading, which never blocks a step:
+features are memory-mapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from dixit import game, policy  # noqa: E402
+from dixit.assets import asset  # noqa: E402
+from dixit.clip import build_locked  # noqa: E402
+from dixit.common import command_line, git_commit, peak_memory_gb, run_main, write_json  # noqa: E402
+from dixit.config import SpeakerConfig  # noqa: E402
+from dixit.listeners import ClipListener, score_all  # noqa: E402
+from dixit.speaker import Speaker  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What one step handles, in the project's letters."""
+
+    B: int = 8
+    N: int = 4
+    K: int = 12
+    T: int = 16
+    C: int = 10
+    L: int = 2
+    images: int = 2000  # of the dataset
+    width: int = 256  # of the adapter
+
+
+class Bench:
+    """A step of the game on random patches and real pretrained models."""
+
+    def __init__(self, shape: Shape, llm: str, dtype: str, device: str):
+        self.shape, self.device = shape, torch.device(device)
+        config = SpeakerConfig(llm=llm, prefix=shape.K, max_tokens=shape.T, width=shape.width, dtype=dtype)
+        self.speaker = Speaker(config, 64, 512, device=device)
+        self.speaker.eos = -1  # never drawn: captions have their full length
+        self.optimizer = torch.optim.AdamW(self.speaker.trained.parameters(), lr=1e-6)
+        self.clip = build_locked("lite0", device=device)
+        images = F.normalize(torch.randn(shape.images, 256), dim=1)
+        self.listeners = [ClipListener(self.clip, images.roll(i, 0)) for i in range(shape.L)]
+        self.weights = torch.tensor([1.0] + [-1.0] * (shape.L - 1), device=device)
+        self.patches = torch.randn(shape.B, 64, 512, device=device)
+        self.step_number = 0
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Uniforms (S, T) and candidates (S, C) of a step."""
+        s, g = self.shape, torch.Generator().manual_seed(self.step_number)
+        self.step_number += 1
+        candidates = torch.stack([torch.randperm(s.images, generator=g)[:s.C] for _ in range(s.B)])
+        return (torch.rand(s.B * s.N, s.T, generator=g).to(self.device),
+                candidates.to(self.device).repeat_interleave(s.N, 0))
+
+    def timed(self, seconds: dict[str, float], part: str, work: Callable[[], Any]) -> Any:
+        self.sync()
+        began = time.perf_counter()
+        made = work()
+        self.sync()
+        seconds[part] = time.perf_counter() - began
+        return made
+
+    def finish(self, seconds: dict[str, float], prefix: Tensor, logits: Tensor,
+               logprobs: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Reward and update, the same for all; `logprobs(prefix)` gives log-probabilities and mask (S, T)."""
+        reward = game.listener_reward("sub_chance", logits, self.weights)
+        advantage = policy.leave_one_out_advantage(reward.unflatten(0, (-1, self.shape.N))).flatten()
+
+        def update() -> None:
+            logp, mask = logprobs(prefix)
+            policy.policy_loss(logp, mask, advantage).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+        self.timed(seconds, "update", update)
+        seconds["step"] = sum(seconds.values())
+        return seconds
+
+    def dixit(self) -> dict[str, float]:
+        """One step as dixit/tasks.py does it; seconds of each part."""
+        seconds: dict[str, float] = {}
+        speaker, (uniforms, candidates) = self.speaker, self.draw()
+        prefix = self.timed(seconds, "adapter", lambda: speaker.trained(self.patches))
+        tokens, mask, _ = self.timed(seconds, "sample", lambda: speaker.sample(prefix.detach(), uniforms))
+        with torch.no_grad():
+            logits = self.timed(seconds, "score", lambda: score_all(self.listeners, speaker.decode(tokens, mask),
+                                                                    candidates))
+        return self.finish(seconds, prefix, logits, lambda p: (speaker.logprobs(p, tokens, mask), mask))
+
+    def hf(self, llm: Any) -> dict[str, float]:
+        """One step with Hugging Face `generate` and a plain update."""
+        from transformers import GenerationConfig
+
+        seconds: dict[str, float] = {}
+        shape, speaker, (_, candidates) = self.shape, self.speaker, self.draw()
+        prefix = self.timed(seconds, "adapter", lambda: speaker.trained(self.patches))
+        embed = llm.get_input_embeddings()
+        start = embed(torch.full((shape.B * shape.N, 1), speaker.start, device=self.device))
+        settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=shape.T,
+                                    min_new_tokens=shape.T, pad_token_id=0, eos_token_id=None)
+
+        def sample() -> Tensor:
+            inputs = torch.cat([start, prefix.detach().to(llm.dtype).repeat_interleave(shape.N, 0)], 1)
+            mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=self.device)
+            return llm.generate(inputs_embeds=inputs, attention_mask=mask, generation_config=settings)
+
+        def score(texts: list[str]) -> Tensor:
+            rows = []
+            for listener in self.listeners:
+                heard = self.clip.model.encode_text(self.clip.tokenizer(texts).to(self.device), normalize=True)
+                rows.append(self.clip.scale * torch.einsum("se,sce->sc", heard, listener.images[candidates]))
+            return torch.stack(rows)
+
+        def logprobs(p: Tensor) -> tuple[Tensor, Tensor]:
+            inputs = torch.cat([start, p.to(llm.dtype).repeat_interleave(shape.N, 0), embed(tokens)], 1)
+            logits = llm(inputs_embeds=inputs).logits[:, shape.K:-1].float()
+            return logits.log_softmax(-1).gather(2, tokens[..., None]).squeeze(2), torch.ones_like(tokens).bool()
+
+        with torch.no_grad():
+            tokens = self.timed(seconds, "sample", sample)
+            texts = speaker.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            logits = self.timed(seconds, "score", lambda: score(texts))
+        return self.finish(seconds, prefix, logits, logprobs)
+
+
+def trl_seconds(shape: Shape, llm: str, device: str, steps: int) -> list[dict[str, float]]:
+    """Seconds per step of TRL's GRPOTrainer at the same number and length of captions; the first step is left out."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    folder = str(asset(llm))
+    prompt = AutoTokenizer.from_pretrained(folder).decode(range(1000, 1000 + shape.K))
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times[-1] += time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as out:
+        settings = GRPOConfig(
+            output_dir=out, per_device_train_batch_size=shape.B * shape.N, num_generations=shape.N, beta=0.0,
+            max_completion_length=shape.T, max_steps=steps + 1, use_cpu=device == "cpu", bf16=True, report_to=[],
+            gradient_checkpointing=False, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            generation_kwargs={"min_new_tokens": shape.T}, model_init_kwargs={"dtype": "bfloat16"})
+        GRPOTrainer(
+            model=folder, reward_funcs=lambda completions, **_: [float(len(c) % 7) for c in completions],
+            args=settings, train_dataset=Dataset.from_dict({"prompt": [prompt] * 256}), callbacks=[Clock()],
+            peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()
+    return [{"step": seconds} for seconds in times[1:]]
+
+
+def machine_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
+    """Best of several: FLOP/s of a large matrix product, bytes/s of a large copy (read and write counted)."""
+    size = 8192 if device != "cpu" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    source = torch.empty(2**26 if device == "cpu" else 2**28, device=device)
+    target = torch.empty_like(source)
+
+    def best(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(7):
+            if device != "cpu":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    return {"flops": 2 * size**3 / best(lambda: a @ b), "bytes": 2 * source.nbytes / best(lambda: target.copy_(source))}
+
+
+def roofline(bench: Bench, rates: dict[str, float], float32_flops: float) -> dict[str, float]:
+    """Seconds of each part at the measured rates: max(FLOPs / matmul rate, weight bytes / copy rate).
+
+    FLOPs are 2 per weight and token forward, as many again for the gradient with respect to the inputs; attention
+    and normalisation are left out. A sampling step must read every weight once.
+    """
+    s, llm = bench.shape, bench.speaker.llm
+    head = llm.get_output_embeddings().weight
+    body = sum(p.numel() for p in llm.parameters()) - head.numel()  # input and output embeddings are one
+    size = head.element_size()
+    captions, prompt = s.B * s.N, s.B * (s.K + 1)
+    once = 2 * (prompt * body + captions * (s.T - 1) * body + captions * s.T * head.numel())
+    sample = max(once / rates["flops"], s.T * (body + head.numel()) * size / rates["bytes"])
+    text = sum(p.numel() for n, p in bench.clip.model.text.transformer.named_parameters() if "embeddings" not in n)
+    score = 2 * captions * s.T * text / float32_flops
+    adapter = sum(p.numel() for p in bench.speaker.trained.parameters())
+    seconds = {"sample": sample, "score": score, "update": 2 * once / rates["flops"],
+               "adapter": 3 * 2 * s.B * (s.K + 64) * adapter / 2 / float32_flops}
+    return seconds | {"step": sum(seconds.values())}
+
+
+def median_parts(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+
+
+def peak_of(variant: str, arguments: argparse.Namespace) -> float | None:
+    """Peak memory (GB) of a process that runs two steps of one variant alone."""
+    words = [sys.executable, __file__, "--only", variant, "--repeats", "2", "--llm", arguments.llm, "--device",
+             arguments.device, "--dtype", arguments.dtype]
+    for field in dataclasses.fields(Shape):
+        words += [f"--{field.name}", str(getattr(arguments, field.name))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    try:
+        return json.loads(done.stdout.splitlines()[-1])["peak_gb"]
+    except (IndexError, ValueError, KeyError):
+        return None
+
+
+def scaling(arguments: argparse.Namespace, base: Shape) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each part as one letter of the shape grows, everything else as in `base`."""
+    grids = {"N": (2, 4, 8), "C": (5, 10, 50), "L": (1, 2, 4), "T": (8, 16, 32), "images": (500, 2000, 50_000),
+             "width": (128, 256, 512)}
+    found: dict[str, list[dict[str, float]]] = {}
+    for letter, values in grids.items():
+        benches = [Bench(dataclasses.replace(base, **{letter: v}), arguments.llm, arguments.dtype, arguments.device)
+                   for v in values]
+        runs: list[list[dict[str, float]]] = [[] for _ in values]
+        for turn in range(arguments.repeats + 1):
+            for bench, row in zip(benches, runs, strict=True):
+                parts = bench.dixit()
+                if turn:
+                    row.append(parts)
+        found[letter] = [{letter: v, **median_parts(row)} for v, row in zip(values, runs, strict=True)]
+    return found
+
+
+def print_rows(rows: dict[str, dict[str, Any]], captions: int) -> None:
+    print("| variant | sample | score | update | step | captions/s | peak GB | step, relative |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        cells = [f"{row[part]:.3f} s" if part in row else "" for part in ("sample", "score", "update", "step")]
+        peak = f"{row['peak_gb']:.2f}" if row.get("peak_gb") else ""
+        print(f"| {name} | " + " | ".join(cells) + f" | {captions / row['step']:.1f} | {peak} | "
+              f"{row['step'] / rows['dixit']['step']:.2f} |")
+
+
+def profile(bench: Bench, out: Path) -> None:
+    """One step under the PyTorch profiler."""
+    bench.dixit()
+    with torch.profiler.profile() as found:
+        bench.dixit()
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=44))
+    out.mkdir(parents=True, exist_ok=True)
+    found.export_chrome_trace(str(out / "trace.json"))
+    print(f"trace: {out / 'trace.json'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(Shape):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default)
+    parser.add_argument("--llm", default="smollm2-135m")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--trl", action="store_true", help="also time TRL's GRPO trainer")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--only", choices=("dixit", "hf float32", "hf bfloat16"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shape = Shape(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Shape)})
+    torch.manual_seed(0)
+    if arguments.profile:
+        return profile(Bench(shape, arguments.llm, arguments.dtype, arguments.device), arguments.out)
+    if arguments.scaling:
+        found = scaling(arguments, shape)
+        for letter, column in found.items():
+            print(f"{letter}: " + ", ".join(f"{row[letter]} -> {row['step']:.3f} s" for row in column))
+        write_json(arguments.out / "scaling.json", {"command": command_line(), "commit": git_commit(),
+                                                    "shape": dataclasses.asdict(shape), "seconds": found})
+        return
+
+    variants = [arguments.only] if arguments.only else ["dixit", "hf float32", "hf bfloat16"]
+    benches: dict[str, Bench] = {}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    for name in variants:
+        dtype = arguments.dtype if name == "dixit" else name.split()[1]
+        benches[name] = Bench(shape, arguments.llm, dtype, arguments.device)
+    for turn in range(arguments.repeats + 1):  # in turns, so that a busy minute slows all alike; the first is warm-up
+        for name, bench in benches.items():
+            parts = bench.dixit() if name == "dixit" else bench.hf(bench.speaker.llm)
+            if turn:
+                runs[name].append(parts)
+    rows: dict[str, dict[str, Any]] = {name: median_parts(found) for name, found in runs.items()}
+    if arguments.only:
+        peak = torch.cuda.max_memory_allocated() / 1e9 if arguments.device == "cuda" else peak_memory_gb()
+        print(json.dumps({**rows[arguments.only], "peak_gb": peak}))
+        return
+    if arguments.trl:
+        rows["trl"] = median_parts(trl_seconds(shape, arguments.llm, arguments.device, arguments.repeats))
+    rates = machine_rates(getattr(torch, arguments.dtype), arguments.device)
+    float32_flops = machine_rates(torch.float32, arguments.device)["flops"]
+    rows["roofline"] = roofline(benches["dixit"], rates, float32_flops)
+    for name in variants:
+        rows[name]["peak_gb"] = peak_of(name, arguments) or 0.0
+    print_rows(rows, shape.B * shape.N)
+    print(f"matrix products {rates['flops'] / 1e9:.0f} GFLOP/s ({arguments.dtype}), {float32_flops / 1e9:.0f} "
+          f"(float32); copies {rates['bytes'] / 1e9:.1f} GB/s; {torch.get_num_threads()} threads")
+    write_json(arguments.out / "bench.json", {
+        "command": command_line(), "commit": git_commit(), "shape": dataclasses.asdict(shape),
+        "dtype": arguments.dtype, "device": arguments.device, "threads": torch.get_num_threads(),
+        "rates": {**rates, "float32_flops": float32_flops}, "seconds": rows,
+        "every_step": {name: [run["step"] for run in found] for name, found in runs.items()}})
+    print(f"written to {arguments.out / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    run_main(main)
