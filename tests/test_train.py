@@ -237,7 +237,8 @@ def test_the_reward_is_the_mean_over_pools(home, train, tmp_path):
     pools = task.candidates(7, index)
     assert pools.shape == (2, 3, 4) and (pools[..., 0] == torch.tensor([[0], [5]])).all()
     assert torch.equal(pools, task.candidates(7, index)) and len(pools[0, :, 1:].unique(dim=0)) > 1
-    given = (torch.zeros(0), texts, torch.zeros(4, 1, dtype=torch.long), torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1))
+    tokens = torch.zeros(4, 1, dtype=torch.long)
+    given = (torch.zeros(0), texts, tokens, tokens == 0, torch.zeros(4, 1))
     whole, _, logits = task.reward(task.listeners, *given, pools.repeat_interleave(2, 0))
     assert logits.shape == (2, 12, 4)
     single = [game.listener_reward("sub_logp", score_all(task.listeners, texts, one), task.weights)
