@@ -1,6 +1,7 @@
 """One table from several runs: `python -m eval.seeds NAME RUN [RUN ...]` writes eval/results/NAME.json and .md.
 
-Means over runs (seeds) with standard errors over runs; each run must have been through eval.evaluate.
+Means over runs (seeds) with standard errors over runs, and what they say about the claims of listener subtraction.
+Each run must have been through eval.evaluate.
 """
 
 from __future__ import annotations
@@ -22,6 +23,37 @@ def combine(results: list[dict[str, Any]]) -> dict[str, dict]:
                 for k, v in results[0]["figures"][s].items()} for s in speakers}
 
 
+def claims(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """claim -> mean and standard error over runs, the bound, and whether the mean keeps it.
+
+    Only where every run has a base speaker, an oracle and held-out listeners.
+    """
+    found: dict[str, list[float]] = {}
+    for figures in (r["figures"] for r in results):
+        if not {"base", "trained", "oracle"} <= figures.keys() or "heldout/gap" not in figures["trained"]:
+            return {}
+        base, trained, oracle = ({k: v["mean"] if isinstance(v, dict) else v for k, v in figures[name].items()}
+                                 for name in ("base", "trained", "oracle"))
+        first = next(k for k in trained if k.startswith("training/accuracy/"))
+        gain = trained["training/gap"] - base["training/gap"]
+        for claim, value in {
+            "share of the oracle's gap": trained["training/gap"] / oracle["training/gap"],
+            "gap above the base speaker's": gain,
+            f"{first} above the base speaker's": trained[first] - base[first],
+            "held-out gain over training gain": (trained["heldout/gap"] - base["heldout/gap"]) / gain,
+            "perplexity over the base speaker's": trained["perplexity"] / base["perplexity"],
+            "share of images with the commonest caption": trained["most_repeated"],
+        }.items():
+            found.setdefault(claim, []).append(value)
+    bounds = ((0.70, 1), (0.20, 1), (-0.10, 1), (0.50, 1), (2.0, -1), (0.20, -1))  # at least (1), at most (-1)
+    rows = {}
+    for (claim, values), (bound, sign) in zip(found.items(), bounds, strict=True):
+        figure = mean_and_error(values)
+        rows[claim] = {**figure, "bound": f"{'>=' if sign > 0 else '<='} {bound:g}",
+                       "holds": sign * figure["mean"] >= sign * bound}
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="what to call the table")
@@ -31,14 +63,19 @@ def main() -> None:
     seeds = [r["seeds"]["run"] for r in results]
     if len(set(seeds)) < len(seeds):
         raise DixitError(f"two of these runs have the same seed {seeds}; train each with its own seed=...")
-    figures = combine(results)
+    figures, verdicts = combine(results), claims(results)
     runs = [{k: r[k] for k in ("command", "config_hash", "commit", "seeds", "wall_seconds", "peak_memory_gb",
                                "training")} for r in results]
-    folder = Path(__file__).parent / "results"
-    write_json(folder / f"{arguments.name}.json", {"runs": runs, "figures": figures})
     note = f"Mean ± standard error over {len(runs)} runs, seeds {', '.join(map(str, seeds))}."
-    atomic_write_text(folder / f"{arguments.name}.md", f"# {arguments.name}\n\n{note}\n\n{table(figures)}\n")
-    print(table(figures))
+    text = f"# {arguments.name}\n\n{note}\n\n{table(figures)}\n"
+    if verdicts:
+        text += "\n| claim | measured | bound | holds |\n|---|---|---|---|\n" + "".join(
+            f"| {claim} | {v['mean']:.2f} ± {v['se']:.2f} | {v['bound']} | {'yes' if v['holds'] else 'no'} |\n"
+            for claim, v in verdicts.items())
+    folder = Path(__file__).parent / "results"
+    write_json(folder / f"{arguments.name}.json", {"runs": runs, "claims": verdicts, "figures": figures})
+    atomic_write_text(folder / f"{arguments.name}.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

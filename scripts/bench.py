@@ -320,6 +320,8 @@ def main() -> None:
     for name in variants:
         dtype = arguments.dtype if name == "dixit" else name.split()[1]
         benches[name] = Bench(shape, arguments.llm, dtype, arguments.device)
+        if name != "dixit":
+            benches[name].speaker.llm.set_attn_implementation("sdpa")  # what transformers takes by default
     for turn in range(arguments.repeats + 1):  # in turns, so that a busy minute slows all alike; the first is warm-up
         for name, bench in benches.items():
             parts = bench.dixit() if name == "dixit" else bench.hf(bench.speaker.llm)

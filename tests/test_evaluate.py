@@ -12,7 +12,7 @@ import torch
 
 from dixit.common import DixitError
 from dixit.runs import load_run
-from eval import evaluate, metrics
+from eval import evaluate, metrics, seeds
 
 
 def test_mean_and_standard_error_by_hand():
@@ -45,6 +45,27 @@ def test_recall_by_hand():
     assert metrics.recall_at(similarity, 1).tolist() == [1, 0, 0]  # a tie counts against the caption
     assert metrics.recall_at(similarity, 2).tolist() == [1, 1, 0]
     assert metrics.recall_at(similarity, 3).tolist() == [1, 1, 1]
+
+
+def figure_rows(gap: float, first: float, heldout: float, perplexity: float) -> dict:
+    def cell(x: float) -> dict:
+        return {"mean": x, "se": 0.1, "n": 9}
+    return {"training/gap": cell(gap), "training/accuracy/colour": cell(first), "heldout/gap": cell(heldout),
+            "perplexity": cell(perplexity), "most_repeated": 0.1}
+
+
+def test_claims_over_seeds_by_hand():
+    runs = [{"figures": {"base": figure_rows(0.1, 0.6, 0.1, 50), "oracle": figure_rows(0.5, 0.8, 0.5, 50),
+                         "trained": figure_rows(gap, 0.55, 0.2, 120)}} for gap in (0.4, 0.5)]
+    found = seeds.claims(runs)
+    assert found["share of the oracle's gap"]["mean"] == pytest.approx(0.9)
+    assert found["share of the oracle's gap"]["se"] == pytest.approx(0.1)  # 0.8 and 1.0
+    assert found["gap above the base speaker's"]["mean"] == pytest.approx(0.35)
+    assert found["training/accuracy/colour above the base speaker's"]["mean"] == pytest.approx(-0.05)
+    assert found["held-out gain over training gain"]["mean"] == pytest.approx((0.1 / 0.3 + 0.1 / 0.4) / 2)
+    assert [row["holds"] for row in found.values()] == [True, True, True, False, False, True]
+    assert seeds.claims([{"figures": {"trained": figure_rows(0.1, 0.5, 0.1, 1)}}]) == {}
+    assert seeds.combine(runs)["trained"]["training/gap"]["mean"] == pytest.approx(0.45)
 
 
 @pytest.fixture(scope="module")
