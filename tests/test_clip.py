@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dixit.clip import build_locked, clip_dir, image_embeddings, load_clip, patch_features, save_clip
+from dixit.clip import _cached, build_locked, clip_dir, image_embeddings, load_clip, patch_features, save_clip
 from dixit.common import DixitError
 from dixit.config import load_config
 from dixit.data import load, pixels
@@ -109,6 +109,26 @@ def test_cached_patches_are_those_of_the_images_in_any_batches(here):
     direct = clip.patches(pixels(dataset, range(4)), "blur")
     assert whole.shape == (12, 64, direct.shape[2]) and whole.dtype == np.float16
     torch.testing.assert_close(torch.from_numpy(whole[:4].astype(np.float32)), direct, atol=0.02, rtol=0.01)
+
+
+def test_a_cache_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
+    asked: list[int] = []
+
+    def compute(start: int, stop: int, last: int = 1000) -> np.ndarray:
+        if start >= last:
+            raise KeyboardInterrupt
+        asked.append(start)
+        return np.arange(start, stop)[:, None] * [1.0, 2.0]
+
+    path, shape = tmp_path / "numbers.npy", (103, 2)
+    with pytest.raises(KeyboardInterrupt):
+        _cached(path, shape, "float32", lambda a, b: compute(a, b, last=60), "numbers", 5)
+    assert not path.exists() and asked == list(range(0, 60, 5))
+    asked.clear()
+    made = _cached(path, shape, "float32", compute, "numbers", 5)
+    assert asked == list(range(40, 103, 5))  # what was noted as done is not done again
+    assert np.array_equal(made, np.arange(103, dtype=np.float32)[:, None] * [1, 2])
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".npy"]
 
 
 def test_a_grey_listener_cannot_tell_two_hues_of_one_grey_value(here):

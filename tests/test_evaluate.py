@@ -55,8 +55,8 @@ def figure_rows(gap: float, first: float, heldout: float, perplexity: float) -> 
 
 
 def test_claims_over_seeds_by_hand():
-    runs = [{"figures": {"base": figure_rows(0.1, 0.6, 0.1, 50), "oracle": figure_rows(0.5, 0.8, 0.5, 50),
-                         "trained": figure_rows(gap, 0.55, 0.2, 120)}} for gap in (0.4, 0.5)]
+    runs = [{"figures": {"base": figure_rows(0.1, 0.6, 0.1, 50.0), "oracle": figure_rows(0.5, 0.8, 0.5, 50.0),
+                         "trained": figure_rows(gap, 0.55, 0.2, 120.0)}} for gap in (0.4, 0.5)]
     found = seeds.claims(runs)
     assert found["share of the oracle's gap"]["mean"] == pytest.approx(0.9)
     assert found["share of the oracle's gap"]["se"] == pytest.approx(0.1)  # 0.8 and 1.0
@@ -64,7 +64,7 @@ def test_claims_over_seeds_by_hand():
     assert found["training/accuracy/colour above the base speaker's"]["mean"] == pytest.approx(-0.05)
     assert found["held-out gain over training gain"]["mean"] == pytest.approx((0.1 / 0.3 + 0.1 / 0.4) / 2)
     assert [row["holds"] for row in found.values()] == [True, True, True, False, False, True]
-    assert seeds.claims([{"figures": {"trained": figure_rows(0.1, 0.5, 0.1, 1)}}]) == {}
+    assert seeds.claims([{"figures": {"trained": figure_rows(0.1, 0.5, 0.1, 1.0)}}]) == {}
     assert seeds.combine(runs)["trained"]["training/gap"]["mean"] == pytest.approx(0.45)
 
 
