@@ -30,7 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dixit import prepare
-from dixit.common import DixitError, run_main, scratch_dir, write_json
+from dixit.common import DixitError, locked, run_main, scratch_dir, write_json
 
 
 @dataclass(frozen=True)
