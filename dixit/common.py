@@ -131,6 +131,11 @@ def command_line() -> str:
 
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB (10^9 bytes)."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what the parent held when it started this process
+        kilobytes = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if kilobytes:
+            return int(kilobytes[0]) * 1024 / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
