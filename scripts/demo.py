@@ -55,7 +55,7 @@ def play(run: LoadedRun, target: str, pool: datasets.Dataset, heldout: bool, r: 
         image = pixels(pool, [int(target)])
     else:
         picture = open_image(Path(target).expanduser(), size)
-        image = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None]
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     others = [int(i) for i in r.permutation(len(pool)) if str(i) != target][: c - 1]
     images = torch.cat([image, pixels(pool, others)])
     names = ["the target", *[f"test image {i}" for i in others]]
