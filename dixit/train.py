@@ -151,7 +151,7 @@ def write_facts(folder: Path, seconds: float) -> None:
     """RUN/train.json: the command, wall time over all resumptions, and peak memory of this process."""
     path = folder / "train.json"
     before = read_json(path)["wall_seconds"] if path.is_file() else 0.0
-    write_json(path, {"command": command_line(),
+    write_json(path, {"command": command_line(), "commit": git_commit(),
                       "wall_seconds": round(before + seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
 
 
