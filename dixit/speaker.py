@@ -95,8 +95,8 @@ def load_llm(name: str, dtype: str = "float32") -> tuple[Any, Any]:
 
 
 def _cooled(logits: Float[Tensor, "*n V"], temperature: float) -> Float[Tensor, "*n V"]:
-    """Fresh float32 logits over the temperature."""
-    warm = logits.float() if logits.dtype != torch.float32 else logits.clone()
+    """Logits over the temperature, in float32; in place where they are that already."""
+    warm = logits.float()
     return warm if temperature == 1 else warm.div_(temperature)
 
 

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from dixit.common import atomic_write_text, read_json, run_main  # noqa: E402
+from dixit.common import atomic_path, atomic_write_text, read_json, run_main  # noqa: E402
 from dixit.config import Config, load_config  # noqa: E402
 from dixit.data import load, pixels  # noqa: E402
 from dixit.perception import perceive  # noqa: E402
@@ -110,8 +110,9 @@ def contact_sheet(config: Config, dataset: Dataset, picks: dict, count: int) -> 
     return '<div class="sheet">' + "".join(cards) + "</div>"
 
 
-def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict, count: int = 4) -> None:
-    """RUN/rounds.png: a few rounds, each with the target, the captions, and which listener finds it."""
+def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict) -> None:
+    """RUN/rounds.png: up to four rounds, each with the target, the captions, and which listener finds it."""
+    count = min(4, len(dataset))
     speakers = [name for name in ("base", "trained") if name in picks]
     figure, axes = plt.subplots(1, count, figsize=(3.4 * count, 4.2), layout="constrained", squeeze=False)
     for i, axis in enumerate(axes[0]):
@@ -124,7 +125,8 @@ def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict, c
                      for j, c in enumerate(config.listeners)]
             lines.append(f"{name}: “{said}”\n{', '.join(found)}")
         axis.text(0, -0.04, "\n\n".join(lines), transform=axis.transAxes, va="top", fontsize=9)
-    figure.savefig(folder / "rounds.png", dpi=100, bbox_inches="tight")
+    with atomic_path(folder / "rounds.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -133,6 +135,7 @@ def write_report(folder: Path, count: int = 24) -> Path:
     config = load_config(folder / "config.yaml")
     results, picks = read_json(folder / "results.json"), read_json(folder / "results_captions.json")
     dataset = load(config.data, config.eval.split)
+    dataset = dataset.select(range(len(picks["pools"])))  # the images that were evaluated
     listeners = ", ".join(f"{c.name} ({c.clip}, sees {c.perception}, weight {c.weight:+g})" for c in config.listeners)
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(config.name)}</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>

@@ -59,6 +59,12 @@ class Shape:
     width: int = 256  # of the adapter
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 class Bench:
     """A step of the game on random patches and real pretrained models."""
 
@@ -75,10 +81,6 @@ class Bench:
         self.patches = torch.randn(shape.B, 64, 512, device=device)
         self.step_number = 0
 
-    def sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def draw(self) -> tuple[Tensor, Tensor]:
         """Uniforms (S, T) and candidates (S, C) of a step."""
         s, g = self.shape, torch.Generator().manual_seed(self.step_number)
@@ -88,10 +90,10 @@ class Bench:
                 candidates.to(self.device).repeat_interleave(s.N, 0))
 
     def timed(self, seconds: dict[str, float], part: str, work: Callable[[], Any]) -> Any:
-        self.sync()
+        synchronize(self.device)
         began = time.perf_counter()
         made = work()
-        self.sync()
+        synchronize(self.device)
         seconds[part] = time.perf_counter() - began
         return made
 
@@ -122,12 +124,13 @@ class Bench:
                                                                     candidates))
         return self.finish(seconds, prefix, logits, lambda p: (speaker.logprobs(p, tokens, mask), mask))
 
-    def hf(self, llm: Any) -> dict[str, float]:
+    def hf(self) -> dict[str, float]:
         """One step with Hugging Face `generate` and a plain update."""
         from transformers import GenerationConfig
 
         seconds: dict[str, float] = {}
         shape, speaker, (_, candidates) = self.shape, self.speaker, self.draw()
+        llm = speaker.llm
         prefix = self.timed(seconds, "adapter", lambda: speaker.trained(self.patches))
         embed = llm.get_input_embeddings()
         start = embed(torch.full((shape.B * shape.N, 1), speaker.start, device=self.device))
@@ -199,12 +202,10 @@ def machine_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
     def best(work: Callable[[], Any]) -> float:
         times = []
         for _ in range(7):
-            if device != "cpu":
-                torch.cuda.synchronize()
+            synchronize(torch.device(device))
             began = time.perf_counter()
             work()
-            if device != "cpu":
-                torch.cuda.synchronize()
+            synchronize(torch.device(device))
             times.append(time.perf_counter() - began)
         return min(times)
 
@@ -324,7 +325,7 @@ def main() -> None:
             benches[name].speaker.llm.set_attn_implementation("sdpa")  # what transformers takes by default
     for turn in range(arguments.repeats + 1):  # in turns, so that a busy minute slows all alike; the first is warm-up
         for name, bench in benches.items():
-            parts = bench.dixit() if name == "dixit" else bench.hf(bench.speaker.llm)
+            parts = bench.dixit() if name == "dixit" else bench.hf()
             if turn:
                 runs[name].append(parts)
     rows: dict[str, dict[str, Any]] = {name: median_parts(found) for name, found in runs.items()}
