@@ -38,7 +38,7 @@ from dixit.assets import asset, cache_dir
 from dixit.common import DixitError, rng, scratch_dir
 from dixit.config import DataConfig
 
-VERSION = 1  # part of every fingerprint: raise it when the same input would give other rows
+VERSION = 2  # part of every fingerprint: raise it when the same input would give other rows
 NAMES = ("scenes", "emoji", "cifar10", "stamps", "folder", "hub")
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 50_000_000  # a small file can unpack to many gigabytes
@@ -266,6 +266,30 @@ def _stamps(data: DataConfig) -> Source:
     return len(items), _hash(items), row
 
 
+HUE_NAMES = ((15, "red"), (38, "orange"), (68, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),
+             (345, "pink"), (360, "red"))  # up to so many degrees
+
+
+def main_colours(image: Image.Image) -> list[str]:
+    """One or two names for the colours of an RGB image, the commonest first; white, black or grey if it has none.
+
+    By hue, saturation and value of its pixels in 32 x 32; dark or dull orange is brown. White is background.
+    """
+    hue, saturation, value = np.asarray(image.resize((32, 32)).convert("HSV"), dtype=np.float32).reshape(-1, 3).T
+    hue, saturation, value = hue * 360 / 255, saturation / 255, value / 255
+    index = np.searchsorted([limit for limit, _ in HUE_NAMES], hue)
+    names = np.array([name for _, name in HUE_NAMES] + ["red"], dtype=object)[index]
+    names[(hue > 8) & (hue < 45) & ((value < 0.7) | (saturation < 0.5))] = "brown"
+    coloured = (saturation > 0.25) & (value > 0.2)
+    found, counts = np.unique(names[coloured].astype(str), return_counts=True)
+    if coloured.mean() < 0.06:
+        plain = {"black": (value < 0.3).mean(), "grey": ((value >= 0.3) & (value < 0.85)).mean()}
+        name, share = max(plain.items(), key=lambda item: item[1])
+        return [name] if share > 0.1 else ["white"]
+    order = (-counts).argsort(kind="stable")[:2]
+    return [str(found[i]) for i in order if counts[i] > 0.25 * counts[order[0]]]
+
+
 def _emoji(data: DataConfig, split: str) -> Source:
     folder = asset("emoji")
     stamps = _labels(asset("stamps"))
@@ -279,10 +303,12 @@ def _emoji(data: DataConfig, split: str) -> Source:
 
     def row(i: int) -> dict:
         label, keywords = items[i]["label"], items[i]["keywords"]
-        texts = [label, f"an emoji of {label}", f"a picture of {label}"]
+        image = open_image(folder / items[i]["file"], data.image_size)
+        colours = " and ".join(main_colours(image))
+        texts = [label, f"an emoji of {label}", f"something {colours}"]
         if len(keywords) > 1:
             texts.append(", ".join(keywords[:4]))
-        return _row(open_image(folder / items[i]["file"], data.image_size), texts, label)
+        return _row(image, texts, label)
 
     return len(items), _hash(items), row
 
@@ -298,8 +324,10 @@ def _cifar10(data: DataConfig, split: str) -> Source:
     def row(i: int) -> dict:
         name = classes[int(labels[i])]
         thing = ("an " if name[0] in "aeiou" else "a ") + name
-        texts = [thing, f"a photo of {thing}", f"a small picture of {thing}"]
-        return _row(fit(Image.fromarray(np.array(images[i])), data.image_size), texts, name)
+        image = Image.fromarray(np.array(images[i]))
+        colours = " and ".join(main_colours(image))
+        texts = [thing, f"a photo of {thing}", f"something {colours}", f"a {colours} picture of {thing}"]
+        return _row(fit(image, data.image_size), texts, name)
 
     return len(labels), _hash(classes, hashlib.sha256(labels.tobytes()).hexdigest()), row
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dixit.assets import cache_dir
 from dixit.common import DixitError
 from dixit.config import DataConfig
-from dixit.data import _words, fingerprint, head_noun, load, open_image, pixels
+from dixit.data import HUE_NAMES, _words, fingerprint, head_noun, load, main_colours, open_image, pixels
 from dixit.scenes import HELD_OUT
 
 SMALL = DataConfig(image_size=32, train=12, validation=6, test=6, combos=6)
@@ -236,7 +236,22 @@ def test_emoji_splits_keep_stamp_concepts_unseen(cache):
     shown = set().union(*(_words(concept) for concept in stamps["concept"]))
     captions = [text for split in splits[:2] for texts in split["captions"] for text in texts]
     taught = set().union(*map(_words, captions))
-    assert len(train) > 500 and not (taught - _words("an emoji of a picture of")) & shown
+    colours = {name for _, name in HUE_NAMES} | {"brown", "grey", "black", "white"}  # a colour is no concept
+    assert len(train) > 500 and not (taught - _words("an emoji of something") - colours) & shown
+
+
+def test_main_colours():
+    def painted(*parts: tuple[str, float]) -> list[str]:
+        image, top = Image.new("RGB", (40, 40), "white"), 0
+        for colour, share in parts:
+            image.paste(colour, (0, top, 40, top := top + round(40 * share)))
+        return main_colours(image)
+
+    assert painted(("red", 0.4)) == ["red"]
+    assert painted(("blue", 0.2), ("#00b030", 0.5)) == ["green", "blue"]
+    assert painted(("#6b4423", 0.5), ("red", 0.05)) == ["brown"]
+    assert painted(("#808080", 0.5)) == ["grey"] and painted(("black", 0.5)) == ["black"]
+    assert painted() == ["white"]
 
 
 def test_cifar10_has_its_official_test_set(cache):
