@@ -108,11 +108,13 @@ class TrainConfig:
     steps: int = 300
     batch: int = 16  # B, global: over all processes and micro-batches
     accumulate: int = 1  # micro-batches per step
+    optimizer: str = "adamw"  # adamw | sgd
     lr: float = 3e-4
+    schedule: str = "cosine"  # cosine | constant, after the warm-up
     warmup: int = 20
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)  # adamw
+    clip_norm: float = 1.0  # 0 = gradients are not clipped
     mixed_precision: str = "no"  # no | bf16
     log_every: int = 1
     eval_every: int = 100
@@ -249,6 +251,8 @@ def _check(config: Config) -> None:
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
     choose("speaker.dtype", config.speaker.dtype, ("float32", "bfloat16"))
+    choose("train.optimizer", config.train.optimizer, ("adamw", "sgd"))
+    choose("train.schedule", config.train.schedule, ("cosine", "constant"))
     choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")

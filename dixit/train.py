@@ -82,11 +82,20 @@ def share(batch: int, parts: int, part: int, accelerator: Accelerator) -> slice:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to a tenth of the peak at the last step."""
+    """Linear warm-up, then a cosine to a tenth of the peak at the last step, or the peak throughout."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or plain SGD without momentum."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def train(config: Config, task: Task, accelerator: Accelerator) -> None:
@@ -96,8 +105,7 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
     set_seed(config.seed)
     plain = task.trained
     parameters = [p for p in plain.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas,
-                                  weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(settings, parameters)
     start = resume(folder, plain, optimizer, task)
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
     if main:
@@ -123,7 +131,7 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
         if not math.isfinite(figures["loss"]):
             raise DixitError(f"the loss is not finite at step {step + 1}; lower train.lr, or look at the last "
                              f"lines of {folder / 'log.jsonl'}; checkpoints so far are kept")
-        figures["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm))
+        figures["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
