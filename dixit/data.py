@@ -275,8 +275,8 @@ def main_colours(image: Image.Image) -> list[str]:
 
     By hue, saturation and value of its pixels in 32 x 32; dark or dull orange is brown. White is background.
     """
-    hue, saturation, value = np.asarray(image.resize((32, 32)).convert("HSV"), dtype=np.float32).reshape(-1, 3).T
-    hue, saturation, value = hue * 360 / 255, saturation / 255, value / 255
+    scale = 360 / 255, 1 / 255, 1 / 255  # to degrees and shares
+    hue, saturation, value = (np.asarray(image.resize((32, 32)).convert("HSV")) * scale).reshape(-1, 3).T
     index = np.searchsorted([limit for limit, _ in HUE_NAMES], hue)
     names = np.array([name for _, name in HUE_NAMES] + ["red"], dtype=object)[index]
     names[(hue > 8) & (hue < 45) & ((value < 0.7) | (saturation < 0.5))] = "brown"

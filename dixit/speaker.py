@@ -18,14 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dixit.assets import ASSETS, asset
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
+from dixit.decoder import Decoder, HfDecoder, LlamaDecoder
 
 ROWS = 32  # captions scored together; fewer means less padding, more means wider matrix products
-CHUNK = 64  # hidden states that meet the vocabulary together
+CHUNK = 256  # hidden states that meet the vocabulary together
 BLOCK = 256  # of the vocabulary, in sampling
 Captions = tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"], Float[Tensor, "S T"]]  # tokens, mask, log-probs
 
@@ -132,13 +133,20 @@ class TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Float[Tensor, "n D"], weight: Float[Tensor, "V D"], bias: Tensor | None,
                 tokens: Int[Tensor, "n"], temperature: float) -> Float[Tensor, "n"]:
+        logits, wide = (torch.empty(CHUNK, len(weight), dtype=d, device=weight.device)
+                        for d in (weight.dtype, torch.float32))  # made once: fresh memory is slow on a CPU
         picked, slopes = [], []
         for h, token in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True):
-            logits = _cooled(F.linear(h, weight, bias), temperature)
-            logits.sub_(logits.logsumexp(-1, keepdim=True))
-            picked.append(logits.gather(1, token[:, None]).squeeze(1))
+            narrow, p = logits[:len(h)], wide[:len(h)]
+            torch.mm(h, weight.t(), out=narrow)
+            p.copy_(narrow if bias is None else narrow + bias).div_(temperature)
+            p.sub_(p.amax(-1, keepdim=True))
+            own = p.gather(1, token[:, None])
+            total = p.exp_().sum(-1, keepdim=True)
+            picked.append((own - total.log()).squeeze(1))
             if ctx.needs_input_grad[0]:
-                slopes.append((weight[token] - logits.exp_().to(weight.dtype) @ weight) / temperature)
+                mean = torch.mm(narrow.copy_(p), weight) / total.to(weight.dtype)
+                slopes.append((weight[token] - mean) / temperature)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(picked)
@@ -147,12 +155,6 @@ class TokenLogp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         slope, = ctx.saved_tensors
         return (grads[0][:, None] * slope).to(slope.dtype), None, None, None, None
-
-
-def _rows(cache: DynamicCache, rows: Int[Tensor, "S"]) -> DynamicCache:
-    """A cache of its own for each of `rows`; gradients flow to the old one."""
-    layers: list[Any] = cache.layers
-    return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in layers])
 
 
 class Speaker:
@@ -177,9 +179,7 @@ class Speaker:
                 lora = {n.replace(".", "_"): p for n, p in self.llm.named_parameters() if p.requires_grad}
                 adapter.lora = nn.ParameterDict(lora)
         self.llm.to(device)
-        if torch.device(device).type == "cpu":
-            # Captions are so short that plain attention beats the fused kernel (measured: update 1.4 times as fast).
-            self.llm.set_attn_implementation("eager")
+        self.decoder: Decoder = LlamaDecoder(self.llm) if LlamaDecoder.fits(self.llm) else HfDecoder(self.llm)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         self.eos = int(self.tokenizer.eos_token_id)
@@ -187,21 +187,14 @@ class Speaker:
 
     # --- one batch ---
 
-    def _run(self, cache: DynamicCache, **inputs: Tensor) -> Float[Tensor, "S t D"]:
-        """Last hidden states; the cache grows by the inputs."""
-        plain = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
-        return plain.base_model(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
-
-    def _prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[DynamicCache, Float[Tensor, "B D"]]:
+    def _prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
         """Run start token and prefix, once per image; the cache and the last hidden states.
 
         The start token takes the role of attention sink. Without it the first prefix vector must, and gradients
         explode (measured: prefix gradient norm 6,700 against 40, and bfloat16 gradients point elsewhere).
         """
         start = self.llm.get_input_embeddings().weight[self.start].expand(len(prefix), 1, -1)
-        cache = DynamicCache()
-        inputs = torch.cat([start, prefix.to(start.dtype)], dim=1)
-        return cache, self._run(cache, inputs_embeds=inputs)[:, -1]
+        return self.decoder.start(torch.cat([start, prefix.to(start.dtype)], dim=1))
 
     @torch.no_grad()
     def sample(self, prefix: Float[Tensor, "B K D"], uniforms: Float[Tensor, "S most"] | None = None,
@@ -216,12 +209,12 @@ class Speaker:
         going = torch.arange(count, device=prefix.device)  # the captions not yet finished
         cache, hidden = self._prefill(prefix)
         image = going // (count // len(prefix))
-        cache, hidden = _rows(cache, image), hidden[image]
+        cache, hidden = self.decoder.take(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
         mask = torch.zeros(count, most, dtype=torch.bool, device=prefix.device)
         logps = torch.zeros(count, most, device=prefix.device)
         for t in range(most):
-            logits = _cooled(self.llm.get_output_embeddings()(hidden), temperature)
+            logits = _cooled(self.decoder.logits(hidden), temperature)
             token, logp = pick(logits, None if uniforms is None else uniforms[going, t])
             tokens[going, t], mask[going, t], logps[going, t] = token, True, logp
             keep = (token != self.eos).nonzero().squeeze(1)
@@ -229,8 +222,8 @@ class Speaker:
                 break
             if len(keep) < len(going):
                 going, token = going[keep], token[keep]
-                cache.batch_select_indices(keep)
-            hidden = self._run(cache, input_ids=token[:, None])[:, -1]
+                cache = self.decoder.take(cache, keep)
+            hidden = self.decoder.extend(cache, token[:, None])[:, -1]
         return tokens[:, :t + 1], mask[:, :t + 1], logps[:, :t + 1]
 
     def logprobs(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"],
@@ -253,7 +246,8 @@ class Speaker:
             target, real = tokens[rows, :length], mask[rows, :length]
             hidden = first[image[rows], None]
             if length > 1:
-                body = self._run(_rows(cache, image[rows]), input_ids=target[:, :-1].clamp(min=0))
+                body = self.decoder.extend(self.decoder.take(cache, image[rows], room=length - 1),
+                                           target[:, :-1].clamp(min=0))
                 hidden = torch.cat([hidden, body], dim=1)
             picked = TokenLogp.apply(hidden[real], head.weight, head.bias, target[real], temperature)
             row = torch.zeros(real.shape, device=picked.device).masked_scatter(real, picked)

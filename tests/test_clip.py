@@ -90,6 +90,15 @@ def test_a_saved_clip_opens_as_it_was(here):
     assert clip.key.startswith("clip-lite0-") and clip_dir("lite0").is_dir()
 
 
+def test_a_causal_text_tower_trimmed_to_the_longest_caption_says_the_same(tiny):
+    clip = load_clip(str(tiny.clip))
+    texts = ["a red circle", "a", "two big green squares at the top left, and more words than fit in it " * 3]
+    for some in (texts[:2], texts):
+        with torch.no_grad():
+            plain = clip.model.encode_text(clip.tokenizer(some), normalize=True)
+        torch.testing.assert_close(clip.embed_texts(some), plain, atol=1e-6, rtol=0)
+
+
 def test_cached_embeddings_are_those_of_the_images(here):
     _, _, _, config = here
     clip, dataset = load_clip("lite0"), load(load_config(config).data, "validation")

@@ -9,6 +9,7 @@ import torch
 
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
+from dixit.decoder import HfDecoder, LlamaDecoder
 from dixit.speaker import Speaker, TokenLogp, load_llm, pick
 from dixit.train import load_weights
 
@@ -48,6 +49,42 @@ def plain_logits(speaker: Speaker, prefix: torch.Tensor, tokens: torch.Tensor) -
 def plain_logprobs(speaker: Speaker, prefix: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     logp = plain_logits(speaker, prefix, tokens)[:, :-1].log_softmax(-1)
     return logp.gather(2, tokens[..., None]).squeeze(2) * mask
+
+
+def both_decoders(settings: SpeakerConfig) -> tuple[Speaker, Speaker]:
+    lean, general = Speaker(settings, PATCHES, WIDTH), Speaker(settings, PATCHES, WIDTH)
+    assert isinstance(lean.decoder, LlamaDecoder)
+    general.decoder = HfDecoder(general.llm)
+    return lean, general
+
+
+def scored(speaker: Speaker, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities, and the adapter's gradient as one vector."""
+    logp = speaker.logprobs(prefixes(speaker), tokens, mask)
+    (logp.sum(1) * draw(len(tokens), seed=1)).sum().backward()
+    return logp.detach(), torch.cat([p.grad.flatten() for p in speaker.trained.parameters()])
+
+
+def test_the_llama_decoder_equals_hugging_faces(settings):
+    lean, general = both_decoders(settings)
+    prefix, uniforms = prefixes(lean).detach(), draw(20, T)
+    tokens, mask, logp = lean.sample(prefix, uniforms)
+    other, other_mask, other_logp = general.sample(prefix, uniforms)
+    assert torch.equal(tokens, other) and torch.equal(mask, other_mask) and not mask.all()
+    torch.testing.assert_close(logp, other_logp, atol=1e-5, rtol=0)
+    (mine, slope), (theirs, other_slope) = scored(lean, tokens, mask), scored(general, tokens, mask)
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    assert (slope - other_slope).norm() <= 1e-5 * other_slope.norm() > 0
+
+
+def test_in_bfloat16_the_llama_decoder_is_as_near_to_float32_as_hugging_faces(settings):
+    exact = Speaker(settings, PATCHES, WIDTH)
+    lean, general = both_decoders(dataclasses.replace(settings, dtype="bfloat16"))
+    tokens, mask, _ = exact.sample(prefixes(exact).detach(), draw(20, T))
+    truth, slope = scored(exact, tokens, mask)
+    errors = [[float((a - b).norm() / b.norm()) for a, b in zip(scored(s, tokens, mask), (truth, slope), strict=True)]
+              for s in (lean, general)]
+    assert all(mine < max(1.5 * theirs, 0.01) < 0.1 for mine, theirs in zip(*errors, strict=True)), errors
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
