@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dixit.common import words
+from dixit.common import rng, words
 from dixit.scenes import WORD_CLASSES
 
 
@@ -21,6 +22,18 @@ def mean_and_error(values: Float[Tensor, "n"] | list[float]) -> dict[str, float]
     x = torch.as_tensor(values, dtype=torch.float64)
     error = float(x.std() / math.sqrt(len(x))) if len(x) > 1 else 0.0
     return {"mean": float(x.mean()), "se": error, "n": len(x)}
+
+
+def bootstrap(values: Float[Tensor, "k n"], seed: int, draws: int = 2000) -> Float[Tensor, "2 k"]:
+    """The 95 % interval of the mean of each row, by resampling its n values (percentiles; Efron 1979).
+
+    Rows are resampled alike, so that what is paired stays paired. Too narrow for a handful of values.
+    """
+    n = values.shape[1]
+    # How often each value is in each sample of n: the mean of a sample is then one matrix product.
+    counts = rng("bootstrap", seed, draws).multinomial(n, np.full(n, 1 / n), size=draws)
+    means = values.double().cpu().numpy() @ counts.T / n  # (k, draws)
+    return torch.from_numpy(np.quantile(means, [0.025, 0.975], axis=1))
 
 
 def distinct(texts: list[str], n: int) -> float:

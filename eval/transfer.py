@@ -1,53 +1,327 @@
-"""Zero-shot transfer of a run to images it never trained on: `python -m eval.transfer RUN`.
+"""Zero-shot transfer: `python -m eval.transfer RUN [RUN ...] [--data stamps emoji folder:PATH] [eval.images=200]`.
 
-Real photographs and renderings: photo stamps and CIFAR-10 (test), 3D emoji (test concepts), and scenes with
-held-out combinations. Same listeners, same kind of fixed pools as eval/evaluate.py; nothing is trained.
-Writes RUN/transfer.json.
+The speaker plays with the same listeners on images it was never trained on: photo stamps, emoji (test concepts),
+CIFAR-10 (test), scenes with held-out combinations, or any folder of images. Accuracies and gap with 95 % intervals
+(bootstrap over images), among random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds
+of one experiment: an image counts once, with its mean over them. Writes transfer.json, transfer_captions.json and
+transfer.png and prints a table at 10 candidates.
+
+`trained_minus_this` is the trained speaker's gap minus that of the row's speaker, paired: same images, same pools. It
+is significant where its interval leaves out 0; no correction is made for how many are looked at. The intervals stand
+for the choice of images, not for the spread over seeds, which is given beside them as `runs`.
+
+Leaves out what evaluate.py measures besides on the run's own data: rewards, perplexity, word classes.
+
+Shapes: R runs, L listeners, n images (a caption for each), r pools per image, C candidates.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import json
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from dixit.common import DixitError, run_main
-from dixit.config import DataConfig
-from dixit.runs import load_run
-from eval.evaluate import evaluate, table, write_results
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
 
-TARGETS = ("stamps", "emoji", "cifar10", "combos")
+from dixit import game
+from dixit.assets import asset
+from dixit.common import DixitError, atomic_path, rng, run_main
+from dixit.config import Config, DataConfig, ListenerConfig, config_hash
+from dixit.data import SPLITS, load
+from dixit.listeners import make_listeners, score_all
+from dixit.runs import LoadedRun, load_run
+from eval import metrics
+from eval.evaluate import speak, write_results
+
+DATA = ("stamps", "emoji", "cifar10", "combos")
+KINDS = ("random", "hard")
+SIZES = (2, 4, 10, 32, 100)
+SMALLEST = 5  # images in a category that gets a row
+BLOCK = 50  # captions scored at a time, each against all images
+Rows = dict[tuple[str, ...], Float[Tensor, "R n"]]
+
+
+def open_data(name: str, config: Config) -> Dataset:
+    """Up to eval.images images (0 = all) of stamps, emoji, cifar10, combos or folder:PATH.
+
+    A folder without folders train, validation and test is taken whole, unless the run was trained on it. Raises
+    DixitError for another name, or fewer than two images.
+    """
+    kind, _, path = name.partition(":")
+    images = config.eval.images
+    data = DataConfig(name=kind, path=path, seed=config.data.seed, image_size=config.data.image_size, train=images,
+                      validation=images, test=images)
+    if name == "combos":
+        dataset = load(config.data, "combos")
+    elif name in DATA:
+        dataset = load(data, "test")
+    elif kind != "folder":
+        raise DixitError(f"--data {name}: choose of {', '.join(DATA)}, or folder:PATH")
+    else:
+        root = Path(path).expanduser()
+        trained_on = config.data.name == "folder" and root.resolve() == Path(config.data.path).expanduser().resolve()
+        by_hand = any((root / split).is_dir() for split in SPLITS)
+        dataset = load(data, "test") if trained_on or by_hand else _whole(data)
+    if len(dataset) < 2:
+        raise DixitError(f"--data {name} has only {len(dataset)} image; a pool needs at least two")
+    if 0 < images < len(dataset):
+        chosen = rng("transfer subset", data.seed).permutation(len(dataset))[:images]
+        dataset = dataset.select(sorted(chosen.tolist()))
+    return dataset
+
+
+def _whole(data: DataConfig) -> Dataset:
+    """All splits of a folder, which a hash of file names makes; a small folder has no image in some of them."""
+    parts, empty = [], None
+    for split in SPLITS:
+        try:
+            parts.append(load(data, split))
+        except DixitError as error:
+            if not str(error).startswith(f"split {split} of {data.path} is empty"):
+                raise
+            empty = error
+    if not parts and empty:
+        raise empty
+    return concatenate_datasets(parts)
+
+
+def categories(name: str, dataset: Dataset) -> list[str]:
+    """A category for each image: a stamp's top folder, an emoji's group, else its concept ("" for scenes)."""
+    concepts = list(dataset["concept"])
+    if name not in ("stamps", "emoji"):
+        return concepts
+    labels = json.loads((asset(name) / "labels.json").read_text(encoding="utf-8"))
+    if name == "emoji":
+        group = {item["label"]: item["group"] for item in labels}
+        return [group[concept] for concept in concepts]
+    # Two captions stand in two folders each; such an image counts in the later one.
+    folder = {item["caption"]: item["category"].split("/")[0] for item in labels}
+    return [folder[row[0]] for row in dataset["captions"]]
+
+
+def draw_pools(embeddings: Float[Tensor, "n E"], pools: int, seed: int) -> dict[str, Int[Tensor, "n r C"]]:
+    """For each kind and size, as "random/10": independent pools of each image, itself at place 0.
+
+    Hard pools of C are drawn from the 2 (C - 1) nearest images. Sizes larger than the data set are left out.
+    """
+    everyone = np.arange(len(embeddings))
+    drawn: dict[str, Int[Tensor, "n r C"]] = {}
+    for size in (s for s in SIZES if s <= len(everyone)):
+        near = game.nearest(embeddings, 2 * (size - 1))
+        drawn[f"random/{size}"] = torch.stack([
+            game.draw_candidates(everyone, everyone, size, "transfer", seed, i) for i in range(pools)], dim=1)
+        drawn[f"hard/{size}"] = torch.stack([
+            game.draw_hard(everyone, near, size, "transfer hard", seed, i) for i in range(pools)], dim=1)
+    return drawn
+
+
+def accuracies(listeners: list, texts: list[str],
+               pools: dict[str, Int[Tensor, "n r C"]]) -> dict[str, Float[Tensor, "L n"]]:
+    """How often each listener finds each image, its mean over the image's pools.
+
+    A listener scores each candidate alone, so every caption is scored against all images once and each pool is read
+    off. That costs memory in proportion to BLOCK times n.
+    """
+    everyone = torch.arange(len(texts))
+    parts: dict[str, list[Tensor]] = {key: [] for key in pools}
+    for start in range(0, len(texts), BLOCK):
+        some = texts[start:start + BLOCK]
+        logits = score_all(listeners, some, everyone.expand(len(some), -1)).cpu()  # (L, B, n)
+        for key, pool in pools.items():
+            places = pool[start:start + BLOCK].flatten(1).expand(len(listeners), -1, -1)  # (L, B, r*C)
+            rounds = logits.gather(2, places).unflatten(2, pool.shape[1:])  # (L, B, r, C)
+            parts[key].append(game.hits(rounds.flatten(1, 2)).unflatten(1, rounds.shape[1:3]).mean(2))
+    return {key: torch.cat(part, dim=1) for key, part in parts.items()}
+
+
+@torch.no_grad()
+def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
+            pools: int, seed: int, device: str | torch.device = "cpu") -> Rows:
+    """(pool, speaker, figure) -> a value for each run and image.
+
+    `said` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
+    run has are left out. `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the
+    same for all; hard ones are near in the eyes of the first training listener.
+    """
+    made = {group: make_listeners(configs, dataset, device) for group, configs in groups.items()}
+    drawn = draw_pools(made["training"][0].images.cpu(), pools, seed)
+    speakers = [name for name in said[0] if all(name in one for one in said)]
+    rows: Rows = {}
+    for name, group in tqdm(list(itertools.product(speakers, made)), desc="listening", disable=None):
+        weights = torch.tensor([c.weight for c in groups[group]])
+        runs = [accuracies(made[group], one[name], drawn) for one in said]
+        for pool in drawn:
+            hits = torch.stack([found[pool] for found in runs], dim=1)  # (L, R, n)
+            for listener, values in zip(groups[group], hits, strict=True):
+                rows[pool, name, f"{group}/accuracy/{listener.name}"] = values
+            negative = hits[weights < 0]
+            rows[pool, name, f"{group}/gap"] = hits[weights > 0].mean(0) - (negative.mean(0) if len(negative) else 0)
+    for pool, name, group in itertools.product(drawn, (s for s in speakers if s != "trained"), made):
+        rows[pool, name, f"{group}/trained_minus_this"] = (
+            rows[pool, "trained", f"{group}/gap"] - rows[pool, name, f"{group}/gap"])
+    return rows
+
+
+def summarise(rows: Rows, seed: int) -> dict[str, Any]:
+    """The rows as a tree of figures: mean, 95 % interval and number of images; with several runs each one's mean.
+
+    `significant` says of a difference that its interval leaves out 0.
+    """
+    intervals = metrics.bootstrap(torch.stack([values.mean(0) for values in rows.values()]), seed).T.tolist()
+    tree: dict[str, Any] = {}
+    for (path, values), (low, high) in zip(rows.items(), intervals, strict=True):
+        figure = {"mean": float(values.double().mean()), "low": low, "high": high, "n": values.shape[1]}
+        if path[-1].endswith("_minus_this"):
+            figure["significant"] = low > 0 or high < 0
+        if len(values) > 1:
+            means = values.double().mean(1)
+            figure |= {"runs": means.tolist(), "runs_se": metrics.mean_and_error(means)["se"]}
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = figure
+    return tree
+
+
+def by_category(rows: Rows, labels: list[str], seed: int) -> dict[str, Any]:
+    """category -> images, and the gap of the base and the trained speaker among 10 random candidates.
+
+    Categories with a name and at least SMALLEST images, the largest first.
+    """
+    chosen = {path[1:]: values for path, values in rows.items() if path[0] == "random/10"
+              and path[1] in ("base", "trained") and path[2].endswith(("/gap", "_minus_this"))}
+    found: dict[str, Any] = {}
+    for label, count in Counter(labels).most_common():
+        if chosen and label and count >= SMALLEST:
+            where = [i for i, other in enumerate(labels) if other == label]
+            found[label] = {"images": count,
+                            **summarise({path: values[:, where] for path, values in chosen.items()}, seed)}
+    return found
+
+
+def table(found: dict[str, dict], size: int = 10) -> str:
+    """A Markdown table at `size` candidates: a row per data set, kind of pool and speaker, mean [95 % interval].
+
+    A difference in bold is significant. Held-out accuracies are in the JSON only.
+    """
+    rows = {(data, kind, name): row for data, result in found.items() for kind in KINDS
+            for name, row in result["pools"].get(f"{kind}/{size}", {}).items()}
+    columns = [c for c in dict.fromkeys(c for row in rows.values() for c in row) if not c.startswith("heldout/acc")]
+
+    def cell(figure: dict | None) -> str:
+        if figure is None:
+            return ""
+        mean = f"**{figure['mean']:.2f}**" if figure.get("significant") else f"{figure['mean']:.2f}"
+        return f"{mean} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+    lines = ["| data | candidates | speaker | " + " | ".join(c.replace("_", " ") for c in columns) + " |",
+             "|---" * (len(columns) + 3) + "|"]
+    lines += [f"| {data} | {kind} | {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |"
+              for (data, kind, name), row in rows.items()]
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict], path: Path) -> None:
+    """Gap against pool size with its interval: a column per data set, random candidates above, hard ones below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 2.9 * len(found), 5.6), layout="constrained")
+    axes = figure.subplots(len(KINDS), len(found), sharex=True, sharey=True, squeeze=False)
+    names = {"training": "training listeners", "heldout": "held-out listeners"}
+    for (column, (data, result)), (line, kind) in itertools.product(enumerate(found.items()), enumerate(KINDS)):
+        axis = axes[line][column]
+        axis.axhline(0, color="grey", linewidth=0.8)
+        lines = itertools.product((("base", "tab:grey"), ("trained", "tab:blue")),
+                                  (("training", "o-"), ("heldout", "s--")))
+        for place, ((speaker, colour), (group, style)) in enumerate(lines):
+            points = [(size, row[speaker][f"{group}/gap"]) for size in SIZES
+                      if (row := result["pools"].get(f"{kind}/{size}")) and f"{group}/gap" in row.get(speaker, {})]
+            if points:
+                bars = [[f["mean"] - f["low"] for _, f in points], [f["high"] - f["mean"] for _, f in points]]
+                axis.errorbar([size * 1.05 ** (place - 1.5) for size, _ in points],  # beside each other
+                              [f["mean"] for _, f in points], np.maximum(bars, 0), fmt=style, color=colour,
+                              markersize=4, capsize=2, linewidth=1, label=f"{speaker}, {names[group]}")
+        axis.set_xscale("log")
+        axis.set_xticks(SIZES, [str(size) for size in SIZES])
+        axis.minorticks_off()
+        if line == 0:
+            axis.set_title(f"{Path(data).name} ({result['images']} images)", fontsize=10)
+        if column == 0:
+            axis.set_ylabel(f"gap, {kind} candidates")
+    axes[0][0].legend(fontsize=7)
+    figure.supxlabel("candidates", fontsize=10)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _check(runs: list[LoadedRun]) -> None:
+    """Several runs must be seeds of one experiment, for their values are averaged."""
+    first = runs[0].config
+    if not first.listeners:
+        raise DixitError(f"{runs[0].folder} has no listeners; name a run of the game")
+    for run in runs[1:]:
+        if (run.config.listeners, run.config.heldout, run.config.data) != (first.listeners, first.heldout, first.data):
+            raise DixitError(f"{run.folder} has other listeners or data than {runs[0].folder}; name runs that differ "
+                             "in their seed only")
+    seeds = [run.config.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise DixitError(f"two of these runs have the same seed {seeds}; train each with its own seed=...")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("--on", nargs="+", default=TARGETS, metavar="SET",
-                        help="stamps, emoji, cifar10, combos, or the path of any image folder (default: the four)")
-    parser.add_argument("override", nargs="*", help="eval.images=... eval.seed=...", default=[])
+    parser.add_argument("run", nargs="+", metavar="RUN | eval.KEY=VALUE",
+                        help="folders of runs that differ in their seed only; eval.images=..., eval.seed=...")
+    parser.add_argument("--data", nargs="+", metavar="SET",
+                        help=f"{', '.join(DATA)}, or folder:PATH (default: all four; combos only for scenes)")
+    parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
     arguments = parser.parse_intermixed_args()
+    if arguments.pools < 1:
+        raise DixitError(f"--pools is {arguments.pools}; choose at least 1")
+    overrides = [word for word in arguments.run + (arguments.data or []) if word.startswith("eval.") and "=" in word]
+    folders = [Path(word) for word in arguments.run if word not in overrides]
+    if not folders:
+        raise DixitError("no run named; name a run's folder, e.g. runs/colour_vs_grey")
     began = time.perf_counter()
-    run = load_run(arguments.run, arguments.override)
-    images, size = run.config.eval.images, run.config.data.image_size
-    figures: dict[str, dict] = {}
-    captions: dict[str, dict] = {}
-    for name in arguments.on:
-        if name == "combos":
-            data, split = run.config.data, "combos"
-        elif name in TARGETS:
-            data, split = DataConfig(name=name, image_size=size, test=images), "test"
-        elif Path(name).is_dir():
-            data, split = DataConfig(name="folder", path=name, image_size=size, test=images), "test"
-        else:
-            raise DixitError(f"--on {name}: neither a folder nor one of {', '.join(TARGETS)}")
-        if split == "combos" and run.config.data.name != "scenes":
-            continue
-        data = dataclasses.replace(data, seed=run.config.data.seed)
-        figures[name], captions[name] = evaluate(run, data, split, images)
-        print(f"\n{name}\n{table(figures[name])}")
-    path = write_results(run, "transfer", figures, captions, time.perf_counter() - began)
-    print(f"\nwritten to {path}")
+    runs = [load_run(folder, overrides) for folder in folders]
+    _check(runs)
+    config = runs[0].config
+    names = [word for word in arguments.data or [] if word not in overrides]
+    names = names or [name for name in DATA if name != "combos" or config.data.name == "scenes"]
+    opened = {name: open_data(name, config) for name in names}  # all of them first: a wrong name fails at once
+
+    groups = {"training": config.listeners, **({"heldout": config.heldout} if config.heldout else {})}
+    found: dict[str, dict] = {}
+    captions: dict[str, list] = {}
+    for name, dataset in opened.items():
+        print(f"{name}: {len(dataset)} images")
+        captions[name] = [{who: spoken["texts"] for who, spoken in speak(run, dataset).items()} for run in runs]
+        rows = measure(captions[name], dataset, groups, arguments.pools, config.eval.seed, runs[0].speaker.device)
+        skipped = {str(size): f"more candidates than the {len(dataset)} images of {name}"
+                   for size in SIZES if size > len(dataset)}
+        for size, why in skipped.items():
+            print(f"pools of {size} skipped: {why}")
+        found[name] = {"images": len(dataset), "skipped": skipped, "pools": summarise(rows, config.eval.seed),
+                       "categories": by_category(rows, categories(name, dataset), config.eval.seed)}
+    out = arguments.out or runs[0].folder
+    about = [{"folder": str(run.folder), "seed": run.config.seed, "config_hash": config_hash(run.config)}
+             for run in runs]
+    figures = {"runs": about, "pools_per_image": arguments.pools, "data": found}
+    path = write_results(dataclasses.replace(runs[0], folder=out), "transfer", figures, captions,
+                         time.perf_counter() - began)
+    plot(found, path.with_suffix(".png"))
+    print(f"\n{table(found)}\n\nwritten to {path} and {path.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

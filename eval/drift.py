@@ -1,0 +1,421 @@
+"""How far the game drove the language away: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
+
+For base, trained, ground-truth and oracle captions, besides every figure of eval/evaluate.py:
+structure   perplexity; captions without a doubled word, and ended by a full stop (all the grammar there is here)
+meaning     BLEU-4 and CIDEr-D against the references; on scenes, how much of what is claimed is true
+use         the gap that is left when captions are rewritten with the same meaning
+words       distinct-n, vocabulary, commonest caption; the words the game added and took
+Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
+per run.
+
+Leaves out a parser: claims and rewrites know the scenes' grammar, and two phrases may be true of one object. The
+rewrites change few words of other captions. Where there are no scenes, the ground truth is one of its own references.
+
+Shapes: S captions (one per image).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dixit import scenes
+from dixit.common import DixitError, atomic_path, run_main, words
+from dixit.data import load
+from dixit.listeners import make_listeners, score_all
+from dixit.runs import LoadedRun, load_run
+from eval import evaluate
+from eval.metrics import mean_and_error
+
+# --- structure ---
+
+DOUBLED = re.compile(r"\b(\w+)(?:\s+\1\b)+", re.IGNORECASE)
+
+
+def no_doubled_word(texts: list[str]) -> Float[Tensor, "S"]:
+    """1 for each caption without a word straight after itself, as in "green green thing"."""
+    return torch.tensor([float(not DOUBLED.search(text)) for text in texts])
+
+
+def full_stop(texts: list[str]) -> Float[Tensor, "S"]:
+    """1 for each caption that ends as a sentence does; one cut off at speaker.max_tokens does not."""
+    return torch.tensor([float(text.rstrip().endswith((".", "!", "?"))) for text in texts])
+
+
+# --- likeness to the references ---
+
+def _grams(text: str) -> list[Counter]:
+    """Counts of the 1-, 2-, 3- and 4-grams."""
+    said = words(text)
+    return [Counter(tuple(said[i:i + n]) for i in range(len(said) - n + 1)) for n in (1, 2, 3, 4)]
+
+
+def bleu_4(texts: list[str], references: list[list[str]]) -> float:
+    """BLEU-4 of the whole corpus (Papineni et al. 2002), each caption against its references, the closest in length.
+
+    pycocoevalcap's figure, but exactly 0 where no 4-gram is right.
+    """
+    right, total, said, wanted = [0] * 4, [0] * 4, 0, 0
+    for text, row in zip(texts, references, strict=True):
+        length = len(words(text))
+        said += length
+        wanted += min((abs(n - length), n) for n in (len(words(r)) for r in row))[1]
+        known = [_grams(r) for r in row]
+        for n, counts in enumerate(_grams(text)):
+            right[n] += sum(min(c, max(k[n][g] for k in known)) for g, c in counts.items())
+            total[n] += counts.total()
+    if not all(right):
+        return 0.0
+    precision = math.prod(r / t for r, t in zip(right, total, strict=True)) ** 0.25
+    return precision * math.exp(min(0.0, 1 - wanted / said))
+
+
+def cider_d(texts: list[str], references: list[list[str]]) -> Float[Tensor, "S"]:
+    """CIDEr-D of each caption, 0 to 10 (Vedantam et al. 2015): n = 1 to 4, sigma 6, as pycocoevalcap's Cider.
+
+    How rare an n-gram is, is told by the references given here, so figures compare only over the same images.
+    """
+    known = [[_grams(r) for r in row] for row in references]
+    images = [Counter(g for row in known for g in set().union(*(r[n] for r in row))) for n in range(4)]
+
+    def weighted(grams: list[Counter]) -> list[dict[tuple, float]]:
+        return [{g: c * math.log(len(texts) / max(1, images[n][g])) for g, c in grams[n].items()} for n in range(4)]
+
+    def norm(vector: dict[tuple, float]) -> float:
+        return math.sqrt(sum(v * v for v in vector.values()))
+
+    scores = []
+    for text, row in zip(texts, known, strict=True):
+        grams = _grams(text)
+        own = weighted(grams)
+        score = 0.0
+        for reference in row:
+            penalty = math.exp(-(grams[0].total() - reference[0].total()) ** 2 / (2 * 6.0 ** 2))
+            for mine, theirs in zip(own, weighted(reference), strict=True):
+                shared = sum(min(v, theirs.get(g, 0.0)) * theirs.get(g, 0.0) for g, v in mine.items())
+                score += penalty * shared / (norm(mine) * norm(theirs) or 1.0)
+        scores.append(10 * score / (4 * len(row)))
+    return torch.tensor(scores)
+
+
+# --- truth ---
+
+# Words of the same meaning: rewrites swap them, claims read both.
+SYNONYMS = {"shape": "thing", "shapes": "things", "object": "item", "objects": "items", "big": "large",
+            "small": "little", "circle": "disc", "circles": "discs", "purple": "violet", "striped": "stripy",
+            "dotted": "spotted"}
+PLACES = {"top": "upper", "bottom": "lower"}  # only beside a column: "at the top" has no such twin
+PLAIN = ({other: word for word, other in (SYNONYMS | PLACES).items()} | {"center": "centre", "discs": "circle"}
+         | {shape + end: shape for shape in scenes.SHAPES for end in ("s", "es")})
+KINDS = {word: kind for kind, members in scenes.WORD_CLASSES.items() for word in members}
+DETERMINERS = ("a", "an", "the", *scenes.COUNTS)
+
+
+def claims(text: str) -> list[dict[str, Any]]:
+    """What each noun phrase says, in the words of the scenes' grammar; phrases that say nothing are left out.
+
+    "A big red circle at the top left on a dark background" gives {"of": "object", "size": ["big"],
+    "colour": ["red"], "shape": ["circle"], "position": ["top", "left"]} and {"of": "background", "tone": ["dark"]}.
+    A phrase ends at "a", "an", "and", a number or a punctuation mark; of others' words it takes no notice.
+    """
+    found: list[dict[str, Any]] = []
+
+    def say(of: str, said: list[str]) -> None:
+        kinds = KINDS | dict.fromkeys(scenes.TONES, "tone") if of == "background" else KINDS
+        claim: dict[str, Any] = {"of": of}
+        for word in said:
+            if word in kinds and word not in claim.setdefault(kinds[word], []):
+                claim[kinds[word]].append(word)
+        if len(claim) > 1:
+            found.append(claim)
+
+    phrase: list[str] = []
+    for token in [*re.findall(r"[a-z]+|[,.;:!?]", text.lower()), "."]:
+        word = PLAIN.get(token, token)
+        if word == "background":  # it takes the attributes right before it, the object all others
+            start = len(phrase)
+            while start and (phrase[start - 1] in KINDS or phrase[start - 1] in scenes.TONES):
+                start -= 1
+            say("object", phrase[:start])
+            say("background", phrase[start:])
+            phrase = []
+        elif word in ("a", "an", "and", *scenes.COUNTS) or not word.isalpha():
+            say("object", phrase)
+            phrase = [word]
+        else:
+            phrase.append(word)
+    say("object", phrase)
+    return found
+
+
+def _facts(record: dict) -> list[set[tuple[str, str]]]:
+    """Every (kind, word) that is true of the background, then of each object."""
+    facts = [set(record["background"].items())]
+    for item in record["objects"]:
+        row, column = item["cell"]
+        own = {(kind, item[kind]) for kind in ("size", "colour", "texture", "shape")}
+        facts.append(own | {("position", scenes.ROWS[row]), ("position", scenes.COLUMNS[column])})
+    return facts
+
+
+def _phrase_true(claim: dict[str, Any], facts: list[set[tuple[str, str]]]) -> bool:
+    """Whether all of a claim holds of one object or the background; with a number, of exactly so many objects."""
+    said = {(kind, word) for kind, said in claim.items() if kind not in ("of", "count") for word in said}
+    if claim["of"] == "background":
+        return said <= facts[0]
+    if claim.get("position") == ["centre"]:  # alone, it means the middle of the image (scenes.position)
+        said.add(("position", "middle"))
+    fitting = sum(said <= own for own in facts[1:])
+    if "count" in claim and claim["count"] != [scenes.COUNTS[fitting - 1]]:
+        return False
+    return fitting > 0
+
+
+def faithfulness(texts: list[str], records: list[dict]) -> dict[str, Float[Tensor, "S"]]:
+    """The share of each caption's claims that are true of its scene; NaN where it claims nothing.
+
+    "phrases": what a phrase binds together holds of one object. "words": each word holds of some object or the
+    background, a number of all objects together.
+    """
+    phrases, single = [], []
+    for text, record in zip(texts, records, strict=True):
+        said, facts = claims(text), _facts(record)
+        anything = set().union(*facts) | {("count", scenes.COUNTS[len(record["objects"]) - 1])}
+        phrases.append([_phrase_true(claim, facts) for claim in said])
+        single.append([(kind, word) in anything for c in said for kind, told in c.items() if kind != "of"
+                       for word in told])
+
+    def shares(rows: list[list[bool]]) -> Float[Tensor, "S"]:
+        return torch.tensor([sum(row) / len(row) if row else math.nan for row in rows])
+
+    return {"phrases": shares(phrases), "words": shares(single)}
+
+
+# --- rewrites that keep the meaning ---
+
+PLACE = re.compile(r"\b(at|in) the (?:(top|bottom|upper|lower|middle) )?(left|centre|center|right)\b", re.IGNORECASE)
+SWAPS = SYNONYMS | {other: word for word, other in SYNONYMS.items()}
+ROW_SWAPS = PLACES | {other: word for word, other in PLACES.items()}
+
+
+def undouble(text: str) -> str:
+    """The caption with doubled words said once: "a green green thing" becomes "a green thing"."""
+    return DOUBLED.sub(r"\1", text)
+
+
+def reorder(text: str) -> str:
+    """The caption's noun phrases from last to first; as it was, if not every part is a whole noun phrase."""
+    parts = [p for p in re.split(r"\s*[,;.]\s*(?:and\s+)?|\s+and\s+", text.strip()) if p]
+    for part in parts:
+        said = words(re.split(r"\s(?:at|in|on|with|of)\s", part)[0])
+        kind = KINDS.get(PLAIN.get(said[-1], said[-1]), "shape") if said else ""  # any word unknown here is a noun
+        # "a red" of "a red and blue circle" is no phrase that could move.
+        if len(said) < 2 or said[0] not in DETERMINERS or kind != "shape":
+            return text
+    return scenes._sentence([p[0].lower() + p[1:] for p in reversed(parts)]) if len(parts) > 1 else text
+
+
+def reword(text: str) -> str:
+    """The caption in other words of the same meaning: shape and thing, big and large, at the top left ..."""
+    def place(match: re.Match) -> str:
+        preposition, row, column = match.groups()
+        other = {"at": "in", "in": "at"}[preposition.lower()]
+        return " ".join([other, "the", *([ROW_SWAPS.get(row.lower(), row)] if row else []), column])
+
+    def swap(match: re.Match) -> str:
+        new = SWAPS.get(match[0].lower(), match[0])
+        return new.capitalize() if match[0][0].isupper() else new
+
+    return re.sub(r"[A-Za-z]+", swap, PLACE.sub(place, text))
+
+
+REWRITES = {"undoubled": undouble, "reordered": reorder, "reworded": reword,
+            "rewritten": lambda text: reword(reorder(undouble(text)))}
+
+
+def kept(before: dict[str, float], after: dict[str, float]) -> dict[str, float] | None:
+    """The share of a gap that is left after a rewrite; None where the gap is within two standard errors of 0.
+
+    The error takes the two for independent: an upper bound, as both are of the same images.
+    """
+    if abs(before["mean"]) <= 2 * before["se"]:
+        return None
+    share = after["mean"] / before["mean"]
+    error = math.hypot(after["se"], share * before["se"]) / abs(before["mean"])
+    return {"mean": share, "se": error, "n": before["n"]}
+
+
+# --- words ---
+
+def word_shift(before: list[str], after: list[str]) -> list[tuple[str, float, int, int]]:
+    """(word, z, count before, count after) of every word, the most gained first.
+
+    z-score of the log-odds ratio under an informative Dirichlet prior (Monroe et al. 2008, eqs. 16-22), the prior
+    being the counts of both together.
+    """
+    old, new = (Counter(w for text in texts for w in words(text)) for texts in (before, after))
+    prior = old + new
+    if len(prior) < 2:
+        return [(w, 0.0, old[w], new[w]) for w in prior]
+
+    def log_odds(word: str, counts: Counter) -> float:
+        mass = counts[word] + prior[word]
+        return math.log(mass / (counts.total() + prior.total() - mass))
+
+    rows = []
+    for word in prior:
+        variance = 1 / (old[word] + prior[word]) + 1 / (new[word] + prior[word])
+        z = (log_odds(word, new) - log_odds(word, old)) / math.sqrt(variance)
+        rows.append((word, z, old[word], new[word]))
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+# --- the command ---
+
+GAME = re.compile(r"(training|heldout)/(accuracy/.*|gap)")
+COLUMNS = ("training/gap", "heldout/gap", "kl_to_base", "perplexity", "no_doubled_word", "full_stop", "bleu_4",
+           "cider_d", "faithful/phrases", "faithful/words", "claims_nothing", "rewritten/training/gap_kept",
+           "rewritten/heldout/gap_kept", "distinct_1", "distinct_2", "vocabulary", "most_repeated")
+
+
+@torch.no_grad()
+def _heard(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
+           said: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Accuracies and gap of every set of captions with training and held-out listeners; eval.evaluate's, no more."""
+    rows: dict[str, dict[str, Any]] = {name: {} for name in said}
+    for group, listeners in ("training", run.config.listeners), ("heldout", run.config.heldout):
+        if listeners:
+            made = make_listeners(listeners, dataset, run.speaker.device)
+            for name, texts in said.items():
+                rows[name] |= evaluate._game_figures(group, listeners, score_all(made, texts, pools), run.config)
+    return rows
+
+
+def panel(run: LoadedRun, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks as eval.evaluate's.
+
+    What is undefined is left out: faithfulness without scenes, a kept share of no gap, drift without a base speaker.
+    """
+    said = evaluate.speak(run, dataset)
+    speakers, picks = evaluate.measure(run, dataset, said)
+    rewritten = {f"{name}, {rewrite}": [change(text) for text in spoken["texts"]]
+                 for name, spoken in said.items() for rewrite, change in REWRITES.items()}
+    heard = _heard(run, dataset, torch.tensor(picks["pools"]), rewritten)
+    picks |= {name: {"texts": texts} for name, texts in rewritten.items()}
+    references = [list(row) for row in dataset["captions"]]
+    records = [json.loads(r) for r in dataset["record"] if r]
+    for name, row in speakers.items():
+        texts = said[name]["texts"]
+        row["no_doubled_word"] = mean_and_error(no_doubled_word(texts))
+        row["full_stop"] = mean_and_error(full_stop(texts))
+        row["bleu_4"] = bleu_4(texts, references)
+        row["cider_d"] = mean_and_error(cider_d(texts, references))
+        if records:
+            for level, values in faithfulness(texts, records).items():
+                silent = values.isnan()
+                row["claims_nothing"] = mean_and_error(silent.float())
+                if not silent.all():
+                    row[f"faithful/{level}"] = mean_and_error(values[~silent])
+        for rewrite in REWRITES:
+            other = f"{name}, {rewrite}"
+            row |= {f"{rewrite}/{key}": figure for key, figure in heard[other].items() if GAME.fullmatch(key)}
+            changed = [float(a != b) for a, b in zip(texts, rewritten[other], strict=True)]
+            row[f"{rewrite}/changed"] = mean_and_error(changed)
+            for gap in [key for key in ("training/gap", "heldout/gap") if key in row]:
+                share = kept(row[gap], heard[other][gap])
+                if share is not None:
+                    row[f"{rewrite}/{gap}_kept"] = share
+    figures: dict[str, Any] = {"speakers": speakers}
+    if run.base is None:
+        del speakers["trained"]["kl_to_base"]  # eval.evaluate gives 0 where there is nothing to compare with
+    else:
+        speakers["trained"]["perplexity_ratio"] = (speakers["trained"]["perplexity"]["mean"]
+                                                   / speakers["base"]["perplexity"]["mean"])
+        shift = word_shift(said["base"]["texts"], said["trained"]["texts"])
+        figures["word_shift"] = {"gained": [row for row in shift if row[1] > 0][:10],
+                                 "lost": [row for row in reversed(shift) if row[1] < 0][:10]}
+    return figures, picks
+
+
+def shift_table(shift: dict[str, list[tuple[str, float, int, int]]]) -> str:
+    """A Markdown table of the words gained and lost."""
+    lines = ["| words | z | base | trained |", "|---|---|---|---|"]
+    lines += [f"| {kind}: {word} | {z:+.1f} | {old} | {new} |" for kind, rows in shift.items()
+              for word, z, old, new in rows]
+    return "\n".join(lines)
+
+
+def frontier(path: Path, points: list[tuple[str, dict[str, Any]]]) -> None:
+    """A PNG of each run's gap against its drift (KL to base, and perplexity over the base speaker's).
+
+    `points` are labels and the figures of trained speakers; held-out gaps are hollow.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    for axis, key, title in zip(axes, ("kl_to_base", "perplexity_ratio"), (
+            "KL to the base speaker, nats per greedy caption", "perplexity over the base speaker's"), strict=True):
+        for i, (label, row) in enumerate(points):
+            x = row[key]["mean"] if isinstance(row[key], dict) else row[key]
+            for gap, fill in ("training/gap", f"C{i % 10}"), ("heldout/gap", "white"):
+                if gap in row:
+                    axis.errorbar(x, row[gap]["mean"], row[gap]["se"], marker="o", color=f"C{i % 10}",
+                                  markerfacecolor=fill, capsize=2)
+            axis.annotate(label, (x, row["training/gap"]["mean"]), xytext=(5, 5), textcoords="offset points",
+                          fontsize=8)
+        axis.set(xlabel=title)
+        axis.margins(x=0.25)
+    axes[0].set(ylabel="gap (filled: training, hollow: held-out listeners)")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="+", help="folders of runs, and overrides: eval.images=... eval.split=...")
+    parser.add_argument("--frontier", type=Path, metavar="PATH", help="plot gap against drift of all runs to this PNG")
+    arguments = parser.parse_intermixed_args()
+    overrides = [word for word in arguments.run if "=" in word and not Path(word).is_dir()]
+    folders = [Path(word) for word in arguments.run if word not in overrides]
+    if not folders:
+        raise DixitError("no run named; give a run's folder, e.g. runs/colour_vs_grey")
+    points = []
+    for folder in folders:
+        began = time.perf_counter()
+        run = load_run(folder, overrides)
+        config = run.config
+        if not config.listeners:
+            raise DixitError(f"{folder} has no listeners, so no gap; name a run of the game")
+        if arguments.frontier and run.base is None:
+            raise DixitError(f"{folder} has no base speaker (speaker.init, no LoRA) to have drifted from; "
+                             "leave it out or drop --frontier")
+        dataset = load(config.data, config.eval.split)
+        dataset = dataset.select(range(min(config.eval.images, len(dataset))))
+        figures, picks = panel(run, dataset)
+        path = evaluate.write_results(run, "drift", figures, picks, time.perf_counter() - began)
+        print(f"\n{folder}\n{evaluate.table(figures['speakers'], COLUMNS)}")
+        if "word_shift" in figures:
+            print("\n" + shift_table(figures["word_shift"]))
+        print(f"\nwritten to {path}")
+        points.append((f"{folder.name} (kl_cost {config.game.kl_cost:g})", figures["speakers"]["trained"]))
+    if arguments.frontier:
+        frontier(arguments.frontier, points)
+        print(f"written to {arguments.frontier}")
+
+
+if __name__ == "__main__":
+    run_main(main)
