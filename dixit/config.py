@@ -69,11 +69,13 @@ class ListenerConfig:
 
     name: str
     weight: float = 1.0
+    kind: str = "clip"  # clip | attributes: reads the scene's record instead of its pixels
     clip: str = "lite0"
     pretrained: str = ""
     perception: str = "colour"
     vocabulary: tuple[str, ...] = ()  # the only words it knows; empty = all
     domain: str = ""  # the only word class it understands, e.g. "shape"; empty = all
+    language: str = "english"  # english | german
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class GameConfig:
     candidates: int = 10  # C, the target among them
     pools: int = 1  # sets of distractors a caption is tried on in training; its reward is their mean
     distractors: str = "random"  # random | in_batch | hard
+    audience: str = "all"  # all | sampled: each round, one listener of positive weight and one of negative
     reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | dixit
     length_cost: float = 0.0  # per token
     repetition_cost: float = 0.0  # per repeated word
@@ -146,7 +149,7 @@ class Config:
     speaker: SpeakerConfig = field(default_factory=SpeakerConfig)
     listeners: tuple[ListenerConfig, ...] = ()
     heldout: tuple[ListenerConfig, ...] = ()  # evaluated, never trained on
-    oracle: tuple[str, ...] = ()  # attributes the oracle speaker names, e.g. [colour]
+    oracle: tuple[str, ...] = ()  # what the oracle speaker names, e.g. [colour], or [colour, shape, left]
     game: GameConfig = field(default_factory=GameConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -157,7 +160,7 @@ class Config:
         return Path(self.out or f"runs/{self.name}")
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build(kind: Any, value: Any, where: str = "") -> Any:
     """Turn plain YAML values into `kind`, checking every key and type. `where` is the dotted path."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -169,7 +172,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
                 near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
                 raise DixitError(f"config: unknown key '{f'{where}.{key}' if where else key}'; "
                                  f"did you mean '{f'{where}.{near[0]}' if where else near[0]}'?")
-        built = {k: _build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
+        built = {k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
         missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
                    and f.default_factory is dataclasses.MISSING and f.name not in built]
         if missing:
@@ -182,7 +185,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise DixitError(f"config: {where} must have {len(kinds)} values, not {len(value)}")
-        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if isinstance(kind, types.UnionType):
         kind = next(k for k in args if k is not types.NoneType)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
@@ -217,20 +220,24 @@ def _override(tree: dict, assignment: str) -> None:
             node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file and apply dotted overrides. Raises DixitError on anything unknown or ill-typed."""
+def read_tree(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict:
+    """The plain values of a YAML file (no file: none) with dotted overrides applied; `build` checks them."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} if path else {}
     except OSError as error:
         raise DixitError(f"cannot read the config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DixitError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise DixitError(f"config: {path} must be a mapping of keys to values")
-    tree.setdefault("name", Path(path).stem)
     for assignment in overrides:
         _override(tree, assignment)
-    config = _build(Config, tree, "")
+    return tree
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and apply dotted overrides. Raises DixitError on anything unknown or ill-typed."""
+    config = build(Config, {"name": Path(path).stem} | read_tree(path, overrides))
     _check(config)
     return config
 
@@ -247,6 +254,11 @@ def _check(config: Config) -> None:
     choose("game.reward", config.game.reward,
            ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "dixit"))
     choose("game.distractors", config.game.distractors, ("random", "in_batch", "hard"))
+    choose("game.audience", config.game.audience, ("all", "sampled"))
+    for group in ("listeners", "heldout"):
+        for i, listener in enumerate(getattr(config, group)):
+            choose(f"{group}[{i}].kind", listener.kind, ("clip", "attributes"))
+            choose(f"{group}[{i}].language", listener.language, ("english", "german"))
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")

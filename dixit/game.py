@@ -76,7 +76,31 @@ def hits(logits: Logits) -> Float[Tensor, "L S"]:
     return best[..., 0].float() / best.float().sum(-1)
 
 
-def listener_reward(kind: str, logits: Logits, weights: Float[Tensor, "L"]) -> Float[Tensor, "S"]:
+def gap(hits: Float[Tensor, "L *S"], weights: Float[Tensor, "L"]) -> Float[Tensor, "*S"]:
+    """Mean hit of the listeners of positive weight minus that of those of negative weight (0 where there are none)."""
+    negative = hits[weights < 0]
+    return hits[weights > 0].mean(0) - (negative.mean(0) if len(negative) else 0)
+
+
+def scoring_rounds(hits: Float[Tensor, "L S"]) -> Float[Tensor, "S"]:
+    """Dixit's rule: 1 where some listeners find the target but not all (expected value where there are ties)."""
+    return 1 - hits.prod(0) - (1 - hits).prod(0)
+
+
+def sampled_audience(weights: Float[Tensor, "L"], rounds: int, *key: int | str) -> Float[Tensor, "L B"]:
+    """Weights of each round's audience: one listener of positive weight and one of negative, the others 0."""
+    r = rng("audience", *key)
+    w = weights.tolist()
+    chosen = torch.zeros(len(w), rounds)
+    for side in ([i for i, x in enumerate(w) if x > 0], [i for i, x in enumerate(w) if x < 0]):
+        if side:
+            places = torch.from_numpy(r.choice(side, size=rounds))
+            chosen[places, torch.arange(rounds)] = torch.tensor([w[i] for i in places])
+    return chosen
+
+
+def listener_reward(kind: str, logits: Logits,
+                    weights: Float[Tensor, "L"] | Float[Tensor, "L S"]) -> Float[Tensor, "S"]:
     """The game reward of each caption; p_l = softmax(logits_l)[target], w_l the signed weight of listener l.
 
     sub_logp    sum_l w_l log p_l                      (listener subtraction; w = +1, -1). Unbounded: it pays to
@@ -88,7 +112,7 @@ def listener_reward(kind: str, logits: Logits, weights: Float[Tensor, "L"]) -> F
     dixit       3 (1 - prod p_l - prod (1 - p_l)): expected storyteller points, all-or-none rule, signs ignored
     """
     logp = target_logp(logits)
-    w = weights[:, None].to(logp)
+    w = (weights if weights.ndim == 2 else weights[:, None]).to(logp)
     if kind == "sub_logp":
         return (w * logp).sum(0)
     if kind == "sub_prob":

@@ -7,6 +7,7 @@ Shapes: S captions, C candidates, E embedding width, n images of the dataset.
 
 from __future__ import annotations
 
+import json
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from dixit.clip import Clip, image_embeddings, load_clip
 from dixit.common import DixitError, words
 from dixit.config import ListenerConfig
-from dixit.scenes import WORD_CLASSES
+from dixit.scenes import WORD_CLASSES, scene_words
 
 
 @runtime_checkable
@@ -28,6 +29,41 @@ class Listener(Protocol):
         """Logits over each caption's candidates; softmax gives its belief."""
 
 
+# What a German listener reads, in the words its CLIP knows. Two are the same in both languages.
+GERMAN = {
+    "rot": "red", "rote": "red", "roter": "red", "rotes": "red", "orange": "orange", "gelb": "yellow",
+    "gelbe": "yellow", "gelber": "yellow", "gelbes": "yellow", "grün": "green", "grüne": "green", "grüner": "green",
+    "grünes": "green", "türkis": "cyan", "blau": "blue", "blaue": "blue", "blauer": "blue", "blaues": "blue",
+    "lila": "purple", "rosa": "pink", "kreis": "circle", "quadrat": "square", "dreieck": "triangle", "stern": "star",
+    "kreuz": "cross", "ring": "ring", "klein": "small", "kleine": "small", "kleiner": "small", "kleines": "small",
+    "groß": "big", "große": "big", "großer": "big", "großes": "big", "gestreift": "striped", "gepunktet": "dotted",
+    "oben": "top", "unten": "bottom", "links": "left", "rechts": "right", "mitte": "centre", "ein": "one",
+    "eine": "one", "zwei": "two", "drei": "three", "und": "and", "form": "shape", "formen": "shapes",
+}
+
+
+class Hearing:
+    """Which words of a caption a listener understands, and as what."""
+
+    def __init__(self, config: ListenerConfig):
+        if config.domain and config.domain not in WORD_CLASSES:
+            raise DixitError(f"unknown listener domain '{config.domain}'; choose one of {', '.join(WORD_CLASSES)}")
+        every: frozenset[str] = frozenset().union(*WORD_CLASSES.values())
+        self.known = frozenset(config.vocabulary) or None
+        self.foreign = every - WORD_CLASSES[config.domain] if config.domain else frozenset()
+        self.lexicon = GERMAN if config.language == "german" else None
+        self.perfect = self.known is None and not self.foreign and self.lexicon is None
+
+    def understood(self, text: str) -> str:
+        """The caption without the words this listener does not know, in English."""
+        if self.perfect:
+            return text
+        said = words(text)
+        if self.lexicon is not None:
+            said = [self.lexicon[w] for w in said if w in self.lexicon]
+        return " ".join(w for w in said if (self.known is None or w in self.known) and w not in self.foreign)
+
+
 class ClipListener:
     """A CLIP that sees through a perception and may know only some words.
 
@@ -35,22 +71,12 @@ class ClipListener:
     logits.
     """
 
-    def __init__(self, clip: Clip, images: Float[Tensor, "n E"], vocabulary: tuple[str, ...] = (),
-                 domain: str = ""):
-        if domain and domain not in WORD_CLASSES:
-            raise DixitError(f"unknown listener domain '{domain}'; choose one of {', '.join(WORD_CLASSES)}")
-        self.clip = clip
+    def __init__(self, clip: Clip, images: Float[Tensor, "n E"], config: ListenerConfig):
+        self.clip, self.hearing = clip, Hearing(config)
         self.images = images.to(clip.device)
-        every = frozenset().union(*WORD_CLASSES.values())
-        self.known = frozenset(vocabulary) or None
-        self.foreign = every - WORD_CLASSES[domain] if domain else frozenset()
-
-    def understood(self, text: str) -> str:
-        """The caption without the words this listener does not know."""
-        return " ".join(w for w in words(text) if (self.known is None or w in self.known) and w not in self.foreign)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        heard = texts if self.known is None and not self.foreign else [self.understood(t) for t in texts]
+        heard = [self.hearing.understood(text) for text in texts]
         embedded = self.clip.embed_texts(heard)  # (S, E)
         images = self.images[candidates.to(self.images.device)]  # (S, C, E)
         logits = self.clip.scale * torch.einsum("se,sce->sc", embedded, images)
@@ -58,17 +84,42 @@ class ClipListener:
         return logits.masked_fill(silent[:, None], 0.0)
 
 
+class AttributeListener:
+    """Text only: it reads each scene's record. A word scores 1 where it is true of the scene and -1 where it is not;
+    words outside the scenes' vocabulary say nothing."""
+
+    SCALE = 3.0  # logits per word
+
+    def __init__(self, dataset: Dataset, config: ListenerConfig, device: str | torch.device = "cpu"):
+        if not all(dataset["record"]):
+            raise DixitError(f"listener '{config.name}' reads scene records, and these images have none; "
+                             "use kind: clip, or data.name: scenes")
+        self.hearing = Hearing(config)
+        self.words = {word: i for i, word in enumerate(sorted(frozenset().union(*WORD_CLASSES.values())))}
+        truth = [[1.0 if word in true else -1.0 for word in self.words]
+                 for true in (scene_words(json.loads(record)) for record in dataset["record"])]
+        self.truth = torch.tensor(truth, device=device)  # (n, words)
+
+    def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
+        said = torch.zeros(len(texts), len(self.words), device=self.truth.device)
+        for row, text in zip(said, texts, strict=True):
+            row[[self.words[w] for w in words(self.hearing.understood(text)) if w in self.words]] = 1.0
+        return self.SCALE * torch.einsum("sw,scw->sc", said, self.truth[candidates.to(self.truth.device)])
+
+
 def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
-                   device: str | torch.device = "cpu") -> list[ClipListener]:
+                   device: str | torch.device = "cpu") -> list[Listener]:
     """Listeners that look at `dataset`; those with the same CLIP share it and its text passes."""
     clips: dict[tuple[str, str], Clip] = {}
-    made = []
+    made: list[Listener] = []
     for c in configs:
+        if c.kind == "attributes":
+            made.append(AttributeListener(dataset, c, device))
+            continue
         key = (c.clip, c.pretrained)
         if key not in clips:
             clips[key] = load_clip(c.clip, c.pretrained, device)
-        images = image_embeddings(clips[key], dataset, c.perception)
-        made.append(ClipListener(clips[key], images, c.vocabulary, c.domain))
+        made.append(ClipListener(clips[key], image_embeddings(clips[key], dataset, c.perception), c))
     return made
 
 

@@ -11,6 +11,7 @@ between objects, and photographs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -176,12 +177,30 @@ def phrase(item: dict, attributes: frozenset[str] | set[str], noun: str = "shape
     return _article(" ".join(words)) + where
 
 
+REGIONS: dict[str, Callable[[int, int], bool]] = {  # of the grid: does a (row, column) cell lie in it?
+    "left": lambda row, column: column == 0, "right": lambda row, column: column == 2,
+    "middle": lambda row, column: row == 1, "outer": lambda row, column: (row, column) != (1, 1),
+}
+
+
 def oracle_caption(record: dict, attributes: set[str] | frozenset[str]) -> str:
     """What a speaker would say that names exactly these attributes of every object.
 
-    For a pair colour/greyscale the oracle says {"colour"}: all that only listener 1 sees.
+    For a pair colour/greyscale the oracle says {"colour"}: all that only listener 1 sees. A region among the
+    attributes, e.g. {"colour", "shape", "left"}, leaves the other objects out, if any lie in the region.
     """
-    return _sentence([phrase(item, attributes) for item in record["objects"]])
+    regions = [REGIONS[a] for a in sorted(attributes) if a in REGIONS]
+    inside = [item for item in record["objects"] if all(region(*item["cell"]) for region in regions)]
+    return _sentence([phrase(item, attributes) for item in inside or record["objects"]])
+
+
+def scene_words(record: dict) -> set[str]:
+    """Every word of the scenes' vocabulary that is true of a scene."""
+    true = {COUNTS[len(record["objects"]) - 1], record["background"]["texture"]}
+    for item in record["objects"]:
+        true |= {item[k] for k in ("colour", "shape", "size", "texture")} | {item["shape"] + "s", item["shape"] + "es"}
+        true |= set(position(item["cell"]).split())
+    return true
 
 
 def full_caption(record: dict) -> str:

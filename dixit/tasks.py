@@ -21,7 +21,7 @@ from dixit import game, policy
 from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.data import load
-from dixit.listeners import make_listeners, score_all
+from dixit.listeners import ClipListener, make_listeners, score_all
 from dixit.runs import patch_batch, speaker_and_patches
 from dixit.train import Task, share
 from dixit.warm_start import CaptionTask, ClipTask, WordTask
@@ -44,6 +44,8 @@ class GameTask(Task):
         self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
         self.neighbours = None
         if config.game.distractors == "hard":
+            if not isinstance(self.listeners[0], ClipListener):
+                raise DixitError("game.distractors hard needs listeners[0] of kind clip, to say what is near")
             self.neighbours = game.nearest(self.listeners[0].images.cpu(), 4 * (config.game.candidates - 1))
         self.trained = self.speaker.trained
         self.base = copy.deepcopy(self.trained).requires_grad_(False)
@@ -61,13 +63,21 @@ class GameTask(Task):
             drawn = game.draw_candidates(targets, pool, c, *key)
         return drawn.unflatten(0, (-1, m))
 
+    def audience(self, step: int) -> Float[Tensor, "L B"]:
+        """Each listener's weight in each round of a global batch, a pure function of (seed, step)."""
+        rounds = self.config.train.batch
+        if self.config.game.audience == "all":
+            return self.weights[:, None].expand(-1, rounds)
+        return game.sampled_audience(self.weights, rounds, self.config.seed, step).to(self.weights.device)
+
     def reward(self, listeners: list, prefix_patches: Tensor, texts: list[str], tokens: Tensor, mask: Tensor,
-               logp: Tensor, candidates: Int[Tensor, "S M C"]) -> tuple[Tensor, dict[str, float], Tensor]:
+               logp: Tensor, candidates: Int[Tensor, "S M C"],
+               weights: Float[Tensor, "L S"]) -> tuple[Tensor, dict[str, float], Tensor]:
         """Total reward (S,), the mean of each named term, and the listeners' logits (L, S*M, C)."""
         config = self.config.game
         tried = [text for text in texts for _ in range(config.pools)]
         logits = score_all(listeners, tried, candidates.flatten(0, 1))
-        paid = game.listener_reward(config.reward, logits, self.weights)  # (S*M,)
+        paid = game.listener_reward(config.reward, logits, weights.repeat_interleave(config.pools, 1))  # (S*M,)
         terms = {"listeners": paid.unflatten(0, (-1, config.pools)).mean(1)}
         costs = {}
         if config.length_cost:
@@ -89,6 +99,7 @@ class GameTask(Task):
         candidates = self.candidates(rollout, index)
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
         index, candidates = index[mine], candidates[mine].repeat_interleave(n, 0)
+        weights = self.audience(rollout)[:, mine]
         draws = rng("sample", seed, rollout).random((settings.batch, n, config.speaker.max_tokens), dtype=np.float32)
         uniforms = torch.from_numpy(draws[mine]).flatten(0, 1).to(speaker.device)
         patches = patch_batch(self.store, index, speaker.device)
@@ -103,9 +114,9 @@ class GameTask(Task):
         logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
         with torch.no_grad():
             reward, figures, logits = self.reward(self.listeners, patches, texts, tokens, mask, logp.detach(),
-                                                  candidates)
+                                                  candidates, weights.repeat_interleave(n, 1))
         grouped = reward.unflatten(0, (-1, n))
-        advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n]).flatten()
+        advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n], weights).flatten()
         if rules.algorithm == "ppo":
             loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
         else:
@@ -121,7 +132,7 @@ class GameTask(Task):
         return loss, figures
 
     def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
-                  candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "B N"]:
+                  candidates: Int[Tensor, "B M C"], weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
         """The advantage that `policy.algorithm` asks for (ppo: leave-one-out)."""
         rules = self.config.policy
         if rules.algorithm == "reinforce":
@@ -132,7 +143,7 @@ class GameTask(Task):
         if rules.algorithm == "self_critical":
             tokens, mask, logp = self.speaker.sample(prefix)
             texts = self.speaker.decode(tokens, mask)
-            greedy, _, _ = self.reward(self.listeners, patches, texts, tokens, mask, logp, candidates)
+            greedy, _, _ = self.reward(self.listeners, patches, texts, tokens, mask, logp, candidates, weights)
             return policy.self_critical_advantage(reward, greedy)
         return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
 
@@ -145,10 +156,9 @@ class GameTask(Task):
         patches = patch_batch(self.held_store, index, self.speaker.device)
         texts = [row[0] for i in range(0, count, 64) for row in self.speaker.say(patches[i:i + 64])]
         logits = score_all(self.held_listeners, texts, pools)
-        hit = game.hits(logits).mean(1)
-        figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, hit, strict=True)}
-        positive = hit[self.weights > 0].mean()
-        figures["gap"] = float(positive - hit[self.weights < 0].mean()) if (self.weights < 0).any() else float(positive)
+        hits = game.hits(logits)
+        figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, hits.mean(1), strict=True)}
+        figures["gap"] = float(game.gap(hits, self.weights).mean())
         return figures
 
     def state(self) -> dict[str, Any]:

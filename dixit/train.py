@@ -131,7 +131,10 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
         if not math.isfinite(figures["loss"]):
             raise DixitError(f"the loss is not finite at step {step + 1}; lower train.lr, or look at the last "
                              f"lines of {folder / 'log.jsonl'}; checkpoints so far are kept")
-        figures["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf))
+        if settings.clip_norm:
+            figures["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm))
+        else:
+            figures["grad_norm"] = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
@@ -169,6 +172,8 @@ def _synced(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
 
 
 def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return figures
     values = torch.tensor(list(figures.values()), dtype=torch.float64, device="cpu")
     values = accelerator.reduce(values.to(accelerator.device, torch.float32), reduction="mean")
     return dict(zip(figures, values.tolist(), strict=True))

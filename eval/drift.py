@@ -298,7 +298,7 @@ def _heard(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
         if listeners:
             made = make_listeners(listeners, dataset, run.speaker.device)
             for name, texts in said.items():
-                rows[name] |= evaluate._game_figures(group, listeners, score_all(made, texts, pools), run.config)
+                rows[name] |= evaluate.game_figures(group, listeners, score_all(made, texts, pools), run.config)
     return rows
 
 

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from dixit import game, scenes
@@ -27,7 +29,7 @@ from dixit.clip import patch_features
 from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, write_json
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash
 from dixit.data import load
-from dixit.listeners import make_listeners, score_all
+from dixit.listeners import ClipListener, make_listeners, score_all
 from dixit.runs import LoadedRun, load_run
 from eval import metrics
 
@@ -73,22 +75,28 @@ def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -
     groups = {"training": config.listeners, "heldout": config.heldout}
     made = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items() if group}
     figures: dict[str, dict] = {}
+    gaps: dict[tuple[str, str], Tensor] = {}
     picks: dict[str, Any] = {"pools": pools.tolist()}
     for speaker_name, spoken in said.items():
         texts = spoken["texts"]
         row: dict[str, Any] = {}
         for group, listeners in made.items():
             logits = score_all(listeners, texts, pools)
-            row |= _game_figures(group, groups[group], logits, config)
+            row |= game_figures(group, groups[group], logits, config)
+            gaps[speaker_name, group] = game.gap(game.hits(logits), weights_of(groups[group]).to(logits.device))
+            if speaker_name == "trained" and ("base", group) in gaps:
+                change = gaps["trained", group] - gaps["base", group]  # paired: same images, same pools
+                row[f"{group}/gap_over_base"] = metrics.mean_and_error(change)
             if group == "training":
                 beliefs, hit = logits.softmax(-1), game.hits(logits)
                 undecided = (hit > 0) & (hit < 1)  # a tie with the target is no pick
                 picks[speaker_name] = {"texts": texts, "pick": beliefs.argmax(-1).masked_fill(undecided, -1).tolist(),
                                        "p_target": beliefs[..., 0].tolist()}
         first = made["training"][0]
-        similarity = first.clip.embed_texts(texts) @ first.images.T
-        for k in (1, 5):
-            row[f"recall@{k}"] = metrics.mean_and_error(metrics.recall_at(similarity, k))
+        if isinstance(first, ClipListener):
+            similarity = first.clip.embed_texts(texts) @ first.images.T
+            for k in (1, 5):
+                row[f"recall@{k}"] = metrics.mean_and_error(metrics.recall_at(similarity, k))
         row |= _text_figures(texts, run)
         if "kl" in spoken:
             row["kl_to_base"] = metrics.mean_and_error(spoken["kl"])
@@ -96,17 +104,22 @@ def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -
     return figures, picks
 
 
-def _game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: torch.Tensor, config: Config) -> dict:
-    """Accuracy, log-probability, gap and reward of one group of listeners."""
+def weights_of(listeners: tuple[ListenerConfig, ...]) -> Float[Tensor, "L"]:
+    return torch.tensor([c.weight for c in listeners])
+
+
+def game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: Float[Tensor, "L S C"],
+                 config: Config) -> dict:
+    """Accuracy, log-probability, gap, reward and Dixit's scoring rounds of one group of listeners."""
     row: dict[str, Any] = {}
     hits, logp = game.hits(logits), game.target_logp(logits)
-    weights = torch.tensor([c.weight for c in listeners], device=logits.device)
+    weights = weights_of(listeners).to(logits.device)
     for i, listener in enumerate(listeners):
         row[f"{group}/accuracy/{listener.name}"] = metrics.mean_and_error(hits[i])
         row[f"{group}/logp/{listener.name}"] = metrics.mean_and_error(logp[i])
-    positive, negative = hits[weights > 0].mean(0), hits[weights < 0]
-    gap = positive - (negative.mean(0) if len(negative) else 0)
-    row[f"{group}/gap"] = metrics.mean_and_error(gap)
+    row[f"{group}/gap"] = metrics.mean_and_error(game.gap(hits, weights))
+    if len(listeners) > 1:
+        row[f"{group}/scoring_rounds"] = metrics.mean_and_error(game.scoring_rounds(hits))
     row[f"{group}/reward"] = metrics.mean_and_error(game.listener_reward(config.game.reward, logits, weights))
     return row
 

@@ -38,7 +38,7 @@ from dixit.assets import asset
 from dixit.common import DixitError, atomic_path, rng, run_main
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash
 from dixit.data import SPLITS, load
-from dixit.listeners import make_listeners, score_all
+from dixit.listeners import ClipListener, make_listeners, score_all
 from dixit.runs import LoadedRun, load_run
 from eval import metrics
 from eval.evaluate import speak, write_results
@@ -154,7 +154,10 @@ def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str
     same for all; hard ones are near in the eyes of the first training listener.
     """
     made = {group: make_listeners(configs, dataset, device) for group, configs in groups.items()}
-    drawn = draw_pools(made["training"][0].images.cpu(), pools, seed)
+    first = made["training"][0]
+    if not isinstance(first, ClipListener):
+        raise DixitError("the first listener must be of kind clip: its images say which pools are hard")
+    drawn = draw_pools(first.images.cpu(), pools, seed)
     speakers = [name for name in said[0] if all(name in one for one in said)]
     rows: Rows = {}
     for name, group in tqdm(list(itertools.product(speakers, made)), desc="listening", disable=None):
@@ -164,8 +167,7 @@ def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str
             hits = torch.stack([found[pool] for found in runs], dim=1)  # (L, R, n)
             for listener, values in zip(groups[group], hits, strict=True):
                 rows[pool, name, f"{group}/accuracy/{listener.name}"] = values
-            negative = hits[weights < 0]
-            rows[pool, name, f"{group}/gap"] = hits[weights > 0].mean(0) - (negative.mean(0) if len(negative) else 0)
+            rows[pool, name, f"{group}/gap"] = game.gap(hits, weights)
     for pool, name, group in itertools.product(drawn, (s for s in speakers if s != "trained"), made):
         rows[pool, name, f"{group}/trained_minus_this"] = (
             rows[pool, "trained", f"{group}/gap"] - rows[pool, name, f"{group}/gap"])

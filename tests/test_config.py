@@ -11,7 +11,8 @@ import yaml
 from dixit.common import DixitError
 from dixit.config import Config, config_hash, load_config, to_dict
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = sorted([*FOLDER.glob("*.yaml"), *(FOLDER / "pairs").glob("*.yaml")])
 TWO = {"listeners": [{"name": "one"}, {"name": "two", "weight": -1}]}
 
 

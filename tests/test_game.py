@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dixit import game
+from dixit import game, scenes
 from dixit.clip import Clip, load_clip
-from dixit.common import DixitError
-from dixit.listeners import ClipListener, score_all
+from dixit.common import DixitError, words
+from dixit.config import ListenerConfig, load_config
+from dixit.data import load
+from dixit.listeners import AttributeListener, ClipListener, score_all
+from dixit.scenes import WORD_CLASSES, scene_words
 
 SIGNED = torch.tensor([1.0, -1.0])
 KINDS = ("sub_logp", "sub_prob", "sub_acc", "sub_chance", "product", "dixit")
@@ -215,7 +219,7 @@ def images(eye) -> torch.Tensor:
 
 def test_a_listener_scores_by_scale_and_cosine(eye, images):
     candidates = torch.tensor([[0, 1], [2, 0]])
-    scores = ClipListener(eye, images).score(["a red circle", "big"], candidates)
+    scores = ClipListener(eye, images, ListenerConfig("all")).score(["a red circle", "big"], candidates)
     words = eye.embed_texts(["a red circle", "big"])
     torch.testing.assert_close(words.norm(dim=1), torch.ones(2))
     expected = [[float(eye.scale * words[s] @ images[c]) for c in row] for s, row in enumerate(candidates.tolist())]
@@ -224,17 +228,60 @@ def test_a_listener_scores_by_scale_and_cosine(eye, images):
 
 def test_a_listener_hears_only_the_words_it_knows(eye, images):
     every = torch.arange(4).expand(2, 4)
-    some, free = ClipListener(eye, images, vocabulary=("red", "big")), ClipListener(eye, images)
-    assert some.understood("A Big red circle.") == "big red"
+    some, free = (ClipListener(eye, images, ListenerConfig("l", vocabulary=v)) for v in (("red", "big"), ()))
+    assert some.hearing.understood("A Big red circle.") == "big red"
     heard = some.score(["a red circle", "circle"], every)
     torch.testing.assert_close(heard[:1], free.score(["red"], every[:1]), atol=1e-5, rtol=0)
     assert (heard[1] == 0).all()
-    shapes = ClipListener(eye, images, domain="shape")
-    assert shapes.understood("a big red circle, at the top") == "a circle at the"
+    shapes = ClipListener(eye, images, ListenerConfig("l", domain="shape"))
+    assert shapes.hearing.understood("a big red circle, at the top") == "a circle at the"
     assert torch.equal(*(shapes.score([f"a {c} circle"], every[:1]) for c in ("red", "blue")))
     assert not torch.equal(*(free.score([f"a {c} circle"], every[:1]) for c in ("red", "blue")))
     with pytest.raises(DixitError, match="unknown listener domain 'shapes'"):
-        ClipListener(eye, images, domain="shapes")
+        ClipListener(eye, images, ListenerConfig("l", domain="shapes"))
+
+
+def test_a_german_listener_reads_german_only(eye, images):
+    hearing = ClipListener(eye, images, ListenerConfig("l", language="german")).hearing
+    assert hearing.understood("Ein roter Kreis und a red star") == "one red circle and"
+    assert hearing.understood("an orange ring") == "orange ring"  # the same in both languages
+
+
+def test_a_listener_of_records_counts_true_words_against_false_ones(home):
+    scenes_ = load(load_config(home.game_config).data, "validation")
+    everyone = torch.arange(len(scenes_))
+    texts = [scenes.full_caption(json.loads(r)) for r in scenes_["record"]]
+    listener = AttributeListener(scenes_, ListenerConfig("l", kind="attributes"))
+    logits = listener.score(texts, everyone.expand(len(texts), -1))
+    said = [words(t) for t in texts]
+    truth = [scene_words(json.loads(r)) for r in scenes_["record"]]
+    known = frozenset().union(*WORD_CLASSES.values())
+    expected = 3.0 * sum(1 if w in truth[7] else -1 for w in set(said[2]) & known)
+    assert logits[2, 7] == expected
+    assert (logits.diagonal() == logits.max(1).values).all()  # its own caption is true of a scene in every word
+    deaf = AttributeListener(scenes_, ListenerConfig("l", kind="attributes", domain="shape"))
+    assert (deaf.score(["a red one", "a"], everyone.expand(2, -1)) == 0).all()
+    with pytest.raises(DixitError, match="listener 'l' reads scene records"):
+        AttributeListener(scenes_.map(lambda _: {"record": ""}), ListenerConfig("l"))
+
+
+def test_gap_and_scoring_rounds():
+    hits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.5]])
+    assert game.gap(hits, torch.tensor([1.0, -1.0, 0.5])).tolist() == [1.0, 0.0, 0.25]
+    assert game.gap(hits, torch.tensor([1.0, 1.0, 2.0])).tolist() == pytest.approx([2 / 3, 1.0, 1 / 6])
+    assert game.scoring_rounds(hits).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_a_sampled_audience_is_one_for_and_one_against():
+    weights = torch.tensor([1.0, 0.5, -1.0, -0.25])
+    drawn = game.sampled_audience(weights, 200, 3, 7)
+    assert drawn.shape == (4, 200) and torch.equal(drawn, game.sampled_audience(weights, 200, 3, 7))
+    assert ((drawn > 0).sum(0) == 1).all() and ((drawn < 0).sum(0) == 1).all()
+    assert all(set(row.tolist()) == {0.0, float(w)} for row, w in zip(drawn, weights, strict=True))
+    logits = torch.randn(4, 200, 5, generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(-1)[..., 0]
+    torch.testing.assert_close(game.listener_reward("sub_prob", logits, drawn), (drawn * p).sum(0))
+    assert (game.sampled_audience(torch.tensor([2.0]), 3, 0) == 2).all()
 
 
 def test_equal_texts_are_embedded_alike_in_any_order(eye):
@@ -245,7 +292,7 @@ def test_equal_texts_are_embedded_alike_in_any_order(eye):
 
 
 def test_a_listener_that_returns_nan_is_named(eye, images):
-    good, broken = ClipListener(eye, images), ClipListener(eye, images * math.nan)
+    good, broken = (ClipListener(eye, x, ListenerConfig("l")) for x in (images, images * math.nan))
     candidates = torch.tensor([[0, 1]])
     assert score_all([good, good], ["red"], candidates).shape == (2, 1, 2)
     with pytest.raises(DixitError, match="listener 2 returned NaN"):

@@ -1,0 +1,203 @@
+"""Every listener pair of configs/pairs, several seeds each: `scripts/run_pairs [PAIR ...] [--seeds 0 1 2]`.
+
+A cell is one pair and one seed: the base speaker of that seed (made once for all pairs), the game, the evaluation on
+the test split. It ends as one small file, eval/results/pairs/PAIR/seed_S.json, and is not run again while that file is
+there; an interrupted one goes on from its checkpoint. eval/RESULTS.md is written anew from the files after each.
+
+Leaves out transfer to other images (eval/transfer.py) and drift (eval/drift.py); both take the runs this leaves in
+runs/pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dixit.common import DixitError, atomic_write_text, git_commit, locked, read_json, run_main, write_json
+from dixit.runs import load_run
+from eval.drift import word_shift
+from eval.evaluate import evaluate
+from eval.metrics import mean_and_error
+
+ROOT = Path(__file__).parents[1]
+PAIRS = sorted(path.stem for path in (ROOT / "configs" / "pairs").glob("*.yaml"))
+QUICK = ["train.steps=15", "eval.images=80"]
+LEARNABLE = 0.05  # a pair is learnable if the oracle's gap is so much wider than the base speaker's
+
+
+def launch(config: str, *overrides: str, threads: int) -> None:
+    """Train in a process of its own; its output goes to the run's folder. Raises DixitError if it fails."""
+    out = Path(next(word.removeprefix("out=") for word in overrides if word.startswith("out=")))
+    out.mkdir(parents=True, exist_ok=True)
+    words = [Path(sys.executable).parent / "accelerate", "launch", "--num_processes", "1", "--num_machines", "1",
+             "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads,
+             ROOT / "scripts" / "train.py", ROOT / "configs" / config, *overrides]
+    with (out / "train.log").open("w") as log:
+        done = subprocess.run(list(map(str, words)), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
+                              env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    if done.returncode:
+        raise DixitError(f"training {out} failed (exit code {done.returncode}); see the end of {out / 'train.log'}")
+
+
+def base_speaker(runs: Path, seed: int, threads: int) -> Path:
+    """The warm-started speaker of a seed, trained on first use."""
+    words, base = runs / f"words_{seed}", runs / f"base_{seed}"
+    with locked(runs / f"base_{seed}.lock"):
+        if not (words / "train.json").is_file() and not (base / "train.json").is_file():
+            launch("words_scenes.yaml", f"seed={seed}", f"out={words}", threads=threads)
+        if not (base / "train.json").is_file():
+            launch("caption_scenes.yaml", f"seed={seed}", f"out={base}", f"speaker.init={words}", threads=threads)
+    return base
+
+
+def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool) -> dict[str, Any]:
+    """Train (or go on training) and evaluate one pair with one seed."""
+    out = runs / f"{pair}_{seed}"
+    if not (out / "train.json").is_file():
+        base = base_speaker(runs, seed, threads)
+        launch(f"pairs/{pair}.yaml", f"seed={seed}", f"out={out}", f"speaker.init={base}", *QUICK * quick,
+               threads=threads)
+    began = time.perf_counter()
+    run = load_run(out)
+    figures, picks = evaluate(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    shift = word_shift(picks["base"]["texts"], picks["trained"]["texts"])
+    rounds = [{"image": i, **{speaker: {"says": picks[speaker]["texts"][i], "found_by": [
+        c.name for c, row in zip(run.config.listeners, picks[speaker]["pick"], strict=True) if row[i] == 0]}
+        for speaker in ("base", "trained", "oracle") if speaker in picks}} for i in range(3)]
+    training = read_json(out / "train.json")
+    return {"pair": pair, "seed": seed, "command": f"scripts/run_pairs {pair} --seeds {seed}" + " --quick" * quick,
+            "commit": {"training": training["commit"], "evaluation": git_commit()},
+            "wall_seconds": {"training": training["wall_seconds"],
+                             "evaluation": round(time.perf_counter() - began, 1)},
+            "threads": threads, "steps": run.config.train.steps, "images": run.config.eval.images,
+            "figures": figures, "gained": shift[:8], "lost": shift[:-9:-1], "rounds": rounds}
+
+
+def over_seeds(cells: list[dict], speaker: str, key: str) -> dict[str, float] | None:
+    """Mean over seeds of a figure, and its standard error over seeds and images.
+
+    All seeds play on the same images, so that more seeds do not lessen the error from the images: its variance (the
+    mean over seeds) is added to that of the seeds' mean.
+    """
+    found = [c["figures"].get(speaker, {}).get(key) for c in cells]
+    if any(f is None for f in found):
+        return None
+    seeds = mean_and_error([f["mean"] for f in found])
+    return seeds | {"se": math.hypot(seeds["se"], math.sqrt(sum(f["se"] ** 2 for f in found) / len(found)))}
+
+
+def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
+    """What the table says of one pair."""
+    def of(speaker: str, key: str) -> dict[str, float] | None:
+        return over_seeds(cells, speaker, key)
+
+    change, held = of("trained", "training/gap_over_base"), of("trained", "heldout/gap_over_base")
+    base, ceiling = of("base", "training/gap"), of("oracle", "training/gap")
+    row: dict[str, Any] = {"pair": pair, "seeds": len(cells), "change": change, "held": held, "base": base,
+                           "trained": of("trained", "training/gap"), "ceiling": ceiling}
+    names = [key for key in cells[0]["figures"]["trained"] if key.startswith("training/accuracy/")]
+    row["accuracies"] = {key.rsplit("/", 1)[1]: (of("base", key), of("trained", key)) for key in names}
+    learnable = None if not (base and ceiling) else ceiling["mean"] - base["mean"] >= LEARNABLE
+    significant = bool(change and change["mean"] > 1.96 * change["se"])
+    kept = None if not (change and held and significant) else held["mean"] / change["mean"]
+    row |= {"learnable": learnable, "significant": significant, "kept": kept}
+    return row
+
+
+def results_page(folder: Path) -> str:
+    """eval/RESULTS.md from the cells in a folder."""
+    found = {path.name: [read_json(cell) for cell in sorted(path.glob("seed_*.json"))]
+             for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    rows = [summary(pair, cells) for pair, cells in found.items() if cells]
+
+    def show(figure: dict[str, float] | None) -> str:
+        return f"{figure['mean']:+.2f} ± {figure['se']:.2f}" if figure else ""
+
+    def words(pairs: list) -> str:
+        return ", ".join(f"{word} {z:+.1f}" for word, z, *_ in pairs if abs(z) > 2) or "none"
+
+    lines = ["# Listener pairs", "",
+             "Written by `scripts/run_pairs` from the cells in `eval/results/pairs`; each cell names its command, "
+             "commits and seed. Test split, greedy captions, 10 candidates. The gap is the mean accuracy of listeners "
+             "of positive weight minus that of the others. ± is one standard error over seeds and images; change is "
+             "paired: same images, same candidates, trained minus base. A change is significant where it exceeds "
+             f"1.96 errors. A pair is learnable where the oracle's gap is at least {LEARNABLE} above the base "
+             "speaker's. Kept: the held-out listeners' change over the training listeners'.", "",
+             "| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
+             "| learnable |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        kept = "" if r["kept"] is None else f"{100 * r['kept']:.0f} %"
+        yes = {None: "", True: "yes", False: "no"}
+        cells_of_row = [r["pair"], str(r["seeds"]), show(r["base"]), show(r["trained"]), show(r["ceiling"]),
+                        show(r["change"]), yes[r["significant"]], show(r["held"]), kept, yes[r["learnable"]]]
+        lines.append("| " + " | ".join(cells_of_row) + " |")
+    for r in rows:
+        cells = found[r["pair"]]
+        first = cells[0]
+        lines += ["", f"## {r['pair']}", "",
+                  f"`scripts/run_pairs {r['pair']}` (`configs/pairs/{r['pair']}.yaml`), seeds "
+                  f"{', '.join(str(c['seed']) for c in cells)}; {first['steps']} steps, {first['images']} images", "",
+                  "| listener | base | trained |", "|---|---|---|"]
+        lines += [f"| {name} | {show(old)} | {show(new)} |" for name, (old, new) in r["accuracies"].items()]
+        lines += ["", f"Words gained (log-odds z, seed {first['seed']}): {words(first['gained'])}. Lost: "
+                  f"{words(first['lost'])}.", ""]
+        for turn in first["rounds"]:
+            said = [f"{speaker} “{turn[speaker]['says']}” → {', '.join(turn[speaker]['found_by']) or 'nobody'}"
+                    for speaker in ("base", "trained", "oracle") if speaker in turn]
+            lines.append(f"- image {turn['image']}: {'; '.join(said)}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/run_pairs", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", nargs="*", help=f"default: all of {', '.join(PAIRS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="cells side by side; the cores are shared out")
+    parser.add_argument("--quick", action="store_true", help="few steps and images, kept apart in runs/pairs_quick")
+    parser.add_argument("--runs", type=Path, help="where runs are kept (default runs/pairs)")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the cells there are")
+    arguments = parser.parse_args()
+    for name in arguments.pair:
+        if name not in PAIRS:
+            raise DixitError(f"unknown pair '{name}'; choose from {', '.join(PAIRS)}")
+    runs = arguments.runs or Path("runs/pairs_quick" if arguments.quick else "runs/pairs")
+    results = runs / "results" if arguments.quick else ROOT / "eval" / "results" / "pairs"
+    page = runs / "RESULTS.md" if arguments.quick else ROOT / "eval" / "RESULTS.md"
+    tasks = [] if arguments.page_only else [
+        (pair, seed) for pair in arguments.pair or PAIRS for seed in arguments.seeds
+        if not (results / pair / f"seed_{seed}.json").is_file()]
+
+    def apart(task: tuple[str, int]) -> int:
+        """A cell in a process of its own."""
+        words = [sys.executable, "-m", "eval.pairs", task[0], "--seeds", str(task[1]), "--runs", str(runs),
+                 *["--quick"] * arguments.quick]
+        threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+        return subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
+
+    if len(tasks) > 1:
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            failed = [task for task, code in zip(tasks, pool.map(apart, tasks), strict=True) if code]
+        if failed:
+            raise DixitError(f"{len(failed)} of {len(tasks)} cells failed (see above), the first {failed[0]}; run the "
+                             "same command again to go on")
+    elif tasks:
+        (pair, seed), = tasks
+        write_json(results / pair / f"seed_{seed}.json", cell(pair, seed, runs, torch.get_num_threads(),
+                                                              arguments.quick))
+        print(f"{pair}, seed {seed}: done", flush=True)
+    atomic_write_text(page, results_page(results))
+    print(f"written to {page}")
+
+
+if __name__ == "__main__":
+    run_main(main)
