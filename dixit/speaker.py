@@ -226,6 +226,15 @@ class Speaker:
             hidden = self.decoder.extend(cache, token[:, None])[:, -1]
         return tokens[:, :t + 1], mask[:, :t + 1], logps[:, :t + 1]
 
+    @torch.no_grad()
+    def next_logp(self, prefix: Float[Tensor, "S K D"], tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S V"]:
+        """Log-probabilities of the token that follows the prefix and t given tokens (t may be 0)."""
+        cache, hidden = self._prefill(prefix)
+        if tokens.shape[1]:
+            rows = torch.arange(len(prefix), device=prefix.device)
+            hidden = self.decoder.extend(self.decoder.take(cache, rows, room=tokens.shape[1]), tokens)[:, -1]
+        return self.decoder.logits(hidden).float().log_softmax(-1)
+
     def logprobs(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"],
                  temperature: float = 1.0) -> Float[Tensor, "S T"]:
         """Log-probability of given tokens (0 where masked), with gradients to the prefix.

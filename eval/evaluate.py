@@ -143,14 +143,20 @@ def _text_figures(texts: list[str], run: LoadedRun) -> dict:
             "vocabulary": metrics.vocabulary(texts), "most_repeated": metrics.most_repeated(texts), **rates}
 
 
-def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
-    """Figures and picks on the first `images` of a split. Raises DixitError if there are too few for a pool."""
+def dataset_of(run: LoadedRun, data: DataConfig, split: str, images: int) -> Dataset:
+    """The first `images` of a split. Raises DixitError if there are too few for a pool."""
     dataset = load(data, split)
     if images < len(dataset):
         dataset = dataset.select(range(images))
     if len(dataset) < run.config.game.candidates:
         raise DixitError(f"the {split} split of {data.name} has {len(dataset)} images, fewer than "
                          f"game.candidates {run.config.game.candidates}")
+    return dataset
+
+
+def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
+    """Figures and picks on the first `images` of a split."""
+    dataset = dataset_of(run, data, split, images)
     return measure(run, dataset, speak(run, dataset))
 
 

@@ -1,0 +1,122 @@
+"""Speakers that use the listeners without any training: `python -m eval.baselines RUN [eval.images=200 ...]`.
+
+best of N               the base speaker samples N captions, the listeners' reward on pools of their own picks one
+                        (reranking, Lazaridou et al. 2020)
+contrastive decoding    each token is drawn towards what raises the reward of the caption so far: the best of the base
+                        speaker's likeliest K tokens by log p + strength x reward (after Ou et al. 2023, with listener
+                        2 subtracted)
+
+Both may ask the listeners about the very images they are evaluated on, but never about the evaluation's pools; the
+trained speaker asks nobody. Writes RUN/baselines.json, a row beside those of eval.evaluate, and prints the table.
+
+Shapes: B images, N captions per image, S = B*N, M pools of C candidates, K tokens that are tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from dixit import game
+from dixit.clip import patch_features
+from dixit.common import DixitError, rng, run_main
+from dixit.listeners import Listener, make_listeners, score_all
+from dixit.runs import LoadedRun, load_run, patch_batch
+from eval.evaluate import dataset_of, measure, speak, table, weights_of, write_results
+
+POOLS = 8  # sets of distractors a caption is judged on
+
+
+def judge(run: LoadedRun, listeners: list[Listener], texts: list[str],
+          candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "S"]:
+    """The game's reward of each caption, a mean over its image's pools; texts are in order of images."""
+    each = len(texts) // len(candidates)
+    pools = candidates.shape[1]
+    tried = candidates.repeat_interleave(each, 0).flatten(0, 1)
+    logits = score_all(listeners, [text for text in texts for _ in range(pools)], tried)
+    weights = weights_of(run.config.listeners).to(logits.device)
+    return game.listener_reward(run.config.game.reward, logits, weights).unflatten(0, (-1, pools)).mean(1)
+
+
+def best_of(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[Listener],
+            candidates: Int[Tensor, "B M C"], samples: int, *key: int | str) -> list[str]:
+    """The best of N samples of the base speaker for each image."""
+    draws = rng("best_of", *key).random((len(prefix) * samples, run.config.speaker.max_tokens), dtype=np.float32)
+    tokens, mask, _ = run.speaker.sample(prefix, torch.from_numpy(draws).to(prefix.device))
+    texts = run.speaker.decode(tokens, mask)
+    best = judge(run, listeners, texts, candidates).unflatten(0, (-1, samples)).argmax(1).tolist()
+    return [texts[i * samples + j] for i, j in enumerate(best)]
+
+
+def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[Listener],
+                candidates: Int[Tensor, "B M C"], tokens_tried: int, strength: float) -> list[str]:
+    """Greedy decoding by log p + strength x reward of the caption so far, among the K likeliest tokens."""
+    speaker, count = run.speaker, len(prefix)
+    said: list[list[int]] = [[] for _ in range(count)]
+    going = list(range(count))
+    for _ in range(run.config.speaker.max_tokens):
+        rows = torch.tensor(going, device=prefix.device)
+        logp = speaker.next_logp(prefix[rows], torch.tensor([said[i] for i in going], dtype=torch.long,
+                                                            device=prefix.device).reshape(len(going), -1))
+        best, token = logp.topk(tokens_tried, dim=1)  # (b, K)
+        texts = [speaker.tokenizer.decode([*said[i], t] if t != speaker.eos else said[i], skip_special_tokens=True)
+                 for i, row in zip(going, token.tolist(), strict=True) for t in row]
+        paid = judge(run, listeners, texts, candidates[rows.cpu()]).unflatten(0, (-1, tokens_tried))
+        choice = (best + strength * paid).argmax(1)
+        for i, t in zip(list(going), token.gather(1, choice[:, None]).squeeze(1).tolist(), strict=True):
+            if t == speaker.eos:
+                going.remove(i)
+            else:
+                said[i].append(t)
+        if not going:
+            break
+    return [speaker.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+
+
+@torch.no_grad()
+def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, tokens_tried: int = 6,
+                       strength: float = 8.0) -> dict[str, dict[str, Any]]:
+    """Captions of both baselines for every image, as eval.evaluate's `speak` gives those of the others."""
+    if run.base is None:
+        raise DixitError(f"{run.folder} has no base speaker; name a run of the game that started from one")
+    store, config = patch_features(run.clip, dataset, "colour"), run.config
+    listeners = make_listeners(config.listeners, dataset, run.speaker.device)
+    everyone = np.arange(len(dataset))
+    pools = game.draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",
+                                 config.eval.seed).unflatten(0, (-1, POOLS))
+    names = f"best of {samples}", "contrastive decoding"
+    said: dict[str, dict[str, Any]] = {name: {"texts": []} for name in names}
+    for start in tqdm(range(0, len(dataset), config.eval.batch), desc="baselines", unit="batch", disable=None):
+        index = everyone[start:start + config.eval.batch]
+        prefix, mine = run.base(patch_batch(store, index, run.speaker.device)), pools[index]
+        said[names[0]]["texts"] += best_of(run, prefix, listeners, mine, samples, config.eval.seed, start)
+        said[names[1]]["texts"] += contrastive(run, prefix, listeners, mine, tokens_tried, strength)
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
+    parser.add_argument("override", nargs="*", help="eval.split=..., eval.images=..., eval.seed=...")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    run = load_run(arguments.run, arguments.override)
+    dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    said = speak(run, dataset) | untrained_speakers(run, dataset)
+    figures, picks = measure(run, dataset, said)
+    path = write_results(run, "baselines", figures, picks, time.perf_counter() - began)
+    print(table(figures))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_main(main)

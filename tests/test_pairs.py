@@ -1,0 +1,105 @@
+"""The table of pairs, from cells to page, and the speakers that need no training."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from dixit import game
+from dixit.listeners import make_listeners
+from dixit.runs import load_run
+from eval.baselines import best_of, contrastive, judge, untrained_speakers
+from eval.evaluate import dataset_of
+from eval.pairs import cell, over_seeds, results_page, summary
+
+
+def made(seed: int, base: float, trained: float, se: float = 0.02) -> dict:
+    def figure(mean: float) -> dict:
+        return {"mean": mean, "se": se, "n": 100}
+    return {"pair": "p", "seed": seed, "steps": 60, "images": 100, "gained": [["red", 4.0, 1, 9]],
+            "lost": [["<big>", -3.0, 9, 1]], "rounds": [{"image": 0, "base": {"says": "a", "found_by": []},
+                                                       "trained": {"says": "red", "found_by": ["one"]}}],
+            "figures": {"base": {"training/gap": figure(base), "training/accuracy/one": figure(0.5)},
+                        "trained": {"training/gap": figure(trained), "training/gap_over_base": figure(trained - base),
+                                    "heldout/gap_over_base": figure((trained - base) / 2),
+                                    "training/accuracy/one": figure(0.7)},
+                        "oracle": {"training/gap": figure(base + 0.04)}}}
+
+
+def test_the_error_over_seeds_keeps_that_of_the_shared_images():
+    cells = [made(0, 0.1, 0.3), made(1, 0.1, 0.5)]
+    found = over_seeds(cells, "trained", "training/gap")
+    assert found["mean"] == pytest.approx(0.4)
+    assert found["se"] == pytest.approx(math.hypot(0.1, 0.02))  # between seeds .1, from the images .02
+    assert over_seeds(cells, "oracle", "heldout/gap") is None
+
+
+def test_significance_learnability_and_what_held_out_listeners_keep():
+    steady = summary("p", [made(0, 0.1, 0.3), made(1, 0.1, 0.3)])
+    torn = summary("p", [made(0, 0.1, 0.0), made(1, 0.1, 0.4)])
+    assert steady["significant"] and not torn["significant"]
+    assert steady["kept"] == pytest.approx(0.5) and torn["kept"] is None
+    assert steady["learnable"] is False  # the oracle gains .04 only
+
+
+def test_the_page_comes_from_the_cells_alone(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        (tmp_path / "p" / f"seed_{seed}.json").write_text(json.dumps(made(seed, 0.1, 0.3)))
+    page = results_page(tmp_path)
+    row = "| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 % | no |"
+    assert row in page
+    assert "red +4.0" in page and "trained “red” → one" in page and "nobody" in page
+    assert results_page(tmp_path / "absent").count("\n| ") == 1  # the head of an empty table
+
+
+def test_a_cell_of_a_trained_run(home, game_run, tmp_path):
+    shutil.copytree(game_run, tmp_path / "tiny_5")
+    found = cell("tiny", 5, tmp_path, threads=1, quick=False)
+    again = cell("tiny", 5, tmp_path, threads=1, quick=False)
+    assert found["figures"] == again["figures"]
+    change = found["figures"]["trained"]["training/gap_over_base"]["mean"]
+    gaps = [found["figures"][speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
+    assert change == pytest.approx(gaps[0] - gaps[1], abs=1e-6)
+    assert len(found["rounds"]) == 3 and {"base", "trained", "oracle"} <= found["rounds"][0].keys()
+    assert found["command"] == "scripts/run_pairs tiny --seeds 5"
+
+
+def test_an_unknown_pair_is_named(command):
+    done = command("-m", "eval.pairs", "colour_vs_gray")
+    assert done.returncode == 2 and "unknown pair 'colour_vs_gray'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_more_samples_are_judged_better_and_one_is_the_first(home, game_run):
+    run = load_run(game_run)
+    dataset = dataset_of(run, run.config.data, "test", 12)
+    listeners = make_listeners(run.config.listeners, dataset)
+    everyone = np.arange(12)
+    pools = game.draw_candidates(np.repeat(everyone, 3), everyone, 4, "t").unflatten(0, (-1, 3))
+    with torch.no_grad():
+        prefix = run.base(torch.randn(12, *_patches(run), generator=torch.Generator().manual_seed(0)))
+        rewards = [float(judge(run, listeners, best_of(run, prefix, listeners, pools, n, 0), pools).mean())
+                   for n in (1, 16)]
+        assert rewards[1] > rewards[0]
+        greedy = run.speaker.decode(*run.speaker.sample(prefix)[:2])
+        assert contrastive(run, prefix, listeners, pools, 3, 0.0) == greedy  # without listeners: plain decoding
+        steered = contrastive(run, prefix, listeners, pools, 3, 1e4)
+    assert float(judge(run, listeners, steered, pools).mean()) > float(judge(run, listeners, greedy, pools).mean())
+
+
+def _patches(run) -> tuple[int, int]:
+    return run.clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour").shape[1:]
+
+
+def test_baselines_speak_for_every_image(home, game_run):
+    run = load_run(game_run)
+    dataset = dataset_of(run, run.config.data, "test", 10)
+    said = untrained_speakers(run, dataset, samples=2, tokens_tried=2)
+    assert set(said) == {"best of 2", "contrastive decoding"}
+    assert all(len(row["texts"]) == 10 for row in said.values())
+    assert said == untrained_speakers(run, dataset, samples=2, tokens_tried=2)
