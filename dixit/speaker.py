@@ -133,19 +133,27 @@ class TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Float[Tensor, "n D"], weight: Float[Tensor, "V D"], bias: Tensor | None,
                 tokens: Int[Tensor, "n"], temperature: float) -> Float[Tensor, "n"]:
-        logits, wide = (torch.empty(CHUNK, len(weight), dtype=d, device=weight.device)
-                        for d in (weight.dtype, torch.float32))  # made once: fresh memory is slow on a CPU
+        # Buffers are made once, for fresh memory is slow on a CPU; the float32 one is small enough for its cache.
+        logits = torch.empty(CHUNK, len(weight), dtype=weight.dtype, device=weight.device)
+        wide = torch.empty(ROWS, len(weight), dtype=torch.float32, device=weight.device)
         picked, slopes = [], []
         for h, token in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True):
-            narrow, p = logits[:len(h)], wide[:len(h)]
+            narrow = logits[:len(h)]
             torch.mm(h, weight.t(), out=narrow)
-            p.copy_(narrow if bias is None else narrow + bias).div_(temperature)
-            p.sub_(p.amax(-1, keepdim=True))
-            own = p.gather(1, token[:, None])
-            total = p.exp_().sum(-1, keepdim=True)
-            picked.append((own - total.log()).squeeze(1))
+            totals = []
+            for part, own in zip(narrow.split(ROWS), token.split(ROWS), strict=True):
+                p = wide[:len(part)].copy_(part)
+                if bias is not None:
+                    p += bias
+                if temperature != 1:
+                    p /= temperature
+                p -= p.amax(-1, keepdim=True)
+                score = p.gather(1, own[:, None])
+                totals.append(p.exp_().sum(-1, keepdim=True))
+                picked.append((score - totals[-1].log()).squeeze(1))
+                part.copy_(p)
             if ctx.needs_input_grad[0]:
-                mean = torch.mm(narrow.copy_(p), weight) / total.to(weight.dtype)
+                mean = torch.mm(narrow, weight) / torch.cat(totals).to(weight.dtype)
                 slopes.append((weight[token] - mean) / temperature)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))

@@ -9,6 +9,7 @@ Shapes: B images, N captions per image, S = B*N, M pools of C candidates, L list
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -168,4 +169,5 @@ class GameTask(Task):
         self.baseline = state["baseline"]
 
 
-TASKS = {"clip": ClipTask, "words": WordTask, "caption": CaptionTask, "game": GameTask}
+TASKS: dict[str, Callable[[Config, Accelerator], Task]] = {
+    "clip": ClipTask, "words": WordTask, "caption": CaptionTask, "game": GameTask}

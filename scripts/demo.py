@@ -33,7 +33,7 @@ def round_listeners(run: LoadedRun, images: torch.Tensor, heldout: bool) -> dict
     made = {}
     for c in run.config.heldout if heldout else run.config.listeners:
         clip = load_clip(c.clip, c.pretrained)
-        made[c.name] = ClipListener(clip, clip.embed_images(images, c.perception), c.vocabulary, c.domain)
+        made[c.name] = ClipListener(clip, clip.embed_images(images, c.perception), c)
     return made
 
 
