@@ -190,6 +190,7 @@ class Speaker:
         self.decoder: Decoder = LlamaDecoder(self.llm) if LlamaDecoder.fits(self.llm) else HfDecoder(self.llm)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
+        self.check_every = 1 if self.device.type == "cpu" else 4  # to ask a GPU who is finished, one must wait for it
         self.eos = int(self.tokenizer.eos_token_id)
         self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
@@ -210,29 +211,36 @@ class Speaker:
         """Captions by inverse-CDF sampling from `uniforms`, or greedily where it is None (then N = 1).
 
         Returns tokens (S, T'), a mask that covers each caption with its end token, and the log-probability
-        of each token (at this temperature); T' <= T is the longest caption's length. A finished caption is
-        dropped from the batch.
+        of each token (at this temperature); T' <= T is the longest caption's length. Finished captions are
+        dropped from the batch every `check_every` tokens.
         """
         count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
-        going = torch.arange(count, device=prefix.device)  # the captions not yet finished
+        going = torch.arange(count, device=prefix.device)  # the captions in the batch
         cache, hidden = self._prefill(prefix)
         image = going // (count // len(prefix))
         cache, hidden = self.decoder.take(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
-        mask = torch.zeros(count, most, dtype=torch.bool, device=prefix.device)
         logps = torch.zeros(count, most, device=prefix.device)
+        ended = torch.zeros(count, dtype=torch.bool, device=prefix.device)
         for t in range(most):
             logits = _cooled(self.decoder.logits(hidden), temperature)
             token, logp = pick(logits, None if uniforms is None else uniforms[going, t])
-            tokens[going, t], mask[going, t], logps[going, t] = token, True, logp
-            keep = (token != self.eos).nonzero().squeeze(1)
-            if t == most - 1 or not len(keep):
+            tokens[going, t], logps[going, t] = token, logp
+            if t == most - 1:
                 break
-            if len(keep) < len(going):
-                going, token = going[keep], token[keep]
-                cache = self.decoder.take(cache, keep)
+            ended[going] |= token == self.eos
+            if (t + 1) % self.check_every == 0:
+                keep = (~ended[going]).nonzero().squeeze(1)
+                if not len(keep):
+                    break
+                if len(keep) < len(going):
+                    going, token = going[keep], token[keep]
+                    cache = self.decoder.take(cache, keep)
             hidden = self.decoder.extend(cache, token[:, None])[:, -1]
-        return tokens[:, :t + 1], mask[:, :t + 1], logps[:, :t + 1]
+        ends = (tokens == self.eos).int()
+        mask = ends.cumsum(1) == ends  # up to the first end token
+        longest = int(mask.sum(1).max())
+        return tokens.masked_fill(~mask, self.eos)[:, :longest], mask[:, :longest], (logps * mask)[:, :longest]
 
     @torch.no_grad()
     def next_logp(self, prefix: Float[Tensor, "S K D"], tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S V"]:

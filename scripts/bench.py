@@ -39,7 +39,7 @@ from torch.nn import functional as F  # noqa: E402
 from dixit import game, policy  # noqa: E402
 from dixit.assets import asset  # noqa: E402
 from dixit.clip import build_locked  # noqa: E402
-from dixit.common import command_line, git_commit, peak_memory_gb, run_main, write_json  # noqa: E402
+from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, run_main, write_json  # noqa: E402
 from dixit.config import ListenerConfig, SpeakerConfig  # noqa: E402
 from dixit.listeners import ClipListener, score_all  # noqa: E402
 from dixit.speaker import Speaker  # noqa: E402
@@ -240,35 +240,25 @@ def median_parts(runs: list[dict[str, float]]) -> dict[str, float]:
     return {part: statistics.median(run[part] for run in runs) for part in runs[0]}
 
 
-def peak_of(variant: str, arguments: argparse.Namespace) -> float | None:
-    """Peak memory (GB) of a process that runs two steps of one variant alone."""
-    words = [sys.executable, __file__, "--only", variant, "--repeats", "2", "--llm", arguments.llm, "--device",
+def alone(variant: str, shape: Shape, arguments: argparse.Namespace, repeats: int = 2) -> dict[str, float]:
+    """Seconds of each part and peak memory (GB) of a process that runs one variant alone."""
+    words = [sys.executable, __file__, "--only", variant, "--repeats", str(repeats), "--llm", arguments.llm, "--device",
              arguments.device, "--dtype", arguments.dtype]
     for field in dataclasses.fields(Shape):
-        words += [f"--{field.name}", str(getattr(arguments, field.name))]
+        words += [f"--{field.name}", str(getattr(shape, field.name))]
     done = subprocess.run(words, capture_output=True, text=True)
-    try:
-        return json.loads(done.stdout.splitlines()[-1])["peak_gb"]
-    except (IndexError, ValueError, KeyError):
-        return None
+    if done.returncode:
+        raise DixitError(f"the bench of '{variant}' failed: {(done.stderr.splitlines() or ['no message'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def scaling(arguments: argparse.Namespace, base: Shape) -> dict[str, list[dict[str, float]]]:
-    """Seconds of each part as one letter of the shape grows, everything else as in `base`."""
+    """Seconds of each part and peak memory as one letter of the shape grows, everything else as in `base`."""
     grids = {"N": (2, 4, 8), "C": (5, 10, 50), "L": (1, 2, 4), "T": (8, 16, 32), "images": (500, 2000, 50_000),
              "width": (128, 256, 512)}
-    found: dict[str, list[dict[str, float]]] = {}
-    for letter, values in grids.items():
-        benches = [Bench(dataclasses.replace(base, **{letter: v}), arguments.llm, arguments.dtype, arguments.device)
-                   for v in values]
-        runs: list[list[dict[str, float]]] = [[] for _ in values]
-        for turn in range(arguments.repeats + 1):
-            for bench, row in zip(benches, runs, strict=True):
-                parts = bench.dixit()
-                if turn:
-                    row.append(parts)
-        found[letter] = [{letter: v, **median_parts(row)} for v, row in zip(values, runs, strict=True)]
-    return found
+    return {letter: [{letter: v, **alone("dixit", dataclasses.replace(base, **{letter: v}), arguments,
+                                         arguments.repeats)} for v in values]
+            for letter, values in grids.items()}
 
 
 def print_rows(rows: dict[str, dict[str, Any]], captions: int) -> None:
@@ -312,8 +302,12 @@ def main() -> None:
         return profile(Bench(shape, arguments.llm, arguments.dtype, arguments.device), arguments.out)
     if arguments.scaling:
         found = scaling(arguments, shape)
+        print("| letter | values | step, s | over the first | peak GB |\n|---|---|---|---|---|")
         for letter, column in found.items():
-            print(f"{letter}: " + ", ".join(f"{row[letter]} -> {row['step']:.3f} s" for row in column))
+            cells = [[f"{row[letter]:g}" for row in column], [f"{row['step']:.2f}" for row in column],
+                     [f"{row['step'] / column[0]['step']:.2f}" for row in column],
+                     [f"{row['peak_gb']:.2f}" for row in column]]
+            print(f"| {letter} | " + " | ".join(", ".join(c) for c in cells) + " |")
         write_json(arguments.out / "scaling.json", {"command": command_line(), "commit": git_commit(),
                                                     "shape": dataclasses.asdict(shape), "seconds": found})
         return
@@ -343,7 +337,7 @@ def main() -> None:
     float32_flops = machine_rates(torch.float32, arguments.device)["flops"]
     rows["roofline"] = roofline(benches["dixit"], rates, float32_flops)
     for name in variants:
-        rows[name]["peak_gb"] = peak_of(name, arguments) or 0.0
+        rows[name]["peak_gb"] = alone(name, shape, arguments)["peak_gb"]
     print_rows(rows, shape.B * shape.N)
     print(f"matrix products {rates['flops'] / 1e9:.0f} GFLOP/s ({arguments.dtype}), {float32_flops / 1e9:.0f} "
           f"(float32); copies {rates['bytes'] / 1e9:.1f} GB/s; {torch.get_num_threads()} threads")

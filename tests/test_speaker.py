@@ -185,6 +185,16 @@ def test_same_uniforms_same_captions_in_one_batch_or_two(speaker):
     assert speaker.decode(*speaker.sample(prefix, draw(12, T, seed=9))[:2]) != said
 
 
+@pytest.mark.parametrize("check_every", [2, 4, 100])
+def test_when_finished_captions_are_dropped_changes_nothing(speaker, check_every):
+    prefix, uniforms = prefixes(speaker).detach(), draw(40, T)
+    wanted = speaker.sample(prefix, uniforms)
+    speaker.check_every = check_every
+    for mine, theirs in zip(speaker.sample(prefix, uniforms), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+    assert not wanted[1].all()
+
+
 def test_captions_end_with_one_end_token_or_are_cut(speaker):
     tokens, mask, _ = speaker.sample(prefixes(speaker).detach(), draw(400, T))
     for row, keep in zip(tokens, mask, strict=True):
