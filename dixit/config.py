@@ -76,6 +76,7 @@ class ListenerConfig:
     vocabulary: tuple[str, ...] = ()  # the only words it knows; empty = all
     domain: str = ""  # the only word class it understands, e.g. "shape"; empty = all
     language: str = "english"  # english | german
+    learning_rate: float = 0.0  # above 0, it keeps learning to find the target from the speaker's captions
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,9 @@ def _check(config: Config) -> None:
         for i, listener in enumerate(getattr(config, group)):
             choose(f"{group}[{i}].kind", listener.kind, ("clip", "attributes"))
             choose(f"{group}[{i}].language", listener.language, ("english", "german"))
+            if listener.learning_rate and (group == "heldout" or listener.kind != "clip"):
+                raise DixitError(f"config: {group}[{i}].learning_rate must be 0; only listeners of kind clip that are "
+                                 "trained with can learn")
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from dixit.clip import Clip, image_embeddings, load_clip
 from dixit.common import DixitError, words
@@ -68,20 +69,36 @@ class ClipListener:
     """A CLIP that sees through a perception and may know only some words.
 
     Its image embeddings of the dataset are computed once. A caption of which it knows no word gives equal
-    logits.
+    logits. What it learns, if it learns at all, is a linear map of what it hears, `ear`.
     """
 
     def __init__(self, clip: Clip, images: Float[Tensor, "n E"], config: ListenerConfig):
         self.clip, self.hearing = clip, Hearing(config)
         self.images = images.to(clip.device)
+        self.learning_rate = config.learning_rate
+        self.ear: Float[Tensor, "E E"] | None = None
+        if config.learning_rate:
+            self.ear = torch.eye(images.shape[1], device=clip.device)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
         heard = [self.hearing.understood(text) for text in texts]
         embedded = self.clip.embed_texts(heard)  # (S, E)
+        if self.ear is not None:
+            embedded = F.normalize(embedded @ self.ear, dim=-1)
         images = self.images[candidates.to(self.images.device)]  # (S, C, E)
         logits = self.clip.scale * torch.einsum("se,sce->sc", embedded, images)
         silent = torch.tensor([not words(t) for t in heard], device=logits.device)
         return logits.masked_fill(silent[:, None], 0.0)
+
+    @torch.enable_grad()
+    def slope(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "E E"]:
+        """The gradient of its mean -log p(target) with respect to `ear`; the target is at place 0."""
+        assert self.ear is not None
+        self.ear.requires_grad_(True)
+        loss = -self.score(texts, candidates).log_softmax(-1)[:, 0].mean()
+        slope, = torch.autograd.grad(loss, self.ear)
+        self.ear.requires_grad_(False)
+        return slope
 
 
 class AttributeListener:

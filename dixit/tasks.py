@@ -42,6 +42,9 @@ class GameTask(Task):
         self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held, device)
         self.listeners = make_listeners(config.listeners, self.data, device)
         self.held_listeners = make_listeners(config.listeners, self.held, device)
+        for listener, other in zip(self.listeners, self.held_listeners, strict=True):
+            if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
+                other.ear = listener.ear  # they hear alike
         self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
         self.neighbours = None
         if config.game.distractors == "hard":
@@ -116,6 +119,7 @@ class GameTask(Task):
         with torch.no_grad():
             reward, figures, logits = self.reward(self.listeners, patches, texts, tokens, mask, logp.detach(),
                                                   candidates, weights.repeat_interleave(n, 1))
+        self.teach_listeners(texts, candidates)
         grouped = reward.unflatten(0, (-1, n))
         advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n], weights).flatten()
         if rules.algorithm == "ppo":
@@ -131,6 +135,14 @@ class GameTask(Task):
         if rules.algorithm == "ppo":
             self.rollouts[part] = (tokens, mask, logp.detach(), advantage, figures)
         return loss, figures
+
+    def teach_listeners(self, texts: list[str], candidates: Int[Tensor, "S M C"]) -> None:
+        """A step of gradient descent for listeners that learn, after they have been asked."""
+        tried = [text for text in texts for _ in range(candidates.shape[1])]
+        for listener in self.listeners:
+            if isinstance(listener, ClipListener) and listener.ear is not None:
+                slope = listener.slope(tried, candidates.flatten(0, 1))
+                listener.ear -= listener.learning_rate * self.accelerator.reduce(slope, reduction="mean")
 
     def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
                   candidates: Int[Tensor, "B M C"], weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
@@ -163,10 +175,14 @@ class GameTask(Task):
         return figures
 
     def state(self) -> dict[str, Any]:
-        return {"baseline": self.baseline}
+        ears = [getattr(listener, "ear", None) for listener in self.listeners]
+        return {"baseline": self.baseline, "ears": [None if ear is None else ear.tolist() for ear in ears]}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.baseline = state["baseline"]
+        for listener, ear in zip(self.listeners, state["ears"], strict=True):
+            if isinstance(listener, ClipListener) and listener.ear is not None:
+                listener.ear.copy_(torch.tensor(ear))
 
 
 TASKS: dict[str, Callable[[Config, Accelerator], Task]] = {

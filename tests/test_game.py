@@ -265,6 +265,18 @@ def test_a_listener_of_records_counts_true_words_against_false_ones(home):
         AttributeListener(scenes_.map(lambda _: {"record": ""}), ListenerConfig("l"))
 
 
+def test_a_learning_listener_learns_to_find_the_targets(eye, images):
+    listener = ClipListener(eye, images, ListenerConfig("l", learning_rate=0.05))
+    texts, candidates = ["a red circle", "two big stars"], torch.tensor([[0, 1, 2, 3], [1, 0, 2, 3]])
+    before = listener.score(texts, candidates)
+    torch.testing.assert_close(before, ClipListener(eye, images, ListenerConfig("l")).score(texts, candidates),
+                               atol=1e-4, rtol=0)
+    for _ in range(20):
+        listener.ear -= listener.learning_rate * listener.slope(texts, candidates)
+    assert (game.target_logp(listener.score(texts, candidates)[None]) > game.target_logp(before[None]) + 0.1).all()
+    assert not listener.ear.requires_grad
+
+
 def test_gap_and_scoring_rounds():
     hits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.5]])
     assert game.gap(hits, torch.tensor([1.0, -1.0, 0.5])).tolist() == [1.0, 0.0, 0.25]

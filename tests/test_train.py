@@ -123,6 +123,7 @@ def test_a_killed_run_goes_on_exactly(home, command, tmp_path):
 
 @pytest.mark.parametrize("overrides", [
     ["policy.algorithm=reinforce"], ["policy.algorithm=ppo", "policy.epochs=2"], ["speaker.lora_rank=2"],
+    ["listeners.1.learning_rate=0.1"],
 ], ids=lambda o: o[0].split("=")[1])
 def test_going_on_from_an_earlier_checkpoint_is_exact(home, train, tmp_path, overrides):
     run, again = tmp_path / "run", tmp_path / "again"

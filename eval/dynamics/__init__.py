@@ -1,0 +1,1 @@
+"""Learning dynamics: one module per published phenomenon, theory laid over simulation. See DYNAMICS.md."""

@@ -1,0 +1,131 @@
+"""Learning dynamics, theory over simulation: `python -m eval.dynamics NAME [--seeds K] [--set key=value ...]`.
+
+    python -m eval.dynamics                       the probes there are
+    python -m eval.dynamics NAME | all            run: a table, FOLDER/NAME/results.json, NAME.png and NAME.svg
+    python -m eval.dynamics report [FOLDER ...]   keep finished runs in eval/results/dynamics; write eval/DYNAMICS.md
+
+Many processes share the networks: `accelerate launch -m eval.dynamics NAME --seeds 64`.
+Exit code 1 if a claim fails, 2 on bad input. A probe is any module of this package with `Settings` and `run`
+(see probe.py); none is listed here. Leaves out what a probe does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import pkgutil
+import shutil
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from accelerate import PartialState
+
+import eval.dynamics as package
+from dixit.common import (
+    DixitError,
+    atomic_path,
+    atomic_write_text,
+    command_line,
+    git_commit,
+    peak_memory_gb,
+    read_json,
+    run_main,
+    write_json,
+)
+from dixit.config import build, read_tree, to_dict
+from eval.dynamics.probe import save_figure, table
+
+EVAL = Path(__file__).resolve().parents[1]
+
+
+def probe_names() -> list[str]:
+    """The modules of this package, but for the frame."""
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("__main__", "probe"))
+
+
+def find_probe(name: str) -> ModuleType:
+    """The probe of that name. Raises DixitError, with the nearest name, if there is none."""
+    names = probe_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise DixitError(f"there is no probe '{name}'; did you mean '{near}'? (of {', '.join(names)}; or all, report)")
+    return importlib.import_module(f"eval.dynamics.{name}")
+
+
+def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, overrides: tuple[str, ...] = (),
+              ) -> dict[str, Any]:
+    """Run one probe and write its results and figures into `folder`; returns the results."""
+    probe = find_probe(name)
+    settings = build(probe.Settings, read_tree(config, overrides))
+    if seeds < 1:
+        raise DixitError(f"--seeds {seeds} must be at least 1")
+    began, began_cpu = time.perf_counter(), time.process_time()
+    claims, figure = probe.run(settings, seeds, folder)
+    results = {
+        "probe": name, "command": command_line(), "commit": git_commit(),
+        "seeds": list(range(seeds)), "wall_seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - began_cpu, 1), "peak_memory_gb": round(peak_memory_gb(), 2),
+        "processes": PartialState().num_processes, "settings": to_dict(settings),
+        "claims": [claim.row() for claim in claims]}
+    if PartialState().is_main_process:
+        write_json(folder / "results.json", results)
+        save_figure(figure, folder / name)
+        print(f"\n{name}: {seeds} seeds, {results['wall_seconds']} s\n\n{table(results['claims'])}\n\n"
+              f"written to {folder}", flush=True)
+    return results
+
+
+def report(runs: list[Path], place: Path = EVAL) -> None:
+    """Take finished runs over into PLACE/results/dynamics and write PLACE/DYNAMICS.md from all that is there."""
+    kept = place / "results" / "dynamics"
+    for run in runs:
+        results = read_json(run / "results.json")
+        write_json(kept / f"{results['probe']}.json", results)
+        with atomic_path(kept / f"{results['probe']}.png") as temporary:
+            shutil.copyfile(run / f"{results['probe']}.png", temporary)
+    text = ("# Learning dynamics\n\nTheory over simulation, from one run each; written by `python -m eval.dynamics "
+            "report` from\n`eval/results/dynamics`. Of curves and of several seeds the worst entry is shown.\n")
+    for path in sorted(kept.glob("*.json")):
+        results = read_json(path)
+        name, settings = results["probe"], ", ".join(f"{k} {v}" for k, v in results["settings"].items())
+        text += (f"\n## {name}\n\n{(find_probe(name).__doc__ or '').strip()}\n\n"
+                 f"`{results['command']}` ({len(results['seeds'])} seeds, "
+                 f"{results['wall_seconds']} s wall, {results['cpu_seconds']} s CPU, commit {results['commit']})\n\n"
+                 f"Settings: {settings}.\n\n{table(results['claims'])}\n\n"
+                 f"![{name}: simulation broad and pale, theory dashed](results/dynamics/{name}.png)\n")
+    atomic_write_text(place / "DYNAMICS.md", text)
+    print(f"written to {place / 'DYNAMICS.md'}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help="a probe, all, or report")
+    parser.add_argument("run", nargs="*", type=Path, help="report: folders of finished runs")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
+    parser.add_argument("--config", type=Path, help="a YAML file of settings, e.g. configs/dynamics/ocs_paper.yaml")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change a setting")
+    parser.add_argument("--out", type=Path, default=Path("runs/dynamics"), help="where results go: OUT/NAME")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        for name in probe_names():
+            print(f"{name:14} {(find_probe(name).__doc__ or '').splitlines()[0]}")
+        return 0
+    if arguments.name == "report":
+        report(arguments.run)
+        return 0
+    if arguments.run:
+        raise DixitError(f"'{arguments.run[0]}' is not understood; settings are changed by --set key=value")
+    if arguments.name == "all" and (arguments.config or arguments.set):
+        raise DixitError("--config and --set are for one probe, not for all")
+    names = probe_names() if arguments.name == "all" else [arguments.name]
+    results = [run_probe(name, arguments.seeds, arguments.out / name, arguments.config, tuple(arguments.set))
+               for name in names]
+    PartialState().destroy_process_group()
+    return int(not all(claim["holds"] for result in results for claim in result["claims"]))
+
+
+if __name__ == "__main__":
+    run_main(main)

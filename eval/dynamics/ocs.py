@@ -1,0 +1,527 @@
+"""Early learning of the optimal constant solution (OCS).
+
+Networks first learn to answer every input with the mean label, and only then to tell inputs apart: always with
+biases, and without them as far as inputs are correlated (Rubruck et al., arXiv 2406.17467). Deep linear networks
+on a hierarchical task with exact solutions, then small CNNs on hierarchies of MNIST digits and CIFAR-10 photos.
+
+The signature: true-negative rates dip to 1 - p_l, p_l being the base rate of the labels of level l, and recover.
+The paper reports such a dip for human learners too; only its direction is checked, there are no human data here.
+
+The paper's own figure settings were not available: the tree, sizes, rates, initial scales, the classes and their
+trees, and the CNNs are [stand-in]. Leaves out the cross-entropy version and the speaker.
+
+Shapes: S networks, N items, K labels (14: 2 + 4 + 8), A modes (8), M times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure, FigureBase
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dixit.assets import asset
+from dixit.common import rng
+from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+# ---- setting ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All [stand-in]. Time is lr * step and the loss has a factor 1/2N, which sets its unit."""
+
+    hidden: int = 32
+    rhos: tuple[float, ...] = (0.0, 0.1, 0.3, 0.6)  # correlation of inputs; no bias
+    depths: tuple[int, ...] = (2, 3, 4)  # number of weight matrices; 2 is always there
+    lr: float = 0.02
+    steps: int = 6000  # depth 2
+    deep_lr: float = 0.01
+    deep_steps: int = 8000
+    every: int = 20  # steps between records
+    mode_init: float = 1e-3  # strength of each mode of an aligned network at the start
+    init: float = 1e-3  # standard deviation of random weights, depth 2
+    deep_init: float = 0.5  # the same times sqrt(fan-in), deeper
+    images: tuple[str, ...] = ("mnist", "cifar10")
+    per_class: int = 32  # images; eight classes
+    batch: int = 32
+    channels: int = 8
+    gain: float = 0.1  # standard deviation of a CNN's weights times sqrt(fan-in)
+    image_lr: float = 0.1
+    image_steps: int = 1500
+    image_every: int = 10
+
+
+TINY = Settings(hidden=16, rhos=(0.0, 0.3), depths=(2,), steps=2000, images=())
+
+
+LEVELS = (slice(0, 2), slice(2, 6), slice(6, 14))  # top, middle, bottom
+LEVEL_NAMES = ("top", "middle", "bottom")
+TREES = {  # eight classes each, the leaves of the binary tree from left to right
+    "mnist": (0, 1, 2, 3, 4, 5, 6, 7),  # smaller or larger than 3.5, and so on
+    "cifar10": (0, 8, 1, 9, 3, 5, 4, 7),  # plane, ship | car, truck || cat, dog | deer, horse
+}
+
+
+def labels() -> Float[np.ndarray, "8 14"]:
+    """Each item is a leaf of a three-level binary tree and has the label of its branch at every level."""
+    return np.concatenate([np.repeat(np.eye(n), 8 // n, axis=0) for n in (2, 4, 8)], axis=1)
+
+
+def tree_modes() -> Float[np.ndarray, "8 8"]:
+    """Rows are the item modes: constant, top split, two middle, four bottom splits (Haar vectors).
+
+    They diagonalise the labels' Gram matrix; numpy's SVD would mix the first two, whose singular values are equal.
+    """
+    rows = [np.ones(8)]
+    for n in (1, 2, 4):
+        rows += list(np.kron(np.eye(n), np.repeat([1.0, -1.0], 4 // n)))
+    return np.stack([row / np.linalg.norm(row) for row in rows])
+
+
+def inputs(rho: float, bias: bool) -> Float[np.ndarray, "8 9"]:
+    """Items with inner products (1 - rho) delta_ij + rho; the last column is the constant input of a hidden bias."""
+    mean = np.full((8, 8), 1 / 8)
+    root = np.sqrt(1 - rho) * (np.eye(8) - mean) + np.sqrt(1 - rho + 8 * rho) * mean
+    return np.concatenate([root, np.full((8, 1), float(bias))], axis=1)
+
+
+# ---- theory ----------------------------------------------------------------------------------------------
+
+
+def singular_values() -> Float[np.ndarray, "8"]:
+    """Of the labels along `tree_modes`: sqrt of 7, 7, 3, 3, 1, 1, 1, 1."""
+    return np.linalg.norm(tree_modes() @ labels(), axis=1)
+
+
+def mode_constants(x: Float[np.ndarray, "8 9"]) -> tuple[Float[np.ndarray, "8"], Float[np.ndarray, "8"]]:
+    """s = sigma sqrt(lambda) / N and d = lambda / N of each mode, lambda being the inputs' Gram eigenvalues.
+
+    With a hidden bias the constant mode has lambda = 1 + N, with correlated inputs 1 - rho + N rho: so a bias is an
+    input correlation. Derived; Saxe et al. 2014 for the modes.
+    """
+    lam = np.einsum("ai,ij,aj->a", tree_modes(), x @ x.T, tree_modes())
+    return singular_values() * np.sqrt(lam) / 8, lam / 8
+
+
+def strengths(times: Float[np.ndarray, "M"], s: Float[np.ndarray, "A"], d: Float[np.ndarray, "A"], start: float,
+              depth: int = 2) -> Float[np.ndarray, "M A"]:
+    """Mode strengths of balanced aligned networks: a' = L a^(2 - 2/L) (s - d a); a logistic if L = 2."""
+    if depth == 2:
+        return (s / d) / (1 + (s / (d * start) - 1) * np.exp(-2 * s * times[:, None]))
+    solved = solve_ivp(lambda t, a: depth * a ** (2 - 2 / depth) * (s - d * a), (0, times[-1]),
+                       np.full(len(s), start), "DOP853", times, rtol=1e-10, atol=1e-13)
+    return solved.y.T
+
+
+def half_time(s: float, d: float, start: float) -> float:
+    """When a mode has half its final strength, depth 2."""
+    return float(np.log(s / (d * start) - 1) / (2 * s))
+
+
+def output_bias(times: Float[np.ndarray, "M"], start: float, depth: int = 2) -> Float[np.ndarray, "M 2"]:
+    """(beta, a): output bias along the mean label, and the weights' constant mode; uncorrelated inputs.
+
+    beta' = |y| - beta - a / sqrt N, a' = L a^(2 - 2/L) beta' / sqrt N; so ln a - 2 beta / sqrt N is conserved if
+    L = 2, and weights barely learn what the bias has learned at a time of order 1. Derived.
+    """
+    norm, root = np.linalg.norm(labels().mean(0)), np.sqrt(8)
+
+    def slope(_: float, state: np.ndarray) -> np.ndarray:
+        error = norm - state[0] - state[1] / root
+        return np.array([error, depth * state[1] ** (2 - 2 / depth) * error / root])
+
+    return solve_ivp(slope, (0, times[-1]), [0.0, start], "DOP853", times, rtol=1e-10, atol=1e-13).y.T
+
+
+def outputs(times: Float[np.ndarray, "M"], condition: str, start: float, depth: int = 2) -> Float[np.ndarray, "M 8 14"]:
+    """Answers of an aligned network over time, exact under gradient flow."""
+    x, modes = condition_inputs(condition), tree_modes()
+    s, d = mode_constants(x)
+    a = strengths(times, s, d, start, depth)
+    label_modes = modes @ labels() / singular_values()[:, None]
+    learned = np.zeros(len(times))
+    if condition == "output bias":
+        learned, a[:, 0] = output_bias(times, start, depth).T
+    y = np.einsum("ma,ai,ak->mik", a * np.sqrt(8 * d), modes, label_modes)
+    return y + learned[:, None, None] * label_modes[0]
+
+
+# ---- measurements ----------------------------------------------------------------------------------------
+
+
+def ocs_distance(answers: Float[np.ndarray, "*M N K"]) -> Float[np.ndarray, "*M"]:
+    """Mean squared distance of the answers to the mean label, in units of its squared length."""
+    mean = labels().mean(0)
+    return ((answers - mean) ** 2).sum(-1).mean(-1) / (mean ** 2).sum()
+
+
+def true_negatives(answers: Float[np.ndarray, "*M N K"], truth: Float[np.ndarray, "N K"],
+                   ) -> Float[np.ndarray, "*M 3"]:
+    """Per level, one minus the mean answer (clipped to 0..1) where the label is 0: 1 - p_l at the OCS."""
+    clipped, rates = answers.clip(0, 1), []
+    for level in LEVELS:
+        negative = 1 - truth[:, level]
+        rates.append(1 - (clipped[..., level] * negative).sum((-2, -1)) / negative.sum())
+    return np.stack(rates, axis=-1)
+
+
+def at_minimum(distance: Float[np.ndarray, "M S"], values: Float[np.ndarray, "M S L"]) -> Float[np.ndarray, "S L"]:
+    """The values of each network when it is nearest to the OCS."""
+    return np.take_along_axis(values, distance.argmin(0)[None, :, None], axis=0)[0]
+
+
+# ---- simulation: linear ----------------------------------------------------------------------------------
+
+
+def conditions(settings: Settings) -> list[str]:
+    """What differs between networks of one depth."""
+    return ["hidden bias", "output bias"] + [f"rho {rho:g}" for rho in settings.rhos]
+
+
+def condition_inputs(condition: str) -> Float[np.ndarray, "8 9"]:
+    rho = float(condition.removeprefix("rho ")) if condition.startswith("rho") else 0.0
+    return inputs(rho, condition == "hidden bias")
+
+
+class LinearNetworks(Networks):
+    """Deep linear networks on the tree: one aligned and one per seed with random weights, of every condition.
+
+    Aligned: the modes are the theory's and start at one strength. Random: Gaussian weights, biases 0.
+    """
+
+    x: Tensor
+    y: Tensor
+    gate: Tensor
+
+    def __init__(self, settings: Settings, depth: int, seeds: int):
+        super().__init__()
+        self.names = [(c, seed) for c in conditions(settings) for seed in (None, *range(seeds))]
+        widths = [9, *[settings.hidden] * (depth - 1), 14]
+        made = [self.aligned(c, widths, settings.mode_init) if seed is None else
+                self.random(c, widths, settings, seed) for c, seed in self.names]
+        self.weights = nn.ParameterList(torch.from_numpy(np.stack(layer)) for layer in zip(*made, strict=True))
+        self.bias = nn.Parameter(torch.zeros(len(made), 14, dtype=torch.float64))
+        gate = np.array([[float(c == "output bias")] for c, _ in self.names])
+        self.register_buffer("gate", torch.from_numpy(gate))
+        self.register_buffer("x", torch.from_numpy(np.stack([condition_inputs(c) for c, _ in self.names])))
+        self.register_buffer("y", torch.from_numpy(labels()).repeat(len(made), 1, 1))
+
+    @staticmethod
+    def aligned(condition: str, widths: list[int], start: float) -> list[np.ndarray]:
+        x, modes = condition_inputs(condition), tree_modes()
+        q, depth = start ** (1 / (len(widths) - 1)), len(widths) - 1
+        layers = [np.zeros(shape) for shape in zip(widths, widths[1:], strict=False)]
+        right = modes @ x
+        layers[0][:, :8] = q * (right / np.linalg.norm(right, axis=1, keepdims=True)).T
+        for layer in layers[1:depth - 1]:
+            layer[:8, :8] = q * np.eye(8)
+        layers[-1][:8] = q * modes @ labels() / singular_values()[:, None]
+        return layers
+
+    @staticmethod
+    def random(condition: str, widths: list[int], settings: Settings, seed: int) -> list[np.ndarray]:
+        depth = len(widths) - 1
+        layers = [rng("ocs", seed, depth, i).standard_normal(shape)
+                  * (settings.init if depth == 2 else settings.deep_init / np.sqrt(shape[0]))
+                  for i, shape in enumerate(zip(widths, widths[1:], strict=False))]
+        layers[0][8] = 0.0  # the hidden bias
+        return layers
+
+    def answers(self) -> Float[Tensor, "S 8 14"]:
+        h = self.x
+        for weight in self.weights:
+            h = h @ weight
+        return h + (self.gate * self.bias)[:, None]
+
+    def forward(self, step: int) -> Float[Tensor, "S"]:
+        return ((self.answers() - self.y) ** 2).sum((1, 2)) / 16
+
+    def measure(self) -> dict[str, Tensor]:
+        return {"answers": self.answers(), "bias": self.bias}
+
+
+# ---- simulation: images ----------------------------------------------------------------------------------
+
+IMAGE_CONDITIONS = ("bias", "no bias", "no bias, centred")
+
+
+def image_set(name: str, per_class: int) -> tuple[Float[np.ndarray, "N C H W"], Int[np.ndarray, "N"]]:
+    """The first training images of each class of the tree, 0 to 1, and their leaves."""
+    folder = asset(name)
+    kinds = np.load(folder / "train_labels.npy")
+    rows = [np.flatnonzero(kinds == kind)[:per_class] for kind in TREES[name]]
+    images = np.load(folder / "train_images.npy", mmap_mode="r")[np.concatenate(rows)]
+    return (images.transpose(0, 3, 1, 2) / 255).astype(np.float32), np.repeat(np.arange(8), per_class)
+
+
+class ConvNetworks(Networks):
+    """CNNs of two convolutions (stride 2, ReLU) and a readout, squared error, SGD on random batches; float32.
+
+    Networks lie side by side as groups of channels. Centred inputs have the mean image taken off.
+    """
+
+    first: Tensor
+    second: Tensor
+    last: Tensor
+    gate: Tensor
+    centred: Tensor
+
+    def __init__(self, settings: Settings, name: str, seeds: int):
+        super().__init__()
+        self.settings = settings
+        self.names = [(c, seed) for c in IMAGE_CONDITIONS for seed in range(seeds)]
+        images, self.leaves = image_set(name, settings.per_class)
+        self.truth = labels()[self.leaves]
+        self.images, self.y = torch.from_numpy(images), torch.from_numpy(self.truth).float()
+        c, s = settings.channels, len(self.names)
+        side = -(-images.shape[-1] // 4)
+        shapes = {"first": (c, images.shape[1], 3, 3), "second": (2 * c, c, 3, 3), "last": (2 * c * side ** 2, 14)}
+        fans = {"first": 9 * images.shape[1], "second": 9 * c, "last": 2 * c * side ** 2}
+        for part, shape in shapes.items():
+            drawn = np.stack([rng("ocs", name, part, seed).standard_normal(shape) for _, seed in self.names])
+            weight = settings.gain / np.sqrt(fans[part]) * drawn
+            self.register_parameter(part, nn.Parameter(torch.from_numpy(weight).float()))
+        self.biases = nn.ParameterList(torch.zeros(s, n) for n in (c, 2 * c, 14))
+        self.register_buffer("gate", torch.tensor([[float(n == "bias")] for n, _ in self.names]))
+        self.register_buffer("centred", torch.tensor([[float("centred" in n)] for n, _ in self.names]))
+
+    def answers(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "S b 14"]:
+        s, device = len(self.gate), self.gate.device
+        b1, b2, b3 = ((self.gate * bias) for bias in self.biases)
+        x = torch.cat([self.images[rows], self.images.mean(0, keepdim=True)]).to(device)
+        h = F.conv2d(x, self.first.flatten(0, 1), None, 2, 1).unflatten(1, (s, -1))  # all networks see one image
+        h = (h[:-1] - self.centred[:, :, None, None] * h[-1:] + b1[:, :, None, None]).relu()
+        h = F.conv2d(h.flatten(1, 2), self.second.flatten(0, 1), b2.flatten(), 2, 1, groups=s).relu()
+        return h.unflatten(1, (s, -1)).flatten(2).transpose(0, 1) @ self.last + b3[:, None]
+
+    def forward(self, step: int) -> Float[Tensor, "S"]:
+        rows = rng("ocs batch", step).choice(len(self.y), self.settings.batch, replace=False)
+        return ((self.answers(rows) - self.y[rows].to(self.gate.device)) ** 2).sum(2).mean(1) / 2
+
+    def measure(self) -> dict[str, Tensor]:
+        pieces = np.array_split(np.arange(len(self.y)), -(-len(self.y) // 128))
+        return {"answers": torch.cat([self.answers(rows) for rows in pieces], 1)}
+
+
+# ---- claims ----------------------------------------------------------------------------------------------
+
+DERIVED = "derived, exact under gradient flow"
+BASE_RATES = 1 - labels().mean(0)[[0, 2, 6]]  # true-negative rates at the OCS: 1/2, 3/4, 7/8
+
+
+def mode_strengths(answers: Float[np.ndarray, "M 8 14"], condition: str) -> Float[np.ndarray, "M A"]:
+    """The strength of each mode in a linear network's answers; the inverse of `outputs` without output bias."""
+    modes = tree_modes()
+    _, d = mode_constants(condition_inputs(condition))
+    label_modes = modes @ labels() / singular_values()[:, None]
+    return np.einsum("ai,mik,ak->ma", modes, answers, label_modes) / np.sqrt(8 * d)
+
+
+def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], level: float) -> float:
+    """When rising values first reach a level, between records by linear interpolation; NaN if never."""
+    above = np.flatnonzero(values >= level)
+    if not len(above) or above[0] == 0:
+        return float("nan")
+    i = above[0]
+    return float(np.interp(level, values[i - 1:i + 1], times[i - 1:i + 1]))
+
+
+class Trajectories:
+    """The answers of one `LinearNetworks` over time, by condition."""
+
+    def __init__(self, networks: LinearNetworks, record: dict[str, np.ndarray], lr: float, depth: int):
+        self.times, self.depth, self.bias = record["step"] * lr, depth, record["bias"]
+        self.answers, self.names = record["answers"], networks.names
+        self.distance = ocs_distance(self.answers)  # (M, S)
+        self.rates = true_negatives(self.answers, labels())  # (M, S, 3)
+
+    def aligned(self, condition: str) -> int:
+        return self.names.index((condition, None))
+
+    def random(self, condition: str) -> list[int]:
+        return [i for i, (c, seed) in enumerate(self.names) if c == condition and seed is not None]
+
+    def nearest(self, condition: str) -> Float[np.ndarray, "seeds"]:
+        """The least distance to the OCS of each network with random weights."""
+        return self.distance[:, self.random(condition)].min(0)
+
+
+def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Claim]:
+    """What the linear networks must show."""
+    names = conditions(settings)
+    claims = [Claim(f"answers over time, aligned, all conditions, depth {depth}",
+                    np.stack([outputs(run.times, c, settings.mode_init, depth) for c in names]),
+                    np.stack([run.answers[:, run.aligned(c)] for c in names]), 1e-2, source=DERIVED)
+              for depth, run in runs.items()]
+    two, start = runs[2], settings.mode_init
+    first = lambda values: np.log(values[1] / values[0])  # noqa: E731  growth of a mode while it is small
+    grown = {c: first(mode_strengths(two.answers[:, two.aligned(c)], c)) for c in names}
+    biased = mode_strengths(two.answers[:, two.aligned("hidden bias")], "hidden bias")
+    s, d = mode_constants(condition_inputs("hidden bias"))
+    halves = np.array([crossing(two.times, biased[:, a], s[a] / d[a] / 2) for a in (0, 1)])
+    theory = np.array([half_time(s[a], d[a], start) for a in (0, 1)])
+    claims += [
+        Claim("hidden bias: half-time of the OCS", theory[0], halves[0], 0.01 * theory[0],
+              source="ln(s/(d a0) - 1)/2s"),
+        Claim("hidden bias: half-time of the top split over the OCS's", theory[1] / theory[0], halves[1] / halves[0],
+              0.01 * theory[1] / theory[0], source="the same"),
+        Claim("hidden bias: speed-up of the constant mode over the top split", 3.0, grown["hidden bias"][0]
+              / grown["hidden bias"][1], 0.06, source="sqrt(1 + N)")]
+    rhos = np.array(settings.rhos)
+    speed = np.sqrt((1 - rhos + 8 * rhos) / (1 - rhos))
+    ratio = np.array([grown[f"rho {rho:g}"][0] / grown[f"rho {rho:g}"][1] for rho in rhos])
+    claims.append(Claim("no bias: speed-up of the constant mode over the top split, over theory, each rho",
+                        np.ones(len(rhos)), ratio / speed, 0.02, source="sqrt((1 - rho + N rho)/(1 - rho))"))
+    i = two.aligned("output bias")
+    beta = two.bias[:, i] @ labels().mean(0) / np.linalg.norm(labels().mean(0))
+    a = np.sqrt(8) * ((two.answers[:, i].mean(1) @ labels().mean(0)) / np.linalg.norm(labels().mean(0)) - beta)
+    factor = float(np.exp(2 * np.linalg.norm(labels().mean(0)) / np.sqrt(8)))
+    claims += [
+        Claim("output bias: growth of the weights' constant mode", factor, a[-1] / a[0], 0.01 * factor,
+              source="exp(2 ‖y‖/sqrt N), from the conserved quantity"),
+        Claim("output bias: drift of ln a - 2 beta/sqrt N", 0.0, np.log(a / a[0]) - 2 * beta / np.sqrt(8), 1e-2,
+              source="conserved")]
+    for c in ("hidden bias", "output bias"):
+        index = two.random(c)
+        at_ocs = at_minimum(two.distance[:, index], two.rates[:, index])
+        claims += [Claim(f"{c}, random weights: least distance to the OCS", 0.01, two.nearest(c), kind="at_most",
+                         source="our bar"),
+                   Claim(f"{c}, random weights: true-negative rates there", BASE_RATES, at_ocs, 0.02, source="1 - p_l"),
+                   dip(f"{c}, random weights", two.rates[:, index, 0])]
+    none = two.random("rho 0")
+    nearest = np.array([two.nearest(f"rho {rho:g}").mean() for rho in settings.rhos])
+    claims += [Claim("no bias, random weights: least distance to the OCS", 0.3, two.nearest("rho 0"), kind="at_least",
+                     source="our bar"),
+               Claim("no bias, random weights: least top true-negative rate", 0.9, two.rates[:, none, 0].min(0),
+                     kind="at_least", source="our bar")]
+    if len(rhos) > 1:
+        claims.append(Claim("no bias: least distance over that of the next smaller rho", 1.0,
+                            nearest[1:] / nearest[:-1], kind="at_most", source="falls with rho"))
+    for depth, run in runs.items():
+        if depth > 2:
+            none_nearest = run.nearest("rho 0")
+            claims += [Claim(f"output bias, random weights, depth {depth}: least distance over that without bias", 0.5,
+                             run.nearest("output bias") / none_nearest, kind="at_most", source="our bar"),
+                       Claim(f"hidden bias, random weights, depth {depth}: least distance over that without bias",
+                             0.0, run.nearest("hidden bias") / none_nearest, kind="report",
+                             source="the start is not small")]
+    return claims
+
+
+def dip(name: str, top: Float[np.ndarray, "M S"]) -> Claim:
+    """The sign that is also reported for human learners: top-level true-negative rates fall, then recover.
+
+    Measured is the fall below the first and the last rate, whichever is smaller.
+    """
+    return Claim(f"{name}: dip of top true-negative rates", 0.3, np.minimum(top[0], top[-1]) - top.min(0),
+                 kind="at_least", source="our bar; in humans the direction is reported, no data here")
+
+
+def image_claims(name: str, networks: ConvNetworks, answers: Float[np.ndarray, "M S N 14"]) -> list[Claim]:
+    """The same signatures in CNNs."""
+    distance, rates = ocs_distance(answers), true_negatives(answers, networks.truth)
+    index = {c: [i for i, (n, _) in enumerate(networks.names) if n == c] for c in IMAGE_CONDITIONS}
+    biased, nearest = index["bias"], distance.min(0)
+    claims = [Claim(f"{name} CNN, bias: least distance to the OCS", 0.05, nearest[biased], kind="at_most",
+                    source="our bar"),
+              Claim(f"{name} CNN, bias: true-negative rates there", BASE_RATES,
+                    at_minimum(distance[:, biased], rates[:, biased]), 0.03, source="1 - p_l; our tolerance"),
+              dip(f"{name} CNN, bias", rates[:, biased, 0])]
+    for c in IMAGE_CONDITIONS[1:]:
+        claims += [Claim(f"{name} CNN, {c}: least distance over that with bias", 2.0,
+                         nearest[index[c]] / nearest[biased], kind="at_least", source="our bar"),
+                   dataclasses.replace(dip(f"{name} CNN, {c}", rates[:, index[c], 0]), kind="report",
+                                       source="their features are correlated; how far, theory does not say")]
+    return claims
+
+
+# ---- figure ----------------------------------------------------------------------------------------------
+
+
+def draw_linear(figure: FigureBase, settings: Settings, runs: dict[int, Trajectories]) -> None:
+    """Upper row: mode strengths, distance to the OCS, true-negative rates, and the sweep over rho."""
+    left, middle, right, sweep = figure.subplots(1, 4)
+    two, start = runs[2], settings.mode_init
+    s, d = mode_constants(condition_inputs("hidden bias"))
+    simulated = mode_strengths(two.answers[:, two.aligned("hidden bias")], "hidden bias")
+    theory = strengths(two.times, s, d, start)
+    for a, name in (0, "constant"), (1, "top"), (2, "middle"), (4, "bottom"):
+        overlay(left, two.times, simulated[:, a] * d[a] / s[a], theory[:, a] * d[a] / s[a], name)
+    left.set(title="hidden bias: modes, aligned", xlabel="time", ylabel="strength / final")
+    for c in ("hidden bias", "output bias", "rho 0"):
+        overlay(middle, two.times, two.distance[:, two.aligned(c)], ocs_distance(outputs(two.times, c, start)),
+                "no bias" if c == "rho 0" else c)
+    middle.set(title="distance to the OCS, aligned", xlabel="time", xlim=(0, 40), yscale="log")
+    colours = ("tab:blue", "tab:orange", "tab:green")
+    for c, style in ("hidden bias", "-"), ("rho 0", ":"):
+        for level, colour in enumerate(colours):
+            right.plot(two.times, two.rates[:, two.random(c)[0], level], style, color=colour,
+                       label=f"{LEVEL_NAMES[level]}, {'no bias' if c == 'rho 0' else c}")
+    for rate, colour in zip(BASE_RATES, colours, strict=True):
+        right.axhline(rate, color=colour, linewidth=0.8, linestyle="--")
+    right.set(title="true-negative rates, random weights", xlabel="time", xlim=(0, 40))
+    dense = np.linspace(0, max(settings.rhos), 50)
+    sweep.plot(dense, [ocs_distance(outputs(two.times, f"rho {rho}", start)).min() for rho in dense], "k--",
+               linewidth=1.0, label="theory, aligned")
+    sweep.plot(settings.rhos, [two.distance[:, two.aligned(f"rho {r:g}")].min() for r in settings.rhos], "o",
+               alpha=0.6, label="aligned")
+    for seed in range(len(two.random("rho 0"))):
+        sweep.plot(settings.rhos, [two.nearest(f"rho {r:g}")[seed] for r in settings.rhos], "x", color="tab:red",
+                   label="random weights" if seed == 0 else None)
+    sweep.set(title="no bias: least distance to the OCS", xlabel="input correlation rho", yscale="log")
+    for axis in (left, middle, right, sweep):
+        axis.legend(fontsize=7)
+
+
+def draw_deep_and_images(figure: FigureBase, settings: Settings, runs: dict[int, Trajectories],
+                         images: dict[str, tuple[ConvNetworks, np.ndarray, np.ndarray]]) -> None:
+    """Lower row: depth; and for each image set true-negative rates and the distance to the OCS."""
+    axes = np.atleast_1d(figure.subplots(1, 1 + len(images) + bool(images)))
+    for depth, run in runs.items():
+        overlay(axes[0], run.times, run.distance[:, run.aligned("output bias")],
+                ocs_distance(outputs(run.times, "output bias", settings.mode_init, depth)), f"depth {depth}")
+    axes[0].set(title="output bias: distance to the OCS, aligned", xlabel="time", yscale="log")
+    for axis, (name, (networks, step, answers)) in zip(axes[1:], images.items(), strict=False):
+        rates = true_negatives(answers, networks.truth)
+        index = [i for i, (c, _) in enumerate(networks.names) if c == "bias"]
+        for level, (rate, colour) in enumerate(zip(BASE_RATES, ("tab:blue", "tab:orange", "tab:green"), strict=True)):
+            axis.plot(step[1:], rates[1:, index, level], color=colour, alpha=0.6)
+            axis.axhline(rate, color=colour, linewidth=0.8, linestyle="--", label=f"1 - p, {LEVEL_NAMES[level]}")
+        axis.set(title=f"{name} CNN with bias: true-negative rates", xlabel="step", xscale="log")
+        for c, colour in zip(IMAGE_CONDITIONS, ("tab:blue", "tab:red", "tab:purple"), strict=True):
+            index = [i for i, (n, _) in enumerate(networks.names) if n == c]
+            axes[-1].plot(step[1:], ocs_distance(answers)[1:, index[0]], "-" if name == "mnist" else ":", color=colour,
+                          label=f"{name}, {c}")
+    if images:
+        axes[-1].set(title="CNNs: distance to the OCS", xlabel="step", xscale="log", yscale="log")
+    for axis in axes:
+        axis.legend(fontsize=7)
+
+
+def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figure]:
+    """The probe: linear networks of every depth, then CNNs on images."""
+    runs = {}
+    for depth in sorted({2, *settings.depths}):
+        networks, lr = LinearNetworks(settings, depth, seeds), settings.lr if depth == 2 else settings.deep_lr
+        steps = settings.steps if depth == 2 else settings.deep_steps
+        runs[depth] = Trajectories(networks, simulate(networks, folder / f"depth{depth}", steps, lr, settings.every),
+                                   lr, depth)
+    claims, images = linear_claims(settings, runs), {}
+    for name in settings.images:
+        cnns = ConvNetworks(settings, name, seeds)
+        record = simulate(cnns, folder / name, settings.image_steps, settings.image_lr, settings.image_every)
+        images[name] = cnns, record["step"], record["answers"].astype(float)
+        claims += image_claims(name, cnns, images[name][2])
+    figure = Figure(figsize=(18, 8.5), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, squeeze=False).flat
+    draw_linear(upper, settings, runs)
+    draw_deep_and_images(lower, settings, runs, images)
+    return claims, figure

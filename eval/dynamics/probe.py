@@ -1,0 +1,209 @@
+"""What every probe of learning dynamics uses: Claim, simulate, overlay, and the claims table.
+
+A probe is one module of this package with a frozen dataclass `Settings`, an instance `TINY` of it that takes seconds
+(tests run it), and `run(settings, seeds, folder) -> (claims, figure)`; its sections are setting, theory, simulation,
+claims, figure.
+Simulations run in the project's one training loop, many networks at once: seeds and conditions are a leading
+dimension S of every parameter, and under `accelerate launch` each process takes its share of the S.
+
+Leaves out the command line (__main__.py) and resuming: a probe is short and starts afresh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dixit.common import atomic_path
+from dixit.config import Config, TrainConfig
+from dixit.train import Task, train
+
+# ---- claims ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What theory says of a quantity, what the simulation gave, and how far apart they may be.
+
+    `theory` and `measured` are numbers, or arrays that broadcast (a curve, one value per seed): the worst entry
+    decides. `at_least` and `at_most` take `theory` as a bound, from which the tolerance is off. `report` has no bar: a
+    measurement without a theory (write 0).
+    """
+
+    name: str
+    theory: float | np.ndarray
+    measured: float | np.ndarray
+    tolerance: float = 0.0  # absolute
+    kind: Literal["close", "at_least", "at_most", "report"] = "close"
+    source: str = ""  # of the theory and of the tolerance
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """How far each entry is off; negative on the right side of a bound."""
+        difference = np.asarray(np.asarray(self.measured, float) - self.theory)
+        return np.asarray({"at_least": -difference, "at_most": difference}.get(self.kind, np.abs(difference)))
+
+    @property
+    def holds(self) -> bool:
+        """Whether every entry is within the tolerance; NaN is not."""
+        return self.kind == "report" or bool(np.all(self.deviation <= self.tolerance))
+
+    @property
+    def sharp(self) -> bool:
+        """Whether the verdict would flip if the theory were off by 5 %, up or down."""
+        return self.holds and not any(self.perturbed(factor).holds for factor in (0.95, 1.05))
+
+    def perturbed(self, factor: float) -> Claim:
+        """The same measurement held against `factor` times the theory."""
+        return dataclasses.replace(self, theory=np.asarray(self.theory) * factor)
+
+    def row(self) -> dict[str, Any]:
+        """Plain values for results.json: theory and measured at the worst entry."""
+        worst = np.argmax(self.deviation)  # the first NaN, if there is one
+        theory, measured = (float(values.flat[worst]) for values in np.broadcast_arrays(self.theory, self.measured))
+        return {"claim": self.name, "kind": self.kind, "theory": _finite(theory), "measured": _finite(measured),
+                "deviation": _finite(float(self.deviation.flat[worst])), "tolerance": self.tolerance,
+                "entries": self.deviation.size, "holds": self.holds, "sharp": self.sharp, "source": self.source}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The Markdown table of `Claim.row()`s. Of curves and seeds the worst entry is shown."""
+    signs = {"close": "", "at_least": "≥ ", "at_most": "≤ ", "report": ""}
+    lines = ["| claim | theory | measured | off by | tolerance | holds | source |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        theory, measured, off = ("NaN" if row[k] is None else f"{row[k]:.4g}"
+                                 for k in ("theory", "measured", "deviation"))
+        cells = [row["claim"] + (f" (worst of {row['entries']})" if row["entries"] > 1 else ""),
+                 signs[row["kind"]] + theory, measured, off, f"{row['tolerance']:.2g}",
+                 "yes" if row["holds"] else "**no**", row["source"]]
+        if row["kind"] != "close":
+            cells[3] = cells[4] = ""
+        if row["kind"] == "report":
+            cells[1], cells[5] = "", "no bar"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+# ---- simulation ------------------------------------------------------------------------------------------
+
+
+class Networks(nn.Module):
+    """S independent networks that are trained at once: every parameter and buffer has S as its first dimension.
+
+    What all of them share (images, say) is a plain attribute. Nothing may couple two networks.
+    """
+
+    def forward(self, step: int) -> Float[Tensor, "S"]:
+        """The loss of each network at this step; random draws are functions of (seed, step)."""
+        raise NotImplementedError
+
+    def measure(self) -> dict[str, Tensor]:
+        """What to record of each network: name -> (S, ...)."""
+        raise NotImplementedError
+
+
+class _Shares(nn.Module):
+    """Computes the losses of some of the networks, so that each process can take its own."""
+
+    def __init__(self, networks: Networks):
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, step: int, mine: slice) -> Tensor:
+        state = dict(self.networks.named_parameters()) | dict(self.networks.named_buffers())
+        return functional_call(self.networks, {name: value[mine] for name, value in state.items()}, (step,))
+
+
+class Simulation(Task):
+    """Training of all networks by the sum of their losses, so that each has its own gradient, with a record."""
+
+    def __init__(self, networks: Networks, steps: int, every: int, accelerator: Accelerator):
+        self.trained: nn.Module = _Shares(networks)
+        self.networks, self.steps, self.every = networks, steps, every
+        count, self.world = len(next(networks.parameters())), accelerator.num_processes
+        cuts = [count * i // self.world for i in range(self.world + 1)]
+        self.mine = slice(cuts[accelerator.process_index], cuts[accelerator.process_index + 1])
+        self.times: list[int] = []
+        self.record: dict[str, list[np.ndarray]] = {}
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        if step % self.every == 0:
+            self.measure(step)
+        losses = self.trained(step, self.mine) if self.world > 1 else self.networks(step)
+        return losses.sum() * self.world, {}  # the loop takes the mean over processes
+
+    def observe(self, step: int) -> dict[str, float]:
+        self.measure(step)
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing: `simulate` starts afresh."""
+
+    @torch.no_grad()
+    def measure(self, step: int) -> None:
+        self.times.append(step)
+        for name, values in self.networks.measure().items():
+            self.record.setdefault(name, []).append(values.cpu().numpy().copy())
+
+
+class _LastingAccelerator(Accelerator):
+    """The loop ends the process group after a training; here one training follows another."""
+
+    def end_training(self) -> None:
+        pass
+
+
+def simulate(networks: Networks, folder: Path, steps: int, lr: float, every: int = 1) -> dict[str, np.ndarray]:
+    """Train by plain gradient descent; time is t = lr * step.
+
+    Returns "step" (times,) and, for each name that `networks.measure()` gives, (times, S, ...): before the steps
+    0, every, 2 every, ... and after the last. The log is left in `folder`; an earlier simulation there is removed.
+    """
+    config = Config(name=folder.name, out=str(folder), train=TrainConfig(
+        steps=steps, optimizer="sgd", lr=lr, schedule="constant", warmup=0, weight_decay=0.0, clip_norm=0.0,
+        log_every=max(1, steps // 100), eval_every=steps, save_every=steps))
+    accelerator = _LastingAccelerator(project_dir=str(folder))
+    if accelerator.is_main_process:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "log.jsonl").unlink(missing_ok=True)
+        (folder / "train.json").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    task = Simulation(networks, steps, every, accelerator)
+    train(config, task, accelerator)
+    return {"step": np.array(task.times), **{name: np.stack(values) for name, values in task.record.items()}}
+
+
+# ---- figures ---------------------------------------------------------------------------------------------
+
+
+def overlay(axis: Axes, times: np.ndarray, simulated: np.ndarray, theory: np.ndarray | None = None, label: str = "",
+            colour: str | None = None) -> None:
+    """Simulation as a broad pale line, theory as a thin dashed black one over it."""
+    axis.plot(times, simulated, linewidth=3.5, alpha=0.55, label=label, color=colour)
+    if theory is not None:
+        axis.plot(times, theory, linewidth=1.0, linestyle="--", color="black")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """PATH.png and PATH.svg, each in one piece or not at all."""
+    for suffix, metadata in ("png", {}), ("svg", {"Date": None}):
+        with atomic_path(path.with_name(f"{path.name}.{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix, dpi=110, metadata=metadata)
+
