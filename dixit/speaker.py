@@ -107,20 +107,23 @@ def pick(logits: Float[Tensor, "S V"],
 
     The CDF is summed over blocks of the vocabulary first: a cumulative sum over all of it is slow.
     """
-    top, best = logits.max(-1)
-    weights = (logits - top[:, None]).exp_()
-    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()
+    size = weights.shape[1]
+    # Where the blocks divide the vocabulary nothing is copied: F.pad copies even where it adds nothing.
+    blocks = (weights if size % BLOCK == 0 else F.pad(weights, (0, -size % BLOCK))).unflatten(1, (-1, BLOCK))
     sums = blocks.sum(-1)
     cdf = sums.cumsum(-1)
-    token = best
-    if uniforms is not None:
+    if uniforms is None:
+        token = logits.argmax(-1)
+    else:
         goal = uniforms[:, None] * cdf[:, -1:]
         block = torch.searchsorted(cdf, goal).clamp_(max=cdf.shape[1] - 1)
         rest = goal - (cdf - sums).gather(1, block)
         inside = blocks[torch.arange(len(blocks), device=logits.device), block.squeeze(1)].cumsum(-1)
         token = (block * BLOCK + torch.searchsorted(inside, rest).clamp_(max=BLOCK - 1)).squeeze(1)
-        token = token.clamp_(max=logits.shape[1] - 1)
-    return token, logits.gather(1, token[:, None]).squeeze(1) - top - cdf[:, -1].log()
+        token = token.clamp_(max=size - 1)
+    return token, (logits.gather(1, token[:, None]) - top).squeeze(1) - cdf[:, -1].log()
 
 
 class TokenLogp(torch.autograd.Function):
