@@ -240,7 +240,8 @@ def test_the_reward_is_the_mean_over_pools(home, train, tmp_path):
     assert torch.equal(pools, task.candidates(7, index)) and len(pools[0, :, 1:].unique(dim=0)) > 1
     tokens = torch.zeros(4, 1, dtype=torch.long)
     given = (torch.zeros(0), texts, tokens, tokens == 0, torch.zeros(4, 1))
-    whole, _, logits = task.reward(task.listeners, *given, pools.repeat_interleave(2, 0))
+    audience = task.weights[:, None].expand(-1, 4)
+    whole, _, logits = task.reward(task.listeners, *given, pools.repeat_interleave(2, 0), audience)
     assert logits.shape == (2, 12, 4)
     single = [game.listener_reward("sub_logp", score_all(task.listeners, texts, one), task.weights)
               for one in pools.repeat_interleave(2, 0).unbind(1)]
