@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from dixit.common import DixitError
+from dixit.scenes import ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SpeakerConfig:
     layers: int = 2
     heads: int = 8
     max_tokens: int = 24  # T
-    context: int = 0  # width of a vector naming the listeners; 0 = none
+    context: int = 0  # width of a vector that tells of the listeners (10 with `audiences`); 0 = none
     lora_rank: int = 0
     dtype: str = "float32"  # of the frozen LLM: float32 | bfloat16
 
@@ -86,8 +87,8 @@ class GameConfig:
     candidates: int = 10  # C, the target among them
     pools: int = 1  # sets of distractors a caption is tried on in training; its reward is their mean
     distractors: str = "random"  # random | in_batch | hard
-    audience: str = "all"  # all | sampled: each round, one listener of positive weight and one of negative
-    reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | dixit
+    audience: str = "all"  # all | sampled: each round, one of positive and one of negative weight | shuffled: a control
+    reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | clip_score | dixit
     length_cost: float = 0.0  # per token
     repetition_cost: float = 0.0  # per repeated word
     kl_cost: float = 0.0  # per nat of log-probability above the base speaker
@@ -150,6 +151,9 @@ class Config:
     speaker: SpeakerConfig = field(default_factory=SpeakerConfig)
     listeners: tuple[ListenerConfig, ...] = ()
     heldout: tuple[ListenerConfig, ...] = ()  # evaluated, never trained on
+    audiences: tuple[tuple[str, str], ...] = ()  # listeners to be understood by and not by; one pair each round
+    unseen: tuple[tuple[str, str], ...] = ()  # audiences that are evaluated, never trained on
+    picks: tuple[int, ...] = (0, 4, 16, 64)  # observed picks of each listener; each round draws one of these
     oracle: tuple[str, ...] = ()  # what the oracle speaker names, e.g. [colour], or [colour, shape, left]
     game: GameConfig = field(default_factory=GameConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -253,9 +257,9 @@ def _check(config: Config) -> None:
 
     choose("task", config.task, ("clip", "words", "caption", "game"))
     choose("game.reward", config.game.reward,
-           ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "dixit"))
+           ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"))
     choose("game.distractors", config.game.distractors, ("random", "in_batch", "hard"))
-    choose("game.audience", config.game.audience, ("all", "sampled"))
+    choose("game.audience", config.game.audience, ("all", "sampled", "shuffled"))
     for group in ("listeners", "heldout"):
         for i, listener in enumerate(getattr(config, group)):
             choose(f"{group}[{i}].kind", listener.kind, ("clip", "attributes"))
@@ -263,6 +267,11 @@ def _check(config: Config) -> None:
             if listener.learning_rate and (group == "heldout" or listener.kind != "clip"):
                 raise DixitError(f"config: {group}[{i}].learning_rate must be 0; only listeners of kind clip that are "
                                  "trained with can learn")
+    if config.audiences and config.speaker.context not in (0, 2 * len(ATTRIBUTES)):
+        raise DixitError(f"config: speaker.context must be {2 * len(ATTRIBUTES)} with audiences, or 0 for a speaker "
+                         "that is not told whom it speaks to")
+    if config.speaker.context and not config.audiences:
+        raise DixitError("config: speaker.context needs audiences, for it is made from what is known of them")
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")

@@ -76,10 +76,11 @@ def hits(logits: Logits) -> Float[Tensor, "L S"]:
     return best[..., 0].float() / best.float().sum(-1)
 
 
-def gap(hits: Float[Tensor, "L *S"], weights: Float[Tensor, "L"]) -> Float[Tensor, "*S"]:
+def gap(hits: Float[Tensor, "L *S"], weights: Float[Tensor, "L"] | Float[Tensor, "L *S"]) -> Float[Tensor, "*S"]:
     """Mean hit of the listeners of positive weight minus that of those of negative weight (0 where there are none)."""
-    negative = hits[weights < 0]
-    return hits[weights > 0].mean(0) - (negative.mean(0) if len(negative) else 0)
+    w = weights.reshape(-1, *[1] * (hits.ndim - 1)) if weights.ndim == 1 else weights
+    plus, minus = (w > 0).to(hits), (w < 0).to(hits)
+    return (hits * plus).sum(0) / plus.sum(0) - (hits * minus).sum(0) / minus.sum(0).clamp(min=1)
 
 
 def scoring_rounds(hits: Float[Tensor, "L S"]) -> Float[Tensor, "S"]:
@@ -99,6 +100,12 @@ def sampled_audience(weights: Float[Tensor, "L"], rounds: int, *key: int | str) 
     return chosen
 
 
+def shuffled_audience(weights: Float[Tensor, "L"], rounds: int, *key: int | str) -> Float[Tensor, "L B"]:
+    """Each round's weights dealt to the listeners at random: a control in which nobody stays who they were."""
+    order = rng("audience", *key).permuted(np.tile(np.arange(len(weights)), (rounds, 1)), axis=1)
+    return weights[torch.from_numpy(order)].T
+
+
 def listener_reward(kind: str, logits: Logits,
                     weights: Float[Tensor, "L"] | Float[Tensor, "L S"]) -> Float[Tensor, "S"]:
     """The game reward of each caption; p_l = softmax(logits_l)[target], w_l the signed weight of listener l.
@@ -109,6 +116,8 @@ def listener_reward(kind: str, logits: Logits,
     sub_acc     sum_l w_l hit_l
     sub_chance  as sub_logp, but a negative listener counts only above chance: w_l max(0, log p_l + log C)
     product     sum_{w>0} w_l log p_l + sum_{w<0} |w_l| log(1 - p_l)
+    clip_score  sum_{w>0} w_l logit_l[target], no game: CLIPScore (Hessel et al. 2021) times the CLIP's scale, and
+                not cut off below 0
     dixit       3 (1 - prod p_l - prod (1 - p_l)): expected storyteller points, all-or-none rule, signs ignored
     """
     logp = target_logp(logits)
@@ -126,6 +135,8 @@ def listener_reward(kind: str, logits: Logits,
         # log(1 - p) from the other candidates' log-probabilities: stable as p -> 1.
         others = logits.log_softmax(-1)[..., 1:].logsumexp(-1)
         return (w.abs() * torch.where(w > 0, logp, others)).sum(0)
+    if kind == "clip_score":
+        return (w.clamp(min=0) * logits[..., 0]).sum(0)
     if kind == "dixit":
         p = logp.exp()
         return 3 * (1 - p.prod(0) - (1 - p).prod(0))

@@ -32,7 +32,7 @@ def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.dev
             path = trained_weights(Path(config.speaker.init))
         except DixitError as error:
             raise DixitError(f"speaker.init: {error}") from None
-        load_weights(speaker.trained, path)
+        load_weights(speaker.trained, path, may_lack=("context.weight",))
     return speaker
 
 

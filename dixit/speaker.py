@@ -51,7 +51,7 @@ class Block(nn.Module):
 class Adapter(nn.Module):
     """Learned queries attend to the patches and become K prefix vectors at the LLM's embedding scale.
 
-    `context` (B, c) optionally names the listeners; it is added to every query.
+    `context` (B, c) optionally tells of the listeners; its linear map, 0 at first, is added to every query.
     """
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, llm_width: int, scale: float):
@@ -63,6 +63,8 @@ class Adapter(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.prefix, width))
         self.offsets = nn.Parameter(torch.randn(config.prefix, llm_width))
         self.context = nn.Linear(config.context, width, bias=False) if config.context else None
+        if self.context is not None:
+            nn.init.zeros_(self.context.weight)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.outputs = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, llm_width))
         self.scale = scale

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dixit import game, policy
+from dixit import audiences, game, policy
 from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.data import load
@@ -46,6 +46,11 @@ class GameTask(Task):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
                 other.ear = listener.ear  # they hear alike
         self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
+        self.pairs = audiences.places(config.audiences, [c.name for c in config.listeners])
+        self.named = self.held_named = None  # what is to be observed of the listeners
+        if config.speaker.context:
+            self.named = audiences.named_hits(self.listeners, self.data, config.game.candidates, config.seed)
+            self.held_named = audiences.named_hits(self.held_listeners, self.held, config.game.candidates, config.seed)
         self.neighbours = None
         if config.game.distractors == "hard":
             if not isinstance(self.listeners[0], ClipListener):
@@ -70,9 +75,26 @@ class GameTask(Task):
     def audience(self, step: int) -> Float[Tensor, "L B"]:
         """Each listener's weight in each round of a global batch, a pure function of (seed, step)."""
         rounds = self.config.train.batch
+        if self.pairs:
+            return audiences.weights(self.round_pairs(step), len(self.listeners)).to(self.weights.device)
         if self.config.game.audience == "all":
             return self.weights[:, None].expand(-1, rounds)
-        return game.sampled_audience(self.weights, rounds, self.config.seed, step).to(self.weights.device)
+        draw = game.sampled_audience if self.config.game.audience == "sampled" else game.shuffled_audience
+        return draw(self.weights.cpu(), rounds, self.config.seed, step).to(self.weights.device)
+
+    def round_pairs(self, step: int) -> list[tuple[int, int]]:
+        """The audience of each round of a global batch, a pure function of (seed, step)."""
+        drawn = rng("audiences", self.config.seed, step).integers(len(self.pairs), size=self.config.train.batch)
+        return [self.pairs[i] for i in drawn]
+
+    def context(self, step: int) -> Float[Tensor, "B c"] | None:
+        """What the speaker knows of each round's audience, a pure function of (seed, step)."""
+        if self.named is None:
+            return None
+        config, pairs = self.config, self.round_pairs(step)
+        picks = rng("number of picks", config.seed, step).choice(config.picks, size=len(pairs)).tolist()
+        profile = audiences.profiles(self.named, len(pairs), picks, config.seed, step)
+        return audiences.contexts(profile, pairs).to(self.speaker.device)
 
     def reward(self, listeners: list, prefix_patches: Tensor, texts: list[str], tokens: Tensor, mask: Tensor,
                logp: Tensor, candidates: Int[Tensor, "S M C"],
@@ -108,7 +130,8 @@ class GameTask(Task):
         uniforms = torch.from_numpy(draws[mine]).flatten(0, 1).to(speaker.device)
         patches = patch_batch(self.store, index, speaker.device)
 
-        prefix = self.trained(patches)
+        context = self.context(rollout)
+        prefix = self.trained(patches) if context is None else self.trained(patches, context[mine])
         if rules.algorithm == "ppo" and step % rules.epochs:
             tokens, mask, old, advantage, figures = self.rollouts[part]
             logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
@@ -126,8 +149,9 @@ class GameTask(Task):
             loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
         else:
             loss = policy.policy_loss(logp, mask, advantage)
-        hit = game.hits(logits).mean(1).tolist()
-        figures |= {f"accuracy/{c.name}": h for c, h in zip(config.listeners, hit, strict=True)}
+        listening = weights.repeat_interleave(n * config.game.pools, 1) != 0  # (L, S*M)
+        hit = (game.hits(logits) * listening).sum(1) / listening.sum(1).clamp(min=1)
+        figures |= {f"accuracy/{c.name}": h for c, h in zip(config.listeners, hit.tolist(), strict=True)}
         figures |= {"reward": float(reward.mean()), "reward_std": float(grouped.std(1).mean()),
                     "length": float(game.caption_lengths(mask).mean()),
                     "entropy": float(-(logp.detach() * mask).sum() / mask.sum()),
@@ -167,11 +191,21 @@ class GameTask(Task):
         index = np.arange(count)
         pools = game.draw_candidates(index, np.arange(len(self.held)), self.config.game.candidates, "observe")
         patches = patch_batch(self.held_store, index, self.speaker.device)
-        texts = [row[0] for i in range(0, count, 64) for row in self.speaker.say(patches[i:i + 64])]
-        logits = score_all(self.held_listeners, texts, pools)
-        hits = game.hits(logits)
-        figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, hits.mean(1), strict=True)}
-        figures["gap"] = float(game.gap(hits, self.weights).mean())
+        weights, context = self.weights[:, None].expand(-1, count), None
+        if self.pairs:
+            pairs = [self.pairs[i % len(self.pairs)] for i in index]
+            weights = audiences.weights(pairs, len(self.listeners)).to(self.weights.device)
+            if self.held_named is not None:
+                profile = audiences.profiles(self.held_named, count, [max(self.config.picks)] * count, "observe")
+                context = audiences.contexts(profile, pairs).to(patches.device)
+        texts = []
+        for rows in torch.arange(count).split(64):
+            said = self.speaker.say(patches[rows], context=None if context is None else context[rows])
+            texts += [row[0] for row in said]
+        hits = game.hits(score_all(self.held_listeners, texts, pools))
+        heard = (hits * (weights != 0)).sum(1) / (weights != 0).sum(1).clamp(min=1)
+        figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, heard, strict=True)}
+        figures["gap"] = float(game.gap(hits, weights).mean())
         return figures
 
     def state(self) -> dict[str, Any]:

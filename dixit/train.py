@@ -247,8 +247,11 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: Any, 
     return place
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load trained weights. Raises DixitError if the file is missing, damaged or of another architecture."""
+def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
+    """Load trained weights; those of `may_lack` that the file has not got stay as they are.
+
+    Raises DixitError if the file is missing, damaged or of another architecture.
+    """
     try:
         weights = load_file(path)
     except FileNotFoundError:
@@ -257,6 +260,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise DixitError(f"the checkpoint {path} is damaged ({error}); delete its folder to go on from the one "
                          "before it") from None
     own = module.state_dict()
+    weights = {k: own[k] for k in may_lack if k in own} | weights
     wrong = sorted(k for k in own.keys() | weights.keys()
                    if k not in own or k not in weights or own[k].shape != weights[k].shape)
     if wrong:

@@ -296,6 +296,21 @@ def test_a_sampled_audience_is_one_for_and_one_against():
     assert (game.sampled_audience(torch.tensor([2.0]), 3, 0) == 2).all()
 
 
+def test_a_shuffled_audience_deals_the_same_weights_anew():
+    weights = torch.tensor([1.0, -1.0, 0.5])
+    drawn = game.shuffled_audience(weights, 300, 3, 7)
+    assert torch.equal(drawn, game.shuffled_audience(weights, 300, 3, 7))
+    assert torch.equal(drawn.sort(0).values, weights.sort().values[:, None].expand(3, 300))
+    assert ((drawn - weights.mean()).mean(1).abs() < 0.15).all()  # nobody is preferred
+    assert not torch.equal(drawn, game.shuffled_audience(weights, 300, 3, 8))
+
+
+def test_clip_score_pays_likeness_whatever_the_distractors():
+    logits = torch.tensor([[[3.0, 9.0], [-1.0, 0.0]], [[5.0, 1.0], [7.0, 2.0]]])
+    assert game.listener_reward("clip_score", logits, torch.tensor([1.0, -1.0])).tolist() == [3.0, -1.0]
+    assert game.listener_reward("clip_score", logits, torch.tensor([0.5, 2.0])).tolist() == [11.5, 13.5]
+
+
 def test_equal_texts_are_embedded_alike_in_any_order(eye):
     texts = ["red", "a big star", "red", "blue ring"]
     whole = eye.embed_texts(texts)

@@ -1,0 +1,181 @@
+"""One speaker, many audiences: `python -m eval.audiences RUN [--beside RUN ...] [eval.images=100 ...]`.
+
+The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
+listener. Observed picks are of validation scenes, the game is played on the test split; every image draws picks of its own.
+Beside it: the base speaker, the runs named by --beside (a specialist trained for one audience, which stands in that
+audience's row only; or a speaker that was trained on all and told nothing), and a ceiling, the written caption that
+names the one attribute that serves the audience best on the validation split.
+
+Writes RUN/audiences.json, prints a table and the means over audiences: paired differences, 95 % intervals by bootstrap
+over images. Leaves out transfer to other images.
+
+Shapes: R audiences, L listeners, n images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dixit import audiences, game
+from dixit.clip import patch_features
+from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
+from dixit.config import Config, ListenerConfig
+from dixit.data import load
+from dixit.listeners import make_listeners, score_all
+from dixit.runs import LoadedRun, load_run, patch_batch
+from dixit.scenes import ATTRIBUTES, oracle_caption
+from eval.evaluate import dataset_of
+from eval.metrics import bootstrap
+
+Gaps = dict[str, dict[str, Float[Tensor, "R n"]]]  # group of listeners -> speaker -> gap of each audience and image
+
+
+@torch.no_grad()
+def greedy(run: LoadedRun, module: nn.Module, store: np.ndarray, context: Float[Tensor, "n c"] | None) -> list[str]:
+    """A caption of every image, by an adapter of the run."""
+    texts: list[str] = []
+    for rows in np.array_split(np.arange(len(store)), max(1, len(store) // run.config.eval.batch)):
+        patches = patch_batch(store, rows, run.speaker.device)
+        prefix = module(patches) if context is None else module(patches, context[rows].to(patches.device))
+        texts += run.speaker.decode(*run.speaker.sample(prefix)[:2])
+    return texts
+
+
+def counterparts(config: Config) -> dict[str, tuple[ListenerConfig, ...]]:
+    """Training listeners, and the held-out ones of the same names in the same order (where all have one)."""
+    held = {c.name: c for c in config.heldout}
+    groups = {"training": config.listeners}
+    if all(c.name in held for c in config.listeners):
+        groups["heldout"] = tuple(held[c.name] for c in config.listeners)
+    return groups
+
+
+def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[LoadedRun]) -> tuple[Gaps, dict[str, Any]]:
+    """Every speaker before every audience; and the captions. A specialist's gaps are NaN for audiences not its own."""
+    config = run.config
+    everyone, count = np.arange(len(dataset)), len(dataset)
+    groups = counterparts(config)
+    pools = game.draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
+    listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
+    known = make_listeners(config.listeners, validation, run.speaker.device)
+    named = audiences.named_hits(known, validation, config.game.candidates, "eval", config.eval.seed)
+    names = [*config.audiences, *config.unseen]
+    pairs = audiences.places(tuple(names), [c.name for c in config.listeners])
+    gaps: Gaps = {group: {} for group in groups}
+    said: dict[str, Any] = {}
+
+    def hear(speaker: str, row: int, texts: list[str]) -> None:
+        said.setdefault(speaker, {})[" / ".join(names[row])] = texts
+        for group, made in listeners.items():
+            two = list(pairs[row])
+            hits = game.hits(score_all([made[i] for i in two], texts, pools)).cpu()
+            blank = torch.full((len(pairs), count), torch.nan)
+            gaps[group].setdefault(speaker, blank)[row] = hits[0] - hits[1]
+
+    store = patch_features(run.clip, dataset, "colour")
+    records = [json.loads(record) for record in dataset["record"]]
+    base = greedy(run, run.base, store, None) if run.base is not None else []
+    for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
+        if base:
+            hear("base", i, base)
+        for picks in config.picks if config.speaker.context else ():
+            profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
+            context = audiences.contexts(profile, [pairs[i]] * count)
+            hear(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
+        if not config.speaker.context:
+            hear("told nothing", i, greedy(run, run.speaker.trained, store, None))
+        means = named[pairs[i][0]].mean(1) - named[pairs[i][1]].mean(1)  # (A,)
+        best = ATTRIBUTES[int(means.argmax())]
+        hear("ceiling", i, [oracle_caption(record, {best}) for record in records])
+    for other in beside:
+        own = [i for i, pair in enumerate(names) if pair in other.config.audiences]
+        texts = greedy(other, other.speaker.trained, patch_features(other.clip, dataset, "colour"), None)
+        special = len(other.config.audiences) == 1
+        for i in own if special else range(len(pairs)):
+            hear("specialist" if special else "told nothing", i, texts)
+    return gaps, said
+
+
+def summarise(config: Config, gaps: Gaps) -> dict[str, Any]:
+    """Mean gap of each speaker per audience, over the trained and over the unseen ones, and the paired claims."""
+    names = [" / ".join(pair) for pair in (*config.audiences, *config.unseen)]
+    trained = torch.arange(len(names)) < len(config.audiences)
+    found: dict[str, Any] = {}
+    for group, speakers in gaps.items():
+        rows_of = {name: {s: float(v[i].mean()) for s, v in speakers.items() if not v[i].isnan().any()}
+                 for i, name in enumerate(names)}
+        claims: dict[str, dict[str, float]] = {}
+
+        def claim(name: str, values: Float[Tensor, "n"], claims: dict = claims) -> None:
+            low, high = bootstrap(values[None], config.eval.seed)[:, 0].tolist()
+            claims[name] = {"mean": float(values.mean()), "low": low, "high": high, "images": len(values)}
+
+        for which, rows in ("trained", trained), ("unseen", ~trained):
+            for speaker, values in speakers.items():
+                if rows.any() and not values[rows].isnan().any():
+                    claim(f"{which}: {speaker}", values[rows].mean(0))
+            for other in ("0 picks", "told nothing"):
+                if rows.any() and "16 picks" in speakers and other in speakers:
+                    claim(f"{which}: 16 picks minus {other}", (speakers["16 picks"] - speakers[other])[rows].mean(0))
+        if "specialist" in speakers and "64 picks" in speakers:
+            own = ~speakers["specialist"].isnan().any(1)
+            ours, theirs = (speakers[s][own].mean(0) for s in ("64 picks", "specialist"))
+            claim("specialists, where there are", theirs)
+            claim("64 picks, same audiences", ours)
+            claims["64 picks over specialists"] = {"ratio": float(ours.mean() / theirs.mean()),
+                                                   "audiences": int(own.sum())}
+        found[group] = {"gap": rows_of, "claims": claims}
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: a row per audience, a column per speaker; then the claims."""
+    rows = found["gap"]
+    speakers = list(dict.fromkeys(s for row in rows.values() for s in row))
+    lines = ["| audience | " + " | ".join(speakers) + " |", "|---" * (len(speakers) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{row[s]:+.2f}" if s in row else "" for s in speakers) + " |"
+              for name, row in rows.items()]
+    lines += ["", "| over audiences | mean | 95 % |", "|---|---|---|"]
+    lines += [f"| {name} | {c['mean']:+.3f} | {c['low']:+.3f} to {c['high']:+.3f} |" if "mean" in c else
+              f"| {name} | {c['ratio']:.2f} | {c['audiences']} audiences |" for name, c in found["claims"].items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
+    parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
+    parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; a speaker told nothing")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    run = load_run(arguments.run, arguments.override)
+    if not run.config.audiences:
+        raise DixitError(f"{arguments.run} was not trained for audiences; use configs/audiences.yaml")
+    dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    gaps, said = play(run, dataset, load(run.config.data, "validation"), [load_run(path) for path in arguments.beside])
+    found = summarise(run.config, gaps)
+    trainings = {str(path): read_json(path / "train.json") for path in (arguments.run, *arguments.beside)
+                 if (path / "train.json").is_file()}
+    write_json(arguments.run / "audiences_captions.json", said)
+    write_json(arguments.run / "audiences.json", {
+        "command": command_line(), "commit": git_commit(), "wall_seconds": round(time.perf_counter() - began, 1),
+        "seeds": {"run": run.config.seed, "eval": run.config.eval.seed}, "images": len(dataset),
+        "training": trainings, **found})
+    for group, part in found.items():
+        print(f"\n{group} listeners\n\n{table(part)}")
+    print(f"\nwritten to {arguments.run / 'audiences.json'}")
+
+
+if __name__ == "__main__":
+    run_main(main)
