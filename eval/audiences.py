@@ -1,10 +1,10 @@
 """One speaker, many audiences: `python -m eval.audiences RUN [--beside RUN ...] [eval.images=100 ...]`.
 
 The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
-listener. Observed picks are of validation scenes, the game is played on the test split; every image draws picks of its own.
-Beside it: the base speaker, the runs named by --beside (a specialist trained for one audience, which stands in that
-audience's row only; or a speaker that was trained on all and told nothing), and a ceiling, the written caption that
-names the one attribute that serves the audience best on the validation split.
+listener. Observed picks are of validation scenes, the game is played on the test split; every image draws picks of its
+own. Beside it: the base speaker, the runs named by --beside (a specialist trained for one audience, which stands in
+that audience's row only; or a speaker that was trained on all and told nothing), and a ceiling, the written caption
+that names the one attribute that serves the audience best on the validation split.
 
 Writes RUN/audiences.json, prints a table and the means over audiences: paired differences, 95 % intervals by bootstrap
 over images. Leaves out transfer to other images.

@@ -302,12 +302,13 @@ def _heard(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
     return rows
 
 
-def panel(run: LoadedRun, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks as eval.evaluate's.
+def panel(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks, of what speakers said.
+
+    `said`, the figures and the picks are as in eval.evaluate (`speak`, `measure`).
 
     What is undefined is left out: faithfulness without scenes, a kept share of no gap, drift without a base speaker.
     """
-    said = evaluate.speak(run, dataset)
     speakers, picks = evaluate.measure(run, dataset, said)
     rewritten = {f"{name}, {rewrite}": [change(text) for text in spoken["texts"]]
                  for name, spoken in said.items() for rewrite, change in REWRITES.items()}
@@ -405,7 +406,7 @@ def main() -> None:
                              "leave it out or drop --frontier")
         dataset = load(config.data, config.eval.split)
         dataset = dataset.select(range(min(config.eval.images, len(dataset))))
-        figures, picks = panel(run, dataset)
+        figures, picks = panel(run, dataset, evaluate.speak(run, dataset))
         path = evaluate.write_results(run, "drift", figures, picks, time.perf_counter() - began)
         print(f"\n{folder}\n{evaluate.table(figures['speakers'], COLUMNS)}")
         if "word_shift" in figures:

@@ -1,11 +1,14 @@
 """Every listener pair of configs/pairs, several seeds each: `scripts/run_pairs [PAIR ...] [--seeds 0 1 2]`.
 
 A cell is one pair and one seed: the base speaker of that seed (made once for all pairs), the game, the evaluation on
-the test split. It ends as one small file, eval/results/pairs/PAIR/seed_S.json, and is not run again while that file is
-there; an interrupted one goes on from its checkpoint. eval/RESULTS.md is written anew from the files after each.
+the test split with the drift panel. It ends as one small file, eval/results/pairs/PAIR/seed_S.json, and is not run
+again while that file is there; an interrupted one goes on from its checkpoint. eval/RESULTS.md is written anew from the
+files after each.
 
-Leaves out transfer to other images (eval/transfer.py) and drift (eval/drift.py); both take the runs this leaves in
-runs/pairs.
+    scripts/run_pairs colour_vs_grey --baselines                          also the speakers that train nothing
+    scripts/run_pairs colour_vs_grey --seeds 0 --set game.kl_cost=0.02    a variant, with a row of its own
+
+Leaves out transfer to other images (eval/transfer.py), which takes the runs this leaves in runs/pairs.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ import torch
 
 from dixit.common import DixitError, atomic_write_text, git_commit, locked, read_json, run_main, write_json
 from dixit.runs import load_run
-from eval.drift import word_shift
-from eval.evaluate import evaluate
+from eval.baselines import untrained_speakers
+from eval.drift import panel, word_shift
+from eval.evaluate import dataset_of, speak
 from eval.metrics import mean_and_error
 
 ROOT = Path(__file__).parents[1]
 PAIRS = sorted(path.stem for path in (ROOT / "configs" / "pairs").glob("*.yaml"))
 QUICK = ["train.steps=15", "eval.images=80"]
+DRIFT = ("faithful/words", "faithful/phrases", "rewritten/training/gap", "perplexity", "no_doubled_word")
 LEARNABLE = 0.05  # a pair is learnable if the oracle's gap is so much wider than the base speaker's
 
 
@@ -59,27 +64,39 @@ def base_speaker(runs: Path, seed: int, threads: int) -> Path:
     return base
 
 
-def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool) -> dict[str, Any]:
+def variant(pair: str, changes: list[str]) -> str:
+    """The name of a pair's row in the table: a variant's says what was changed."""
+    return "+".join([pair, *changes]).replace("/", "_")
+
+
+def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool, changes: list[str],
+         baselines: bool) -> dict[str, Any]:
     """Train (or go on training) and evaluate one pair with one seed."""
-    out = runs / f"{pair}_{seed}"
+    out = runs / f"{variant(pair, changes)}_{seed}"
     if not (out / "train.json").is_file():
         base = base_speaker(runs, seed, threads)
         launch(f"pairs/{pair}.yaml", f"seed={seed}", f"out={out}", f"speaker.init={base}", *QUICK * quick,
-               threads=threads)
+               *changes, threads=threads)
     began = time.perf_counter()
     run = load_run(out)
-    figures, picks = evaluate(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    said = speak(run, dataset)
+    if baselines:
+        said |= untrained_speakers(run, dataset)
+    drift, picks = panel(run, dataset, said)
     shift = word_shift(picks["base"]["texts"], picks["trained"]["texts"])
     rounds = [{"image": i, **{speaker: {"says": picks[speaker]["texts"][i], "found_by": [
         c.name for c, row in zip(run.config.listeners, picks[speaker]["pick"], strict=True) if row[i] == 0]}
         for speaker in ("base", "trained", "oracle") if speaker in picks}} for i in range(3)]
     training = read_json(out / "train.json")
-    return {"pair": pair, "seed": seed, "command": f"scripts/run_pairs {pair} --seeds {seed}" + " --quick" * quick,
+    words = ["scripts/run_pairs", pair, "--seeds", str(seed), *["--quick"] * quick, *["--baselines"] * baselines,
+             *(["--set", *changes] if changes else [])]
+    return {"pair": variant(pair, changes), "seed": seed, "command": " ".join(words),
             "commit": {"training": training["commit"], "evaluation": git_commit()},
             "wall_seconds": {"training": training["wall_seconds"],
                              "evaluation": round(time.perf_counter() - began, 1)},
             "threads": threads, "steps": run.config.train.steps, "images": run.config.eval.images,
-            "figures": figures, "gained": shift[:8], "lost": shift[:-9:-1], "rounds": rounds}
+            "figures": drift["speakers"], "gained": shift[:8], "lost": shift[:-9:-1], "rounds": rounds}
 
 
 def over_seeds(cells: list[dict], speaker: str, key: str) -> dict[str, float] | None:
@@ -109,6 +126,7 @@ def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
     learnable = None if not (base and ceiling) else ceiling["mean"] - base["mean"] >= LEARNABLE
     significant = bool(change and change["mean"] > 1.96 * change["se"])
     kept = None if not (change and held and significant) else held["mean"] / change["mean"]
+    row["drift"] = {key: (of("base", key), of("trained", key)) for key in DRIFT}
     row |= {"learnable": learnable, "significant": significant, "kept": kept}
     return row
 
@@ -125,29 +143,49 @@ def results_page(folder: Path) -> str:
     def words(pairs: list) -> str:
         return ", ".join(f"{word} {z:+.1f}" for word, z, *_ in pairs if abs(z) > 2) or "none"
 
+    head = ("| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
+            "| learnable | true claims, trained / base |", "|---" * 11 + "|")
+    yes = {None: "", True: "yes", False: "no"}
+
+    def row_of(r: dict[str, Any]) -> str:
+        old, new = r["drift"]["faithful/words"]
+        true = "" if not (old and new) else f"{new['mean'] / old['mean']:.2f}"
+        kept = "" if r["kept"] is None else f"{100 * r['kept']:.0f} %"
+        return "| " + " | ".join([r["pair"], str(r["seeds"]), show(r["base"]), show(r["trained"]), show(r["ceiling"]),
+                                  show(r["change"]), yes[r["significant"]], show(r["held"]), kept,
+                                  yes[r["learnable"]], true]) + " |"
+
+    variants = [r for r in rows if "+" in r["pair"]]
+    controls = [r for r in rows if r["pair"].startswith("control_") and r not in variants]
+    pairs = [r for r in rows if r not in variants and r not in controls]
     lines = ["# Listener pairs", "",
              "Written by `scripts/run_pairs` from the cells in `eval/results/pairs`; each cell names its command, "
              "commits and seed. Test split, greedy captions, 10 candidates. The gap is the mean accuracy of listeners "
              "of positive weight minus that of the others. ± is one standard error over seeds and images; change is "
              "paired: same images, same candidates, trained minus base. A change is significant where it exceeds "
              f"1.96 errors. A pair is learnable where the oracle's gap is at least {LEARNABLE} above the base "
-             "speaker's. Kept: the held-out listeners' change over the training listeners'.", "",
-             "| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
-             "| learnable |", "|---|---|---|---|---|---|---|---|---|---|"]
-    for r in rows:
-        kept = "" if r["kept"] is None else f"{100 * r['kept']:.0f} %"
-        yes = {None: "", True: "yes", False: "no"}
-        cells_of_row = [r["pair"], str(r["seeds"]), show(r["base"]), show(r["trained"]), show(r["ceiling"]),
-                        show(r["change"]), yes[r["significant"]], show(r["held"]), kept, yes[r["learnable"]]]
-        lines.append("| " + " | ".join(cells_of_row) + " |")
-    for r in rows:
+             "speaker's. Kept: the held-out listeners' change over the training listeners'. True claims: the share of "
+             "claimed attributes that are true of the scene, over the base speaker's share.", "", *head,
+             *map(row_of, pairs)]
+    if controls:
+        lines += ["", "## Controls", "", "Their rows judge by colour minus grey, as colour_vs_grey does (identical: by "
+                  "the held-out listeners).", "", *head, *map(row_of, controls)]
+    if variants:
+        lines += ["", "## Variants", "", "One thing changed, mostly with one seed: a sketch, not a result.", "", *head,
+                  *map(row_of, variants)]
+    for r in (r for r in rows if r not in variants):
         cells = found[r["pair"]]
         first = cells[0]
         lines += ["", f"## {r['pair']}", "",
                   f"`scripts/run_pairs {r['pair']}` (`configs/pairs/{r['pair']}.yaml`), seeds "
                   f"{', '.join(str(c['seed']) for c in cells)}; {first['steps']} steps, {first['images']} images", "",
-                  "| listener | base | trained |", "|---|---|---|"]
-        lines += [f"| {name} | {show(old)} | {show(new)} |" for name, (old, new) in r["accuracies"].items()]
+                  "| | base | trained |", "|---|---|---|"]
+        figures = {f"accuracy, {name}": both for name, both in r["accuracies"].items()} | r["drift"]
+        lines += [f"| {name} | {show(old)} | {show(new)} |" for name, (old, new) in figures.items() if old and new]
+        others = [s for s in first["figures"] if s not in ("base", "trained", "oracle", "ground truth")]
+        for speaker in others:
+            gaps = [over_seeds(cells, speaker, f"{group}/gap") for group in ("training", "heldout")]
+            lines += ["", f"{speaker}, nothing trained: gap {show(gaps[0])}, held-out {show(gaps[1])}."]
         lines += ["", f"Words gained (log-odds z, seed {first['seed']}): {words(first['gained'])}. Lost: "
                   f"{words(first['lost'])}.", ""]
         for turn in first["rounds"]:
@@ -165,6 +203,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side; the cores are shared out")
     parser.add_argument("--quick", action="store_true", help="few steps and images, kept apart in runs/pairs_quick")
     parser.add_argument("--runs", type=Path, help="where runs are kept (default runs/pairs)")
+    parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a variant: change the config")
     parser.add_argument("--page-only", action="store_true", help="write the page from the cells there are")
     arguments = parser.parse_args()
     for name in arguments.pair:
@@ -175,12 +215,13 @@ def main() -> None:
     page = runs / "RESULTS.md" if arguments.quick else ROOT / "eval" / "RESULTS.md"
     tasks = [] if arguments.page_only else [
         (pair, seed) for pair in arguments.pair or PAIRS for seed in arguments.seeds
-        if not (results / pair / f"seed_{seed}.json").is_file()]
+        if not (results / variant(pair, arguments.set) / f"seed_{seed}.json").is_file()]
 
     def apart(task: tuple[str, int]) -> int:
         """A cell in a process of its own."""
         words = [sys.executable, "-m", "eval.pairs", task[0], "--seeds", str(task[1]), "--runs", str(runs),
-                 *["--quick"] * arguments.quick]
+                 *["--quick"] * arguments.quick, *["--baselines"] * arguments.baselines,
+                 *(["--set", *arguments.set] if arguments.set else [])]
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
         return subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
 
@@ -192,8 +233,8 @@ def main() -> None:
                              "same command again to go on")
     elif tasks:
         (pair, seed), = tasks
-        write_json(results / pair / f"seed_{seed}.json", cell(pair, seed, runs, torch.get_num_threads(),
-                                                              arguments.quick))
+        write_json(results / variant(pair, arguments.set) / f"seed_{seed}.json",
+                   cell(pair, seed, runs, torch.get_num_threads(), arguments.quick, arguments.set, arguments.baselines))
         print(f"{pair}, seed {seed}: done", flush=True)
     atomic_write_text(page, results_page(results))
     print(f"written to {page}")

@@ -18,6 +18,7 @@ from dixit.common import DixitError, rng, words
 from dixit.data import load
 from dixit.runs import load_run
 from eval import drift
+from eval.evaluate import speak
 
 # Two objects; the second is the only small, the only dotted one.
 RECORD = {"background": {"tone": "dark", "texture": "striped"}, "objects": [
@@ -220,7 +221,8 @@ def test_what_cannot_be_measured_is_refused(caption_run, game_run, home, tmp_pat
 def test_without_a_base_speaker_there_is_no_drift(home, train, tmp_path, monkeypatch):
     train(home.game_config, tmp_path / "run", "train.steps=1")
     run = load_run(tmp_path / "run")
-    figures, _ = drift.panel(run, load(run.config.data, "test").select(range(8)))
+    dataset = load(run.config.data, "test").select(range(8))
+    figures, _ = drift.panel(run, dataset, speak(run, dataset))
     assert "base" not in figures["speakers"] and "word_shift" not in figures
     assert not {"kl_to_base", "perplexity_ratio"} & figures["speakers"]["trained"].keys()
     monkeypatch.setattr("sys.argv", ["drift", str(tmp_path / "run"), "--frontier", str(tmp_path / "plot.png")])

@@ -15,7 +15,7 @@ from dixit.listeners import make_listeners
 from dixit.runs import load_run
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
 from eval.evaluate import dataset_of
-from eval.pairs import cell, over_seeds, results_page, summary
+from eval.pairs import cell, over_seeds, results_page, summary, variant
 
 
 def made(seed: int, base: float, trained: float, se: float = 0.02) -> dict:
@@ -24,8 +24,10 @@ def made(seed: int, base: float, trained: float, se: float = 0.02) -> dict:
     return {"pair": "p", "seed": seed, "steps": 60, "images": 100, "gained": [["red", 4.0, 1, 9]],
             "lost": [["<big>", -3.0, 9, 1]], "rounds": [{"image": 0, "base": {"says": "a", "found_by": []},
                                                        "trained": {"says": "red", "found_by": ["one"]}}],
-            "figures": {"base": {"training/gap": figure(base), "training/accuracy/one": figure(0.5)},
-                        "trained": {"training/gap": figure(trained), "training/gap_over_base": figure(trained - base),
+            "figures": {"base": {"training/gap": figure(base), "faithful/words": figure(0.8),
+                                 "training/accuracy/one": figure(0.5)},
+                        "trained": {"training/gap": figure(trained), "faithful/words": figure(0.72),
+                                    "training/gap_over_base": figure(trained - base),
                                     "heldout/gap_over_base": figure((trained - base) / 2),
                                     "training/accuracy/one": figure(0.7)},
                         "oracle": {"training/gap": figure(base + 0.04)}}}
@@ -52,7 +54,8 @@ def test_the_page_comes_from_the_cells_alone(tmp_path):
         (tmp_path / "p").mkdir(exist_ok=True)
         (tmp_path / "p" / f"seed_{seed}.json").write_text(json.dumps(made(seed, 0.1, 0.3)))
     page = results_page(tmp_path)
-    row = "| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 % | no |"
+    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 % | no "
+           "| 0.90 |")
     assert row in page
     assert "red +4.0" in page and "trained “red” → one" in page and "nobody" in page
     assert results_page(tmp_path / "absent").count("\n| ") == 1  # the head of an empty table
@@ -60,14 +63,20 @@ def test_the_page_comes_from_the_cells_alone(tmp_path):
 
 def test_a_cell_of_a_trained_run(home, game_run, tmp_path):
     shutil.copytree(game_run, tmp_path / "tiny_5")
-    found = cell("tiny", 5, tmp_path, threads=1, quick=False)
-    again = cell("tiny", 5, tmp_path, threads=1, quick=False)
+    found = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+    again = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)
     assert found["figures"] == again["figures"]
     change = found["figures"]["trained"]["training/gap_over_base"]["mean"]
     gaps = [found["figures"][speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
     assert change == pytest.approx(gaps[0] - gaps[1], abs=1e-6)
     assert len(found["rounds"]) == 3 and {"base", "trained", "oracle"} <= found["rounds"][0].keys()
     assert found["command"] == "scripts/run_pairs tiny --seeds 5"
+    assert "faithful/words" in found["figures"]["oracle"] and "best of 8" not in found["figures"]
+    assert variant("tiny", ["game.kl_cost=0.1"]) == "tiny+game.kl_cost=0.1"
+    shutil.copytree(game_run, tmp_path / "tiny+game.kl_cost=0.1_5")
+    other = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=["game.kl_cost=0.1"], baselines=True)
+    assert other["figures"]["best of 8"]["training/gap"]["n"] == 24
+    assert other["command"] == "scripts/run_pairs tiny --seeds 5 --baselines --set game.kl_cost=0.1"
 
 
 def test_an_unknown_pair_is_named(command):
