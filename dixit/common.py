@@ -74,16 +74,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: of the processes that ask for it, one at a time goes on."""
+def locked(path: Path, refusal: str = "") -> Iterator[None]:
+    """Hold the lock file `path`: of the processes that ask for it, one at a time goes on.
+
+    The others wait, or raise DixitError(refusal) if a refusal is given. The kernel frees the lock of a dead process.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     except OSError as error:
-        raise DixitError(f"cannot write to the cache {path.parent}: {error.strerror}; set DIXIT_CACHE to another "
-                         "folder") from None
+        raise DixitError(f"cannot write to {path.parent}: {error.strerror}; choose another folder (out= for a run, "
+                         "DIXIT_CACHE for the cache)") from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise DixitError(refusal) from None
         yield
 
 

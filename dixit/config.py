@@ -124,6 +124,9 @@ class TrainConfig:
     log_every: int = 1
     eval_every: int = 100
     save_every: int = 100
+    keep_last: int = 2  # checkpoints that are kept, the newest
+    best: str = ""  # a validation figure, e.g. gap, or -loss where less is better: its best checkpoint is kept too
+    max_skipped: int = 5  # steps in a row that may be skipped because a loss or gradient was not finite
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio; JSONL is always written
 
 
@@ -134,6 +137,7 @@ class EvalConfig:
     split: str = "test"
     images: int = 500
     seed: int = 1234  # of the pools
+    checkpoint: str = "last"  # last | best (of train.best)
     batch: int = 64
 
 
@@ -279,6 +283,9 @@ def _check(config: Config) -> None:
     choose("train.optimizer", config.train.optimizer, ("adamw", "sgd"))
     choose("train.schedule", config.train.schedule, ("cosine", "constant"))
     choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
+    choose("eval.checkpoint", config.eval.checkpoint, ("last", "best"))
+    if config.train.keep_last < 1:
+        raise DixitError("config: train.keep_last must be at least 1")
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
     if config.task == "game" and config.game.candidates < 2:

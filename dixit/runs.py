@@ -74,6 +74,6 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
     # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
     has_base = config.speaker.init and not config.speaker.lora_rank
     base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None
-    load_weights(speaker.trained, trained_weights(folder))
+    load_weights(speaker.trained, trained_weights(folder, config.eval.checkpoint))
     speaker.trained.eval()
     return LoadedRun(folder, config, clip, speaker, base)

@@ -9,6 +9,7 @@ Shapes: B images, N captions per image, S = B*N, M pools of C candidates, L list
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -165,8 +166,9 @@ class GameTask(Task):
         tried = [text for text in texts for _ in range(candidates.shape[1])]
         for listener in self.listeners:
             if isinstance(listener, ClipListener) and listener.ear is not None:
-                slope = listener.slope(tried, candidates.flatten(0, 1))
-                listener.ear -= listener.learning_rate * self.accelerator.reduce(slope, reduction="mean")
+                slope = self.accelerator.reduce(listener.slope(tried, candidates.flatten(0, 1)), reduction="mean")
+                if slope.isfinite().all():
+                    listener.ear -= listener.learning_rate * slope
 
     def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
                   candidates: Int[Tensor, "B M C"], weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
@@ -175,7 +177,8 @@ class GameTask(Task):
         if rules.algorithm == "reinforce":
             mean = float(self.accelerator.reduce(reward.mean(), reduction="mean"))
             baseline = mean if self.baseline is None else self.baseline
-            self.baseline = rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean
+            if math.isfinite(mean):  # a step that is skipped leaves no trace
+                self.baseline = rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean
             return policy.running_mean_advantage(reward, baseline)
         if rules.algorithm == "self_critical":
             tokens, mask, logp = self.speaker.sample(prefix)

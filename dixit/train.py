@@ -2,19 +2,22 @@
 
 A task gives `loss(step, part)` and `observe(step)`; the loop does the rest: seeding, optimiser, clipping, mixed
 precision, accumulation, logging, evaluation, atomic checkpoints, exact resume. A checkpoint is safetensors and
-JSON and holds the trained parameters only. Draws are functions of (seed, step), so nothing of a random state
-needs to be saved.
+JSON and holds the trained parameters only, with their hashes; a damaged one is passed over for the one before it.
+Draws are functions of (seed, step), so nothing of a random state needs to be saved. A step whose loss or gradient is
+not finite changes nothing and is counted.
 
 Leaves out what is trained and on what (tasks.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +35,7 @@ from dixit.common import (
     atomic_write_text,
     command_line,
     git_commit,
+    locked,
     peak_memory_gb,
     read_json,
     scratch_dir,
@@ -100,6 +104,14 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
 
 def train(config: Config, task: Task, accelerator: Accelerator) -> None:
     """Run `config.train.steps` steps, going on from the last checkpoint in the run's folder if there is one."""
+    with ExitStack() as alone:
+        if accelerator.is_main_process:
+            alone.enter_context(locked(config.folder / ".lock", f"another process is training in {config.folder}; wait "
+                                       "for it, or choose another folder with out="))
+        _train(config, task, accelerator)
+
+
+def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     settings, folder = config.train, config.folder
     main = accelerator.is_main_process
     set_seed(config.seed)
@@ -115,7 +127,8 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
     began = clock = time.perf_counter()
-    since = start
+    since, skipped = start, 0
+    best = best_figure(folder) if settings.best else -math.inf
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
@@ -128,28 +141,43 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
             for key, value in {"loss": float(loss.detach()), **part_figures}.items():
                 figures[key] = figures.get(key, 0.0) + value / settings.accumulate
         figures = _mean_over_processes(figures, accelerator)
-        if not math.isfinite(figures["loss"]):
-            raise DixitError(f"the loss is not finite at step {step + 1}; lower train.lr, or look at the last "
-                             f"lines of {folder / 'log.jsonl'}; checkpoints so far are kept")
         if settings.clip_norm:
             figures["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm))
         else:
             figures["grad_norm"] = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        optimizer.step()
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
+            skipped += 1
+            figures = {"skipped": float(skipped)}
+            if skipped > settings.max_skipped:
+                raise DixitError(f"not finite at step {step + 1}: {', '.join(broken)}, and {skipped - 1} steps before "
+                                 f"it were skipped; lower train.lr, or look at the last lines of "
+                                 f"{folder / 'log.jsonl'}; checkpoints so far are kept")
+        else:
+            skipped = 0
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         figures["lr"] = learning_rate(settings, step)
-        bar.set_postfix_str(f"loss {figures['loss']:.3f}" + (f" reward {figures['reward']:.2f}"
-                                                             if "reward" in figures else ""))
+        bar.set_postfix_str(", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "reward", "skipped") if k in figures))
         if done % settings.eval_every == 0 or done == settings.steps:
             figures |= {f"eval/{k}": v for k, v in task.observe(done).items()}
-        if main and (done % settings.log_every == 0 or done == settings.steps or "eval/" in "".join(figures)):
+            if settings.best:
+                value = chosen_figure(settings.best, figures)
+                if value > best:
+                    best = value
+                    if main:
+                        save_checkpoint(folder / "best", done, plain, optimizer, task, best)
+        if main and (done % settings.log_every == 0 or done == settings.steps or skipped
+                     or "eval/" in "".join(figures)):
             figures["seconds_per_step"] = (time.perf_counter() - clock) / (done - since)
             clock, since = time.perf_counter(), done
             _write_line(log, {"step": done, **figures})
             accelerator.log(figures, step=done)
         if main and (done % settings.save_every == 0 or done == settings.steps):
-            save_checkpoint(folder, done, plain, optimizer, task)
+            save_checkpoint(folder / "checkpoints" / f"step_{done:06d}", done, plain, optimizer, task)
+            for old in checkpoints(folder)[:-settings.keep_last]:
+                shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if log is not None:
@@ -207,6 +235,8 @@ def _step(line: str) -> float:
         return math.inf
 
 
+FILES = ("model.safetensors", "optimizer.safetensors")
+
 # --- checkpoints: <run>/checkpoints/step_000100/{model,optimizer}.safetensors, state.json -------------------
 
 
@@ -215,8 +245,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "checkpoints").glob("step_*") if (p / "state.json").is_file())
 
 
-def trained_weights(folder: Path) -> Path:
-    """The newest trained weights of a run. Raises DixitError if there are none."""
+def trained_weights(folder: Path, which: str = "last") -> Path:
+    """The newest trained weights of a run, or the best. Raises DixitError if there are none."""
+    if which == "best":
+        if not (folder / "best" / "state.json").is_file():
+            raise DixitError(f"{folder} kept no best checkpoint; train it with train.best=gap, or use "
+                             "eval.checkpoint=last")
+        return folder / "best" / "model.safetensors"
     found = checkpoints(folder)
     if not found:
         raise DixitError(f"{folder} holds no checkpoint; train it first: "
@@ -224,9 +259,25 @@ def trained_weights(folder: Path) -> Path:
     return found[-1] / "model.safetensors"
 
 
-def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: Any, task: Task) -> Path:
-    """Write a checkpoint beside the others and rename it into place; only the newest two are kept."""
-    place = folder / "checkpoints" / f"step_{step:06d}"
+def chosen_figure(name: str, figures: dict[str, float]) -> float:
+    """The figure that train.best names, negative for "-name". Raises DixitError if it is not measured."""
+    key = f"eval/{name.removeprefix('-')}"
+    if key not in figures:
+        known = sorted(k.removeprefix("eval/") for k in figures if k.startswith("eval/"))
+        raise DixitError(f"config: train.best '{name}' is no validation figure; choose of {', '.join(known)}, with - "
+                         "before it where less is better")
+    return -figures[key] if name.startswith("-") else figures[key]
+
+
+def best_figure(folder: Path) -> float:
+    """The figure of the best checkpoint so far; minus infinity if there is none."""
+    path = folder / "best" / "state.json"
+    return float(read_json(path)["figure"]) if path.is_file() else -math.inf
+
+
+def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, task: Task,
+                    figure: float | None = None) -> None:
+    """Write a checkpoint beside `place` and rename it there, so that it is whole or not at all."""
     scratch = scratch_dir(place.parent)
     try:
         weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
@@ -234,7 +285,8 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: Any, 
         states = optimizer.state_dict()["state"]
         save_file({f"{i}.{k}": v.detach().cpu().contiguous() for i, s in states.items() for k, v in s.items()},
                   scratch / "optimizer.safetensors")
-        write_json(scratch / "state.json", {"step": step, "task": task.state()})
+        write_json(scratch / "state.json", {"step": step, "task": task.state(), "figure": figure,
+                                            "sha256": {name: sha256(scratch / name) for name in FILES}})
         shutil.rmtree(place, ignore_errors=True)
         scratch.rename(place)
     except (OSError, SafetensorError) as error:
@@ -242,9 +294,24 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, optimizer: Any, 
                          "again to go on from the last checkpoint") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for old in checkpoints(folder)[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
-    return place
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check(place: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as they were written. Raises DixitError if they are not."""
+    try:
+        state = read_json(place / "state.json")
+        wrong = [name for name, known in state["sha256"].items() if sha256(place / name) != known]
+    except (DixitError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise DixitError(f"the checkpoint {place} is damaged ({error}); delete its folder") from None
+    if wrong:
+        raise DixitError(f"the checkpoint {place} is damaged ({wrong[0]} is not as it was written); delete its folder")
+    return state
 
 
 def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
@@ -270,21 +337,25 @@ def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) 
 
 
 def resume(folder: Path, module: nn.Module, optimizer: Any, task: Task) -> int:
-    """Load the newest checkpoint into module, optimiser and task; returns the number of finished steps."""
+    """Load the newest sound checkpoint into module, optimiser and task; returns the number of finished steps.
+
+    Raises DixitError if there are checkpoints and all are damaged, or it is of another architecture.
+    """
     found = checkpoints(folder)
-    if not found:
+    for place in reversed(found):
+        try:
+            state = check(place)
+            break
+        except DixitError as error:
+            if place == found[0]:
+                raise
+            print(f"warning: {error}; going on from the checkpoint before it", file=sys.stderr)
+    else:
         return 0
-    place = found[-1]
-    load_weights(module, place / "model.safetensors")
-    state = read_json(place / "state.json")
-    try:
-        saved = load_file(place / "optimizer.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise DixitError(f"the checkpoint {place} is damaged ({error}); delete its folder to go on from the one "
-                         "before it") from None
+    load_weights(module, place / FILES[0])
     blank = optimizer.state_dict()
     states: dict[int, dict[str, Tensor]] = {}
-    for key, value in saved.items():
+    for key, value in load_file(place / FILES[1]).items():
         index, name = key.split(".", 1)
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": blank["param_groups"]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import resource
 import shutil
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dixit.common import DixitError, atomic_write_text, read_json, write_json
+from dixit.common import DixitError, atomic_write_text, locked, read_json, write_json
 from dixit.train import checkpoints, trained_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,15 +81,22 @@ def test_an_image_that_is_none(command: Command, tiny, tmp_path):
 def test_a_corrupt_checkpoint(command: Command, run_copy):
     weights = trained_weights(run_copy)
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(command("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "train.steps=6"), str(weights),
-            "damaged", "delete its folder")
+    refused(command("-m", "eval.evaluate", run_copy), str(weights), "damaged", "delete its folder")
+    done = command("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "train.steps=6")
+    assert done.returncode == 0 and checkpoints(run_copy)[-1].name == "step_000006"
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: the checkpoint")]
+    assert len(warned) == 1 and "step_000004 is damaged" in warned[0] and "the checkpoint before it" in warned[0]
 
 
-def test_a_corrupt_optimizer_state(command: Command, run_copy):
-    state = trained_weights(run_copy).with_name("optimizer.safetensors")
-    state.write_bytes(b"")
+@pytest.mark.parametrize("damage", ["empty", "one bit"])
+def test_damaged_checkpoints_are_passed_over_and_the_last_one_is_refused(command: Command, run_copy, damage):
+    for place in checkpoints(run_copy):
+        state = place / "optimizer.safetensors"
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1  # what safetensors alone would not notice
+        state.write_bytes(b"" if damage == "empty" else bytes(content))
     refused(command("scripts/train.py", run_copy / "config.yaml", f"out={run_copy}", "train.steps=6"),
-            str(state.parent), "damaged")
+            "step_000002 is damaged", "optimizer.safetensors is not as it was written")
 
 
 def test_a_checkpoint_of_another_architecture(command: Command, run_copy):
@@ -144,9 +153,37 @@ def test_a_loss_that_is_no_number_stops_the_run(home, train, caption_run, tmp_pa
     broken = trained_weights(Path(shutil.copytree(caption_run, tmp_path / "broken")))
     save_file({k: v * float("nan") for k, v in load_file(broken).items()}, broken)
     config = home.caption_config if task == "caption" else home.game_config
-    with pytest.raises(DixitError, match="loss is not finite at step 1"):
-        train(config, tmp_path / "run", f"speaker.init={tmp_path / 'broken'}")
+    with pytest.raises(DixitError, match="not finite at step 3: .*loss.*2 steps before it were skipped"):
+        train(config, tmp_path / "run", f"speaker.init={tmp_path / 'broken'}", "train.max_skipped=2",
+              "train.save_every=10")
     assert not checkpoints(tmp_path / "run")
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(home, train, tmp_path, monkeypatch):
+    from dixit.tasks import GameTask
+
+    reward = GameTask.reward
+
+    def sometimes_nan(self: GameTask, *given: object) -> tuple:
+        total, *rest = reward(self, *given)
+        self.asked = getattr(self, "asked", 0) + 1
+        return (total * (math.nan if self.asked == 2 else 1), *rest)
+
+    monkeypatch.setattr(GameTask, "reward", sometimes_nan)
+    train(home.game_config, tmp_path / "run", "train.steps=3", "train.save_every=1", "train.keep_last=3",
+          "policy.algorithm=reinforce")
+    one, two, three = (load_file(place / "model.safetensors") for place in checkpoints(tmp_path / "run"))
+    assert all((one[k] == two[k]).all() for k in one) and any((two[k] != three[k]).any() for k in two)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row.get("skipped") for row in rows] == [None, 1.0, None]
+    assert math.isfinite(read_json(checkpoints(tmp_path / "run")[-1] / "state.json")["task"]["baseline"])
+
+
+def test_two_runs_in_one_folder(command: Command, tiny, tmp_path):
+    with locked(tmp_path / "run" / ".lock"):
+        refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}"), "another process is training",
+                "out=")
+    assert command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}").returncode == 0
 
 
 def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path):

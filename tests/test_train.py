@@ -135,6 +135,25 @@ def test_going_on_from_an_earlier_checkpoint_is_exact(home, train, tmp_path, ove
     same_run(run, again)
 
 
+def test_the_newest_checkpoints_and_the_best_are_kept(home, train, tmp_path, monkeypatch):
+    from dixit.tasks import CaptionTask
+
+    losses = iter([3.0, 1.0, 2.0, 5.0, 9.0])
+    monkeypatch.setattr(CaptionTask, "observe", lambda self, step: {"loss": next(losses)})
+    run = tmp_path / "run"
+    words = ["train.eval_every=1", "train.save_every=1", "train.keep_last=3", "train.best=-loss"]
+    train(home.caption_config, run, "train.steps=3", "train.schedule=constant", *words)
+    train(home.caption_config, run, "train.steps=4", "train.schedule=constant", *words)  # what was best is remembered
+    assert [p.name for p in checkpoints(run)] == ["step_000002", "step_000003", "step_000004"]
+    best = load_file(trained_weights(run, "best"))
+    second = load_file(checkpoints(run)[0] / "model.safetensors")
+    assert all(torch.equal(best[k], second[k]) for k in second)
+    loaded = load_run(run, ["eval.checkpoint=best"]).speaker.trained.state_dict()
+    assert all(torch.equal(v, best[k]) for k, v in loaded.items())
+    with pytest.raises(DixitError, match="train.best 'gap' is no validation figure; choose of loss"):
+        train(home.caption_config, tmp_path / "other", "train.steps=1", "train.best=gap")
+
+
 def test_a_finished_run_is_left_as_it_is(home, train, tmp_path):
     train(home.game_config, tmp_path / "run")
     before = lines(tmp_path / "run", timed=True), weights(tmp_path / "run")
