@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
     parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
     parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; a speaker told nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     if not run.config.audiences:

@@ -1,0 +1,169 @@
+"""Dixit among agents: `python -m eval.tournament RUN [--games 500] [--data test|stamps|emoji|cifar10|folder:PATH]`.
+
+First, storytellers. Six players whose listeners are the run's training and held-out ones, mixed, play each deal once
+with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own
+caption), one associated word, a caption of any card. A round scores if some but not all find the card. Shares of
+scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired.
+
+Then a tournament: the same five as players of one table, each with a listener of its own (random: none), seats dealt
+anew each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
+
+Cards are images the speaker never trained on. Writes RUN/tournament.json and prints both tables. Leaves out players
+that choose which card to tell: all take one at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tqdm import tqdm
+
+from dixit import play
+from dixit.common import DixitError, command_line, git_commit, rng, run_main, write_json
+from dixit.listeners import ClipListener, make_listeners
+from dixit.players import Agent, Player, RandomPlayer, associations, deal_seats, literal_clues, play_out
+from dixit.runs import load_run
+from eval.evaluate import dataset_of, speak
+from eval.metrics import bootstrap
+from eval.transfer import open_data
+
+SEATS, CARDS = 6, 84  # players and cards of a game, as in the box
+
+
+def scoring_share(game: play.Game) -> float:
+    """The share of rounds in which some but not all found the storyteller's card."""
+    return sum(r.points[r.storyteller] > 0 for r in game.rounds) / len(game.rounds)
+
+
+def deal(cards: int, number: int) -> list[int]:
+    """The cards of a game: CARDS of all there are."""
+    return rng("cards of the game", number).choice(cards, size=min(CARDS, cards), replace=False).tolist()
+
+
+def hand_for(cards: list[int], players: int) -> int:
+    """Six cards in a hand, or as many as leave a few rounds to be played."""
+    return max(2, min(6, len(cards) // players - 1))
+
+
+class Seated:
+    """A player of the whole dataset at a game with some of its cards."""
+
+    def __init__(self, player: Player, cards: list[int]):
+        self.player, self.cards, self.back = player, cards, {c: i for i, c in enumerate(cards)}
+
+    def move(self, view: dict[str, Any]) -> Any:
+        seen = view | {key: [self.cards[c] for c in view[key]] for key in ("hand", "table", "laid")}
+        move: Any = self.player.move(seen)
+        if view["phase"] == "tell":
+            return self.back[move[0]], move[1]
+        return tuple(self.back[c] for c in move) if view["phase"] == "submit" else move
+
+
+def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> dict[str, Float[np.ndarray, "games"]]:
+    """Each storyteller's share of scoring rounds in each game."""
+    shares: dict[str, list[float]] = {name: [] for name in clues}
+    tables = {name: [Agent(said, listener, 0) for listener in listeners] for name, said in clues.items()}
+    count = len(next(iter(clues.values())))
+    for number in tqdm(range(games), desc="storytellers", disable=None):
+        cards, seats = deal(count, number), deal_seats(len(listeners), SEATS, number)
+        for name, agents in tables.items():
+            game = play.new_game(SEATS, len(cards), number, hand_for(cards, SEATS))
+            shares[name].append(scoring_share(play_out(game, [Seated(agents[i], cards) for i in seats])))
+    return {name: np.array(values) for name, values in shares.items()}
+
+
+def strengths(wins: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
+    """Bradley-Terry strengths on Elo's scale from wins[i, j] of i over j, by minorisation (Hunter 2004, eq. 3).
+
+    One draw between all pairs is added, so that who always wins has a finite rating.
+    """
+    won = wins + 0.5 * (1 - np.eye(len(wins)))
+    met = won + won.T
+    p = np.ones(len(won))
+    for _ in range(500):
+        p = won.sum(1) / (met / (p[:, None] + p[None])).sum(1)
+        p /= np.exp(np.log(p).mean())
+    return 1500 + 400 / math.log(10) * np.log(p)
+
+
+def tournament(clues: dict[str, list[str]], listeners: list, games: int, seed: int) -> dict[str, Any]:
+    """Ratings and mean points of each kind of player at tables where all kinds sit."""
+    names = list(clues)
+    count = len(clues[names[0]])
+    agents = {name: [Agent(clues[name], listener, seed) for listener in listeners] for name in names}
+    any_player = RandomPlayer(clues["random"], seed)
+    scores = np.zeros((games, len(names)))
+    for number in tqdm(range(games), desc="tournament", disable=None):
+        cards, seats = deal(count, number), deal_seats(len(names), len(names), number)
+        players: list[Player] = []
+        for seat, kind in enumerate(seats):
+            mind = (number + seat) % len(listeners)
+            players.append(Seated(any_player if names[kind] == "random" else agents[names[kind]][mind], cards))
+        final = play_out(play.new_game(len(names), len(cards), number, hand_for(cards, len(names))), players).scores
+        scores[number, seats] = final
+    beats = (scores[:, :, None] > scores[:, None]) + 0.5 * (scores[:, :, None] == scores[:, None])
+    beats *= 1 - np.eye(len(names))
+    draws = rng("tournament", seed).integers(games, size=(200, games))
+    spread = np.quantile([strengths(beats[d].sum(0)) for d in draws], [0.025, 0.975], axis=0)
+    low, high = bootstrap(torch.from_numpy(scores.T), seed).tolist()
+    return {name: {"rating": float(strengths(beats.sum(0))[i]), "low": float(spread[0, i]), "high": float(spread[1, i]),
+                   "points": float(scores[:, i].mean()), "points_low": low[i], "points_high": high[i]}
+            for i, name in enumerate(names)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
+    parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
+    parser.add_argument("--games", type=int, default=500)
+    parser.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
+    arguments = parser.parse_intermixed_args()
+    began = time.perf_counter()
+    run = load_run(arguments.run, arguments.override)
+    config = run.config
+    if run.base is None or not config.listeners:
+        raise DixitError(f"{arguments.run} has no base speaker or no listeners; name a run of the game that started "
+                         "from one")
+    dataset = (dataset_of(run, config.data, "test", config.eval.images) if arguments.data == "test"
+               else open_data(arguments.data, config))
+    made = make_listeners((*config.listeners, *config.heldout), dataset, run.speaker.device)
+    seeing = next((m for m in made if isinstance(m, ClipListener)), None)
+    if seeing is None:
+        raise DixitError("a tournament needs a listener of kind clip, for the one-word player")
+    said = speak(run, dataset)
+    anything = literal_clues(dataset)
+    clues = {"trained": said["trained"]["texts"], "base": said["base"]["texts"], "literal": anything,
+             "association": associations(dataset, seeing.clip, seeing.images),
+             "random": [anything[i] for i in rng("any clue", config.eval.seed).permutation(len(anything))]}
+    shares = storytellers(clues, made, arguments.games)
+    rows = torch.from_numpy(np.stack([*shares.values(), *(shares["trained"] - v for v in shares.values())]))
+    low, high = bootstrap(rows, config.eval.seed).tolist()
+    k = len(shares)
+    telling = {name: {"share": float(rows[i].mean()), "low": low[i], "high": high[i],
+                      "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
+                      "difference_high": high[k + i]} for i, name in enumerate(shares)}
+    ratings = tournament(clues, made, arguments.games, config.eval.seed)
+    write_json(arguments.run / "tournament.json", {
+        "command": command_line(), "commit": git_commit(), "games": arguments.games, "data": arguments.data,
+        "cards": len(dataset), "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": telling,
+        "tournament": ratings})
+    print(f"\n| storyteller, {arguments.games} games | scoring rounds | 95 % | trained minus this | 95 % |\n"
+          "|---|---|---|---|---|")
+    for name, row in telling.items():
+        print(f"| {name} | {row['share']:.3f} | {row['low']:.3f} to {row['high']:.3f} | "
+              f"{row['trained_minus_this']:+.3f} | {row['difference_low']:+.3f} to {row['difference_high']:+.3f} |")
+    print("\n| player | rating | 95 % | points |\n|---|---|---|---|")
+    for name, row in sorted(ratings.items(), key=lambda item: -item[1]["rating"]):
+        print(f"| {name} | {row['rating']:.0f} | {row['low']:.0f} to {row['high']:.0f} | {row['points']:.1f} |")
+    print(f"\nwritten to {arguments.run / 'tournament.json'}")
+
+
+if __name__ == "__main__":
+    run_main(main)
