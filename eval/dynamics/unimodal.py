@@ -1,0 +1,795 @@
+"""Unimodal bias: a network of two modalities learns one of them first, the longer alone the later they are fused.
+
+Deep linear networks with modalities A and B that meet at layer L_f of L (Zhang, Latham, Saxe, ICML 2024, arXiv
+2312.00935; settings from github.com/yedizhang/unimodal-bias). In two layers with late fusion B is learned
+1 + (r^2 - 1)/(1 - rho^2) times later than A, r = sigma_A/sigma_B; meanwhile A answers for B too (misattribution rho/r).
+Between w_A/w_B = 1/r^2 and 1/r the modality that helps less is learned first. With few data early stopping then leaves
+B out for good. Two-layer ReLU networks on symmetric data do the same at half the speed; of XOR beside a Gaussian they
+learn both with late fusion, one after the other, and with early fusion only the Gaussian if its variance is large.
+
+Theory is for vanishing starts; `half_times` (derived) also knows how large the start was. Linear networks see exact
+moments in place of samples. Time is the sum of step sizes, which differ between the two halves of a run: short steps
+while the first modality is learned, longer ones after (the paper's code takes equal steps).
+
+[stand-in]: step sizes; smaller hidden layers for ReLU; the XOR task's Gaussian as 16 quantiles, and what is claimed of
+it, derived here; two-modality MNIST: digits 0 to 7, shrunk to 14 x 14, 64 hidden units, no biases, Gaussian weights,
+short training on small batches shared by all seeds. Leaves out the inverse-Wishart sweep, the CNN, fission networks,
+and the speaker.
+
+Shapes: S networks, 2 modalities, n points, D inputs of one modality, H hidden, K outputs, F readings, M times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.integrate import quad, solve_ivp
+from scipy.stats import norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dixit.common import rng
+from eval.dynamics.ocs import crossing, image_set
+from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+# ---- setting ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The paper's code's values where it has one; steps and what the module calls [stand-in] are ours."""
+
+    ratios: tuple[float, ...] = (1.5, 2.0, 3.0)  # r = sigma_A / sigma_B, sigma_B = 1
+    rhos: tuple[float, ...] = (-0.45, 0.0, 0.45, 0.9)  # correlation of A and B
+    exponents: tuple[float, ...] = (0.5, 1.5, 2.5)  # e: uncorrelated tasks with w_A / w_B = r^-e; 1 to 2 is the strip
+    hidden: int = 100  # of each modality
+    init: float = 1e-9  # standard deviation of two-layer weights
+    steps: int = 4000
+    every: int = 10  # steps between records
+    relu_ratio: float = 2.0
+    relu_rhos: tuple[float, ...] = (-0.45, 0.0, 0.45)
+    relu_hidden: int = 50
+    variances: tuple[float, ...] = (0.35, 0.7, 1.4, 2.8)  # of the Gaussian modality beside XOR
+    relu_steps: int = 4000
+    depth: int = 4
+    deep_ratio: float = 2.0
+    deep_rho: float = 0.0
+    deep_hidden: int = 50
+    deep_start: float = 0.1  # u0, the norm of every layer of one modality
+    deep_time: float = 360.0  # of networks with random weights
+    deep_steps: int = 5000
+    dimensions: int = 50  # of each modality, where data are few
+    samples: tuple[int, ...] = (70, 700)
+    noise: float = 0.5
+    sample_lr: float = 0.04
+    sample_steps: int = 1200
+    digit_fusions: tuple[int, ...] = (1, 2, 3, 4)  # L_f of the MNIST networks of 4 layers; none: no images are needed
+    digit_hidden: int = 64
+    digit_batch: int = 64
+    digit_lr: float = 0.1
+    digit_steps: int = 1200
+    digit_every: int = 10
+    per_class: int = 500  # images; the last tenth is held out
+
+
+TINY = Settings(ratios=(2.0,), rhos=(0.0, 0.45), exponents=(0.5, 1.5), steps=1200, relu_rhos=(0.0,), relu_hidden=30,
+                variances=(0.7, 2.8), relu_steps=1000, deep_hidden=10, deep_time=140.0, deep_steps=1800,
+                dimensions=20, samples=(30, 300), sample_lr=0.1, sample_steps=700, digit_fusions=())
+
+
+def covariance(ratio: float, rho: float) -> Float[np.ndarray, "2 2"]:
+    """Of two scalar modalities, sigma_A = ratio and sigma_B = 1."""
+    return np.array([[ratio ** 2, rho * ratio], [rho * ratio, 1.0]])
+
+
+def apart(points: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "2 n D"]:
+    """The first half of the columns is modality A, the second B."""
+    return np.ascontiguousarray(points.reshape(len(points), 2, -1).transpose(1, 0, 2))
+
+
+def condensed(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], count: int,
+              ) -> tuple[Float[np.ndarray, "count D"], Float[np.ndarray, "count"]]:
+    """`count` >= min(n, D) points with the moments x x and x y of the data: the same to a linear network."""
+    q, r = np.linalg.qr(x)
+    rest = count - len(r)
+    scale = np.sqrt(count / len(x))
+    return scale * np.pad(r, ((0, rest), (0, 0))), scale * np.pad(q.T @ y, (0, rest))
+
+
+# ---- theory ----------------------------------------------------------------------------------------------
+
+
+def time_ratio(ratio: float, rho: float) -> float:
+    """t_B / t_A of two layers, late fusion, vanishing start: 1 + (r^2 - 1)/(1 - rho^2). Paper; sweep.py."""
+    return 1 + (ratio ** 2 - 1) / (1 - rho ** 2)
+
+
+def half_times(sigma: Float[np.ndarray, "2 2"], w: Float[np.ndarray, "2"], logs: Float[np.ndarray, "2"],
+               ) -> Float[np.ndarray, "2"]:
+    """When each scalar modality has half of what it first goes to; two linear layers, late fusion; derived.
+
+    `logs` is the logarithm of each modality's weight at the start, as far as it grows (`log_sizes`). The first has rate
+    c_i = S_yi and goes to c_i / S_ii, the second grows at c_j until t_i and at s = c_j - S_ij c_i / S_ii after. The
+    ratio goes to `time_ratio` for logs -> -inf. Twice as late in ReLU networks.
+    """
+    c = w @ sigma
+    i = int(np.argmax(c))
+    j = 1 - i
+    plateau, left = c[i] / sigma[i, i], c[j] - sigma[i, j] * c[i] / sigma[i, i]
+    times = np.zeros(2)
+    times[i] = (np.log(plateau) - logs[i]) / (2 * c[i])
+    times[j] = times[i] + (np.log(w[j]) - logs[j] - 2 * c[j] * times[i]) / (2 * left)
+    return times
+
+
+def log_sizes(weights: list[np.ndarray], relu: bool = False) -> Float[np.ndarray, "2"]:
+    """ln sum p^2 of each modality, p = (W1 + W2)/2, the part that grows; two-layer weights (2, D, H), (2, H, 1), D = 1.
+
+    With ReLU, units of p > 0 learn positive inputs and those of p < 0 negative ones, at times that differ; their mean
+    belongs to the mean of the two logarithms.
+    """
+    p = (weights[0][:, 0] + weights[1][:, :, 0]) / 2
+    sizes = [np.log((part ** 2).sum(1)) for part in ((p.clip(0), p.clip(None, 0)) if relu else (p,))]
+    return np.mean(sizes, axis=0)
+
+
+def flow(u: Float[np.ndarray, "2"], depth: int, fusion: int, sigma: Float[np.ndarray, "2 2"],
+         w: Float[np.ndarray, "2"]) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    """Velocity of the layer norms (u_A, u_B) of a balanced rank-one network, and its weights W.
+
+    W_m = u_m^Lf (u_A^2 + u_B^2)^((L - Lf)/2), u_m' = u_m^(Lf - 1) (u_A^2 + u_B^2)^((L - Lf)/2) e_m, e = S (w - W).
+    """
+    shared = (u @ u) ** ((depth - fusion) / 2)
+    weights = u ** fusion * shared
+    return u ** (fusion - 1) * shared * (sigma @ (w - weights)), weights
+
+
+def reduced(times: Float[np.ndarray, "M"], start: Float[np.ndarray, "2"], depth: int, fusion: int,
+            sigma: Float[np.ndarray, "2 2"], w: Float[np.ndarray, "2"]) -> Float[np.ndarray, "M 2"]:
+    """W(t) by `flow`, integrated."""
+    solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0], (0, times[-1]), start, "LSODA", times,
+                       rtol=1e-10, atol=1e-9 * float(start.min()))
+    return np.stack([flow(u, depth, fusion, sigma, w)[1] for u in solved.y.T])
+
+
+def reduced_half_times(start: float, depth: int, fusion: int, ratio: float, rho: float) -> Float[np.ndarray, "2"]:
+    """When `flow` takes W_A through (1 + rho/r)/2 and W_B through 1/2; y = x_A + x_B."""
+    sigma, w = covariance(ratio, rho), np.ones(2)
+
+    def first(_: float, u: np.ndarray) -> float:
+        return float(flow(u, depth, fusion, sigma, w)[1][0] - (1 + rho / ratio) / 2)
+
+    def second(_: float, u: np.ndarray) -> float:
+        return float(flow(u, depth, fusion, sigma, w)[1][1] - 0.5)
+
+    second.terminal = True  # type: ignore[attr-defined]
+    solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0], (0, 1e9), np.full(2, start), "LSODA",
+                       events=[first, second], rtol=1e-9, atol=1e-12)
+    return np.array([solved.t_events[0][0], solved.t_events[1][0]])
+
+
+def depth_time_ratio(start: float, depth: int, fusion: int, ratio: float, rho: float) -> float:
+    """t_B / t_A of L layers fused at layer L_f, leading order in a small start u0. Paper; sweep.py."""
+    if fusion == 1:
+        return 1.0
+    if fusion == depth:
+        return time_ratio(ratio, rho)
+    fast, slow = ratio ** 2 + rho * ratio, 1 + rho * ratio
+    k, power = slow / fast, 2 - fusion
+
+    def time(u: float) -> float:
+        other = u ** k * start ** (1 - k) if power == 0 else (k * u ** power + (1 - k) * start ** power) ** (1 / power)
+        return 1 / (fast * u ** (fusion - 1) * (u ** 2 + other ** 2) ** ((depth - fusion) / 2))
+
+    left = np.log(1 / start) if power == 0 else start ** power / -power
+    alone = left * (1 - k) * (1 + rho / ratio) ** (fusion / depth - 1) / (1 - rho ** 2)
+    return float(1 + alone / quad(time, start, 1)[0])
+
+
+def xor_rate(angle: float) -> float:
+    """E[XOR(x) relu(d x)] of a unit vector d at this angle, x in {-1, 1}^2, XOR = -x_1 x_2: how fast a unit grows.
+
+    Largest, sqrt(2)/4, at the odd multiples of 45 degrees; a unit of the Gaussian modality has variance/2. So with late
+    fusion and small weights t_XOR / t_Gaussian -> sqrt(2) variance. Derived; the paper's code marks 1/sqrt(2).
+    """
+    x = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    return float(np.mean(-x.prod(1) * np.maximum(x @ [np.cos(angle), np.sin(angle)], 0)))
+
+
+# With early fusion a unit along the Gaussian input turns to the XOR inputs only below this variance: tilted by e along
+# (1, -1)/sqrt(2) it grows at variance/2 + (p - variance/2) e^2/2, p = 1/sqrt(2 pi variance) the density at 0. Derived.
+TURNING_VARIANCE = (2 / np.pi) ** (1 / 3)
+
+
+# ---- simulation: linear and ReLU -------------------------------------------------------------------------
+
+
+def mixes(depth: int, fusion: int) -> Float[np.ndarray, "L 2 2"]:
+    """How the streams of A and B mix after each layer: not before L_f, summed there, then both are A's."""
+    return np.stack([np.eye(2)] * (fusion - 1) + [np.ones((2, 2))] + [np.array([[1.0, 0], [1, 0]])] * (depth - fusion))
+
+
+def answer(x: Float[Tensor, "*S 2 n D"], weights: list[Tensor], mix: Float[Tensor, "S L 2 2"], relu: bool,
+           ) -> Float[Tensor, "S n K"]:
+    """Outputs of networks whose layers are (S, 2, in, out); after the fusion only those of A are used."""
+    h = x
+    for i, weight in enumerate(weights):
+        z = (h.relu() if i and relu else h) @ weight
+        h = (mix[:, i] @ z.flatten(2)).unflatten(2, z.shape[2:])
+    return h[:, 0]
+
+
+@dataclass(frozen=True)
+class Net:
+    """One network of a batch, what it is trained on, and what is read from it."""
+
+    kind: str
+    seed: int
+    fusion: int
+    weights: list[np.ndarray]  # (2, in, out) each
+    x: np.ndarray  # (2, n, D)
+    y: np.ndarray  # (n,)
+    look: np.ndarray  # (2, m, D): points of the record
+    features: np.ndarray  # (m, F): what the answers there are regressed on
+    ends: tuple[float, float]  # times at which the two halves of the steps end
+    case: tuple[float, ...] = ()  # the parameters of its task
+
+    @property
+    def task(self) -> tuple[np.ndarray, np.ndarray]:
+        """Covariance and target weights of a task of two scalars, from `case` = (r, rho, w_A)."""
+        ratio, rho, w = self.case
+        return covariance(ratio, rho), np.array([w, 1.0])
+
+    def half_times(self, relu: bool = False) -> Float[np.ndarray, "2"]:
+        """By theory, of two layers, late fusion and a task of two scalars, from the size of these weights."""
+        sigma, w = self.task
+        return (1 + relu) * half_times(sigma, w, log_sizes(self.weights, relu))
+
+
+class FusionNetworks(Networks):
+    """Networks of one shape, one output, half the mean square as the loss, full batch."""
+
+    x: Tensor
+    y: Tensor
+    look: Tensor
+    reader: Tensor
+    mix: Tensor
+    rate: Tensor
+
+    def __init__(self, nets: list[Net], steps: int, relu: bool):
+        super().__init__()
+        self.steps, self.relu = steps, relu
+        layers = zip(*(net.weights for net in nets), strict=True)
+        self.weights = nn.ParameterList(torch.from_numpy(np.stack(layer)) for layer in layers)
+        rates = [[net.ends[0], net.ends[1] - net.ends[0]] for net in nets]
+        stacks: dict[str, list[np.ndarray]] = {"x": [net.x for net in nets], "y": [net.y for net in nets],
+                                               "look": [net.look for net in nets],
+                                               "reader": [np.linalg.pinv(net.features) for net in nets],
+                                               "mix": [mixes(len(net.weights), net.fusion) for net in nets],
+                                               "rate": list(np.array(rates) * 2 / steps)}
+        for name, values in stacks.items():
+            self.register_buffer(name, torch.from_numpy(np.stack(values)))
+
+    def losses(self) -> Float[Tensor, "S"]:
+        answers = answer(self.x, list(self.weights), self.mix, self.relu)[..., 0]
+        return ((answers - self.y) ** 2).mean(1) / 2
+
+    def forward(self, step: int) -> Float[Tensor, "S"]:
+        return self.rate[:, int(2 * step >= self.steps)] * self.losses()
+
+    def measure(self) -> dict[str, Tensor]:
+        answers = answer(self.look, list(self.weights), self.mix, self.relu)
+        return {"read": (self.reader @ answers)[..., 0], "loss": self.losses()}
+
+
+def linear_data(sigma: Float[np.ndarray, "D D"], w: Float[np.ndarray, "D"]) -> dict[str, np.ndarray]:
+    """D points with exactly these second moments, y = w x; read are the weights of the linear map."""
+    x = np.sqrt(len(w)) * np.linalg.cholesky(sigma).T
+    return {"x": apart(x), "y": x @ w, "look": apart(np.eye(len(w))), "features": np.eye(len(w))}
+
+
+def symmetric_data(ratio: float, rho: float, seed: int, pairs: int = 32) -> dict[str, np.ndarray]:
+    """Gaussian points and their negatives with exact second moments, y = x_A + x_B; read are the two slopes.
+
+    A second input of each modality is 0, so that these networks fit into one batch with those of the XOR task.
+    """
+    x = rng("unimodal", "points", seed).standard_normal((pairs, 2))
+    x = np.linalg.solve(np.linalg.cholesky(x.T @ x / pairs), x.T).T @ np.linalg.cholesky(covariance(ratio, rho)).T
+    x = np.concatenate([x, -x])
+    wide = apart(np.stack([x[:, 0], 0 * x[:, 0], x[:, 1], 0 * x[:, 1]], 1))
+    return {"x": wide, "y": x.sum(1), "look": wide, "features": x}
+
+
+def xor_data(variance: float, values: int = 16) -> dict[str, np.ndarray]:
+    """A is {-1, 1}^2, B takes Gaussian quantiles, every pair once; y = XOR(A) + B; read is how much of each is in f."""
+    quantiles = norm.ppf((np.arange(values) + 0.5) / values)
+    quantiles *= np.sqrt(variance) / quantiles.std()
+    a = np.repeat([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], values, axis=0)
+    b = np.tile(quantiles, 4)
+    parts = np.stack([-a.prod(1), b], 1)
+    points = apart(np.stack([*a.T, b, 0 * b], 1))
+    return {"x": points, "y": parts.sum(1), "look": points, "features": parts}
+
+
+def gaussian(widths: list[int], spread: list[float], *key: int | str) -> list[np.ndarray]:
+    """Random weights (2, in, out); `spread` is the standard deviation of each layer."""
+    return [std * rng("unimodal", "weights", i, *key).standard_normal((2, *shape))
+            for i, (std, shape) in enumerate(zip(spread, zip(widths, widths[1:], strict=False), strict=True))]
+
+
+def late_net(settings: Settings, kind: str, seed: int, case: tuple[float, float, float], relu: bool = False) -> Net:
+    """Two layers, late fusion, y = w_A x_A + x_B. The first half of the steps takes it past the first modality."""
+    ratio, rho, w = case
+    inputs, hidden = (2, settings.relu_hidden) if relu else (1, settings.hidden)
+    weights = gaussian([inputs, hidden, 1], [settings.init] * 2, kind, *map(str, case), seed)
+    data = symmetric_data(ratio, rho, seed) if relu else linear_data(covariance(ratio, rho), np.array([w, 1.0]))
+    times = np.sort(half_times(covariance(ratio, rho), np.array([w, 1.0]), log_sizes(weights, relu)))
+    slowest = np.linalg.eigvals(covariance(ratio, rho) * [w, 1.0]).real.min()  # 2 x this is the last rate of decay
+    first, last = 1.25 * times[0], max(1.3 * times[0], times[1] + 3.5 / slowest)
+    return Net(kind, seed, 2, weights, **data, ends=((1 + relu) * first, (1 + relu) * last), case=case)
+
+
+def late_nets(settings: Settings, seeds: int) -> list[Net]:
+    """Linear: every ratio with every correlation, and the uncorrelated tasks around the strip."""
+    cases = [("late", (r, rho, 1.0)) for r in settings.ratios for rho in settings.rhos]
+    cases += [("strip", (r, 0.0, r ** -e)) for r in settings.ratios for e in settings.exponents]
+    return [late_net(settings, kind, seed, case) for kind, case in cases for seed in range(seeds)]
+
+
+def relu_nets(settings: Settings, seeds: int) -> list[Net]:
+    """ReLU: late fusion of two scalars; XOR beside a Gaussian with late and with early fusion."""
+    nets = [late_net(settings, "late", seed, (settings.relu_ratio, rho, 1.0), relu=True)
+            for rho in settings.relu_rhos for seed in range(seeds)]
+    for variance in settings.variances:
+        slowest = min(variance / 2, xor_rate(np.pi / 4 * 3))
+        end = 1.4 * np.log(1 / settings.init) / slowest
+        for fusion in (1, 2):
+            for seed in range(seeds):
+                weights = gaussian([2, settings.relu_hidden, 1], [settings.init] * 2, "xor", str(variance), seed)
+                nets.append(Net("xor", seed, fusion, weights, **xor_data(variance), ends=(end / 2, end),
+                                case=(variance,)))
+    return nets
+
+
+def balanced(settings: Settings, fusion: int, seed: int) -> list[np.ndarray]:
+    """Rank-one layers of norm u0 that fit each other; shared layers of norm sqrt(2) u0."""
+    widths = [1, *[settings.deep_hidden] * (settings.depth - 1), 1]
+    units = [rng("unimodal", "unit", i, seed).standard_normal((2, width)) for i, width in enumerate(widths)]
+    units[0][:] = units[-1][:] = 1.0
+    for i, unit in enumerate(units):
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        if i >= fusion:
+            unit[1] = unit[0]
+    norms = [settings.deep_start * (1 if i < fusion else np.sqrt(2)) for i in range(settings.depth)]
+    return [size * left[:, :, None] * right[:, None]
+            for size, left, right in zip(norms, units, units[1:], strict=False)]
+
+
+def deep_nets(settings: Settings, seeds: int) -> list[Net]:
+    """Linear, every L_f: one network balanced, one of random weights per seed with the same norms of layers."""
+    case = settings.deep_ratio, settings.deep_rho, 1.0
+    data, nets = linear_data(covariance(*case[:2]), np.ones(2)), []
+    widths = [1, *[settings.deep_hidden] * (settings.depth - 1), 1]
+    for fusion in range(1, settings.depth + 1):
+        times = reduced_half_times(settings.deep_start, settings.depth, fusion, *case[:2])
+        nets.append(Net("balanced", 0, fusion, balanced(settings, fusion, 0), **data,
+                        ends=(1.25 * times[0], 1.4 * times[1] + 5), case=case))
+        spread = [settings.deep_start * (1 if i < fusion else np.sqrt(2)) / np.sqrt(n * m)
+                  for i, (n, m) in enumerate(zip(widths, widths[1:], strict=False))]
+        nets += [Net("random", seed, fusion, gaussian(widths, spread, "deep", fusion, seed), **data,
+                     ends=(settings.deep_time / 2, settings.deep_time), case=case) for seed in range(seeds)]
+    return nets
+
+
+def sample_task(settings: Settings) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, "D"]]:
+    """Covariance 3 in A and 1 in B, all weights 0.1."""
+    d = settings.dimensions
+    return np.diag(np.repeat([3.0, 1.0], d)), np.full(2 * d, 0.1)
+
+
+def sample_nets(settings: Settings, seeds: int) -> list[Net]:
+    """Two linear layers on few or many noisy samples, early and late fusion from the same data."""
+    sigma, w = sample_task(settings)
+    nets, end = [], settings.sample_lr * settings.sample_steps
+    for count in settings.samples:
+        for seed in range(seeds):
+            draw = rng("unimodal", "samples", count, seed)
+            x = draw.standard_normal((count, len(w))) * np.sqrt(np.diag(sigma))
+            x, y = condensed(x, x @ w + settings.noise * draw.standard_normal(count), len(w))
+            for fusion in (1, 2):
+                weights = gaussian([len(w) // 2, settings.hidden, 1], [settings.init] * 2, "samples", count, seed)
+                nets.append(Net("samples", seed, fusion, weights, apart(x), y, apart(np.eye(len(w))), np.eye(len(w)),
+                                (end / 2, end), (float(count),)))
+    return nets
+
+
+class Trajectories:
+    """What one batch of networks did."""
+
+    def __init__(self, nets: list[Net], folder: Path, steps: int, every: int, relu: bool = False):
+        self.nets, networks = nets, FusionNetworks(nets, steps, relu)
+        record = simulate(networks, folder, steps, 1.0, every)
+        knots = np.array([0, steps / 2, steps])
+        self.times = np.stack([np.interp(record["step"], knots, [0, *net.ends]) for net in nets], 1)  # (M, S)
+        self.read, self.loss = record["read"], record["loss"]  # (M, S, F), (M, S)
+        self.final = [weight.detach().cpu().numpy() for weight in networks.weights]
+
+    def of(self, kind: str, fusion: int | None = None, case: tuple[float, ...] | None = None) -> list[int]:
+        """The networks of a kind, seed by seed."""
+        return [i for i, net in enumerate(self.nets)
+                if net.kind == kind and fusion in (None, net.fusion) and case in (None, net.case)]
+
+    def half_times(self, i: int) -> Float[np.ndarray, "2"]:
+        """When each of two readings has half its first goal; the slower modality half of its maximum."""
+        levels = self.read[:, i].max(0) / 2
+        sigma, w = self.nets[i].task
+        first = int(np.argmax(w @ sigma))
+        levels[first] = (w @ sigma)[first] / sigma[first, first] / 2
+        return np.array([crossing(self.times[:, i], self.read[:, i, m], levels[m]) for m in (0, 1)])
+
+
+# ---- simulation: images ----------------------------------------------------------------------------------
+
+DIGIT_DEPTH = 4
+PIXELS = 196
+
+
+def views(images: Float[np.ndarray, "n P"], draw: np.random.Generator) -> Float[np.ndarray, "2 n P"]:
+    """Two views of each image; clear in A only (80 %), in B only (16 %), in both (4 %); elsewhere faint and noisy.
+
+    These are the shares that the paper's code comes to (its two coins are thrown independently).
+    """
+    a, both = draw.random((len(images), 1)) < 0.8, draw.random((len(images), 1)) < 0.2
+    faint = 0.1 * images + draw.normal(0, 0.15, images.shape)
+    return np.stack([np.where(a | both, images, faint), np.where(a, faint, images)])
+
+
+class DigitNetworks(Networks):
+    """ReLU networks of four layers on two views of a digit, every L_f, cross-entropy, SGD on batches; float32."""
+
+    mix: Tensor
+
+    def __init__(self, settings: Settings, seeds: int):
+        super().__init__()
+        self.settings = settings
+        self.names = [(fusion, seed) for fusion in settings.digit_fusions for seed in range(seeds)]
+        images, labels = image_set("mnist", settings.per_class)
+        small = images.reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(-1, PIXELS)
+        held_out = np.arange(len(labels)) % settings.per_class >= settings.per_class * 9 // 10
+        small = (small - 0.1307) / 0.3081
+        self.images, self.labels = small[~held_out], labels[~held_out]
+        clear, blank = small[held_out], np.zeros_like(small[held_out])
+        self.alone = [torch.from_numpy(np.stack(pair)) for pair in ((clear, blank), (blank, clear))]
+        self.truth = torch.from_numpy(labels[held_out])
+        widths = [PIXELS, *[settings.digit_hidden] * (DIGIT_DEPTH - 1), 8]
+        made = []
+        for fusion, seed in self.names:
+            fans = [n * (2 if i + 1 == fusion else 1) for i, n in enumerate(widths[:-1])]
+            made.append(gaussian(widths, [1 / np.sqrt(3 * fan) for fan in fans], "digits", fusion, seed))
+        self.weights = nn.ParameterList(torch.from_numpy(np.stack(layer)).float() for layer in zip(*made, strict=True))
+        mix = np.stack([mixes(DIGIT_DEPTH, fusion) for fusion, _ in self.names])
+        self.register_buffer("mix", torch.from_numpy(mix).float())
+
+    def logits(self, x: Float[Tensor, "2 n P"]) -> Float[Tensor, "S n 8"]:
+        return answer(x.to(self.mix.device), list(self.weights), self.mix, True)
+
+    def forward(self, step: int) -> Float[Tensor, "S"]:
+        draw = rng("unimodal", "batch", step)
+        rows = draw.choice(len(self.labels), self.settings.digit_batch, replace=False)
+        logits = self.logits(torch.from_numpy(views(self.images[rows], draw)).float())
+        truth = torch.from_numpy(self.labels[rows]).to(logits.device).expand(len(logits), -1)
+        return F.cross_entropy(logits.transpose(1, 2), truth, reduction="none").mean(1)
+
+    def measure(self) -> dict[str, Tensor]:
+        """Accuracy on held-out images that are clear in one modality and absent from the other."""
+        truth = self.truth.to(self.mix.device)
+        return {"alone": torch.stack([(self.logits(x).argmax(2) == truth).double().mean(1) for x in self.alone], 1)}
+
+
+class Digits:
+    """Accuracy with A alone and B alone over training."""
+
+    def __init__(self, settings: Settings, seeds: int, folder: Path):
+        networks = DigitNetworks(settings, seeds)
+        record = simulate(networks, folder, settings.digit_steps, settings.digit_lr, settings.digit_every)
+        shape = len(settings.digit_fusions), seeds, 2
+        self.steps = record["step"].astype(float)
+        self.alone = record["alone"].reshape(len(self.steps), *shape)  # (M, fusions, seeds, 2)
+
+    def lag(self) -> Float[np.ndarray, "fusions seeds"]:
+        """Step at which B alone reaches accuracy 1/2 over that of A alone."""
+        times = np.array([[[crossing(self.steps, curve, 0.5) for curve in seed.T] for seed in fusion]
+                          for fusion in self.alone.transpose(1, 2, 0, 3)])
+        return times[..., 1] / times[..., 0]
+
+    def gap(self) -> Float[np.ndarray, "fusions seeds"]:
+        """Accuracy with A alone less with B alone, mean over training."""
+        return (self.alone[..., 0] - self.alone[..., 1]).mean(0)
+
+
+# ---- claims ----------------------------------------------------------------------------------------------
+
+
+def late_claims(settings: Settings, run: Trajectories) -> list[Claim]:
+    """Two linear layers, late fusion: time ratio, misattribution, superficial preference."""
+    cases = [(r, rho, 1.0) for r in settings.ratios for rho in settings.rhos]
+    index = np.array([run.of("late", case=case) for case in cases])  # (cases, seeds)
+    times = np.array([[run.half_times(i) for i in row] for row in index.tolist()])
+    ratios = times[..., 1] / times[..., 0]
+    leading = np.array([time_ratio(r, rho) for r, rho, _ in cases])
+    known = np.array([[run.nets[i].half_times() for i in row] for row in index.tolist()])
+    middle = np.array([[np.interp(t.mean(), run.times[:, i], run.read[:, i, 0]) for i, t in zip(row, pair, strict=True)]
+                       for row, pair in zip(index, times, strict=True)])
+    final = run.read[-1, index, 0]
+    theory = np.array([rho / r for r, rho, _ in cases])[:, None]
+    apart_enough = np.array([abs(rho) < 0.9 for _, rho, _ in cases])
+    claims = [
+        Claim("late fusion: t_B / t_A over theory, each r and |rho| < 0.9, mean over seeds", 1.0,
+              (ratios.mean(1) / leading)[apart_enough], 0.03, source="1 + (r^2 - 1)/(1 - rho^2)"),
+        Claim("late fusion: the same, each seed, theory with its start", 1.0, ratios * known[..., 0] / known[..., 1],
+              0.03, source="half_times, derived"),
+        Claim("late fusion: misattribution, each r, rho and seed", theory, (middle - final) / final, 0.01,
+              source="rho / r; our tolerance")]
+    if not apart_enough.all():
+        claims.append(Claim("late fusion: t_B / t_A off theory by, rho = 0.9, mean over seeds", 0.0,
+                            np.abs(ratios.mean(1) / leading - 1)[~apart_enough], kind="report",
+                            source="theory wants a still smaller start here: see the row with its start"))
+    strip = np.array([[run.of("strip", case=(r, 0.0, r ** -e)) for e in settings.exponents] for r in settings.ratios])
+    flat, inside = strip.reshape(-1), np.array([1 < e < 2 for e in settings.exponents])
+    times = np.array([run.half_times(i) for i in flat.tolist()])
+    known = np.array([run.nets[i].half_times() for i in flat])
+    q, r = (np.array([run.nets[i].case[k] for i in flat]) for k in (2, 0))
+    plateau = np.array([np.interp(t.mean(), run.times[:, i], run.loss[:, i]) for i, t in zip(flat, times, strict=True)])
+    shares = np.stack([q * r, np.ones(len(q))], 1) ** 2  # what A and B are for: w^2 sigma^2
+    rates = np.stack([q * r ** 2, np.ones(len(q))], 1)
+    missing = 1 / (1 + np.exp(2 * rates * (known.mean(1, keepdims=True) - known)))  # of each weight, between the two
+    others = np.where(rates[:, 0] > 1, shares[:, 0], 1)  # what is left if only the modality learned second were known
+    claims += [
+        Claim("preference: t_B / t_A over theory with its start, each task and seed", 1.0,
+              times[:, 1] / times[:, 0] * known[:, 0] / known[:, 1], 0.03, source="r^2 w_A/w_B and the start"),
+        Claim("preference: learned first is A (1) or B (0)", np.float64(q * r ** 2 > 1),
+              np.float64(times[:, 0] < times[:, 1]), 0.01, source="A iff w_A/w_B > 1/r^2"),
+        Claim("preference: loss between the two half-times, over the first loss", (missing ** 2 * shares).sum(1)
+              / shares.sum(1), plateau / run.loss[0, flat], 0.01, source="uncorrelated: each modality is logistic")]
+    if inside.any():
+        rows = strip[:, inside].reshape(-1)
+        kept = np.isin(flat, rows)
+        claims.append(Claim("preference, 1/r^2 < w_A/w_B < 1/r: that loss over what the other modality alone would "
+                            "leave", 1.0, (2 * plateau / others)[kept], kind="at_least",
+                            source="the less useful modality is first"))
+    return claims
+
+
+def depth_ratios(run: Trajectories, kind: str, depth: int) -> Float[np.ndarray, "L seeds"]:
+    """t_B / t_A for every L_f."""
+    times = np.array([[run.half_times(i) for i in run.of(kind, fusion)] for fusion in range(1, depth + 1)])
+    return times[..., 1] / times[..., 0]
+
+
+def depth_claims(settings: Settings, run: Trajectories) -> list[Claim]:
+    """Depth and fusion depth: the reduced equations, the formula, and random weights."""
+    depth, fusions = settings.depth, range(1, settings.depth + 1)
+    formula = np.array([depth_time_ratio(settings.deep_start, depth, f, settings.deep_ratio, settings.deep_rho)
+                        for f in fusions])[:, None]
+    half = np.array([reduced_half_times(settings.deep_start, depth, f, settings.deep_ratio, settings.deep_rho)
+                     for f in fusions])
+    times = np.array([run.half_times(run.of("balanced", f)[0]) for f in fusions])
+    even, random = depth_ratios(run, "balanced", depth), depth_ratios(run, "random", depth)
+    means = random.mean(1)
+    return [
+        Claim(f"depth {depth}, balanced start: t_A and t_B over those of the reduced equations, every L_f", 1.0,
+              times / half, 0.01, source="u_m' = u_m^(Lf-1) (u_A^2 + u_B^2)^((L-Lf)/2) e_m; our tolerance"),
+        Claim(f"depth {depth}, balanced start, u0 = {settings.deep_start:g}: t_B / t_A off the formula by", 0.08,
+              np.abs(even / formula - 1), kind="at_most", source="formula of leading order in u0"),
+        Claim(f"depth {depth}, random weights: t_B / t_A over that of L_f - 1, mean over seeds", 1.0,
+              means[1:] / means[:-1], kind="at_least", source="grows with L_f"),
+        Claim(f"depth {depth}, random weights: t_B / t_A off the formula by", 0.0, np.abs(means / formula[:, 0] - 1),
+              kind="report", source="layers start with less than u0 along the path that grows")]
+
+
+def relu_claims(settings: Settings, run: Trajectories) -> list[Claim]:
+    """Two ReLU layers: the same ratios at half the speed; XOR beside a Gaussian."""
+    index = np.array([run.of("late", case=(settings.relu_ratio, rho, 1.0)) for rho in settings.relu_rhos])
+    times = np.array([[run.half_times(i) for i in row] for row in index.tolist()])
+    known = np.array([[run.nets[i].half_times(relu=True) for i in row] for row in index.tolist()])
+    leading = np.array([time_ratio(settings.relu_ratio, rho) for rho in settings.relu_rhos])
+    products = np.einsum("...mdh,...mhk->...md", run.final[0][index], run.final[1][index])[..., 0]
+    claims = [
+        Claim("ReLU: t_B / t_A over theory, each rho, mean over seeds", 1.0,
+              (times[..., 1] / times[..., 0]).mean(1) / leading, 0.03, source="as linear"),
+        Claim("ReLU: t_A over theory with its start, each seed", 1.0, times[..., 0] / known[..., 0], 0.03,
+              source="twice the linear half-time"),
+        Claim("ReLU: t_B over theory with its start, each seed", 1.0, times[..., 1] / known[..., 1], 0.03,
+              source="twice the linear half-time"),
+        Claim("ReLU: W2 W1 of each modality over its slope, at the end", 2.0, products / run.read[-1, index], 0.02,
+              source="each unit is on for half of the inputs")]
+    late, early = xor_measures(settings, run, 2), xor_measures(settings, run, 1)
+    variances = np.array(settings.variances)
+    scaled = late["ratio"] / (np.sqrt(2) * variances[:, None])
+    clear = np.abs(np.log(np.sqrt(2) * variances)) > 0.1  # rates more than 10 % apart
+    above = variances > TURNING_VARIANCE
+    claims += [
+        Claim("XOR + Gaussian, late fusion: t_XOR / t_Gaussian over sqrt(2) variance, less 1", 0.05,
+              np.abs(scaled - 1), kind="at_most", source="derived; our bar"),
+        Claim("XOR + Gaussian, late fusion: learned first is the Gaussian (1) or XOR (0), rates 10 % apart",
+              np.float64(variances[clear, None] > np.sqrt(0.5)), np.float64(late["ratio"][clear] > 1), 0.01,
+              source="Gaussian iff variance > 1/sqrt(2)"),
+        Claim("XOR + Gaussian, late fusion: XOR learned at the end, every variance", 0.95, late["xor"],
+              kind="at_least", source="our bar")]
+    if above.any():
+        claims.append(Claim("XOR + Gaussian, early fusion, variances above 0.86: XOR learned at the end", 0.1,
+                            early["xor"][above], kind="at_most",
+                            source="all units turn to the Gaussian (derived); our bar"))
+    if not above.all():
+        claims += [
+            Claim("XOR + Gaussian, early fusion, variances below 0.86: XOR learned at the end, least", 0.0,
+                  early["xor"][~above].min(), kind="report", source="units turn to both (derived), no bar"),
+            Claim("XOR + Gaussian, early fusion, variances below 0.86: t_XOR / t_Gaussian, least", 0.0,
+                  early["ratio"][~above].min(), kind="report", source="no prediction")]
+    return claims
+
+
+def xor_measures(settings: Settings, run: Trajectories, fusion: int) -> dict[str, Float[np.ndarray, "V seeds"]]:
+    """t_XOR / t_Gaussian (half of the target), and the share of XOR in the answers at the end."""
+    index = np.array([run.of("xor", fusion, (v,)) for v in settings.variances])
+    times = np.array([[[crossing(run.times[:, i], run.read[:, i, m], 0.5) for m in (0, 1)] for i in row]
+                      for row in index.tolist()])
+    return {"ratio": times[..., 0] / times[..., 1], "xor": run.read[-1, index, 0]}
+
+
+def errors(settings: Settings, run: Trajectories) -> Float[np.ndarray, "M S"]:
+    """Generalisation error of linear networks without the noise, over that of the answer 0."""
+    sigma, w = sample_task(settings)
+    wrong = run.read - w
+    return np.einsum("mid,de,mie->mi", wrong, sigma, wrong) / (w @ sigma @ w)
+
+
+def sample_claims(settings: Settings, run: Trajectories) -> list[Claim]:
+    """Few data: early stopping leaves B out. Many: it costs nothing."""
+    error = errors(settings, run)
+    least, stop, half = error.min(0), error.argmin(0), settings.dimensions
+    size = np.linalg.norm(run.read[..., half:], axis=2)
+    claims = []
+    for count in settings.samples:
+        early, late = (run.of("samples", fusion, (float(count),)) for fusion in (1, 2))
+        few = count < 2 * half
+        name = f"{count} samples of {2 * half} inputs"
+        claims.append(Claim(f"{name}: least error of late over that of early fusion", 1.1 if few else 1.05,
+                            least[late] / least[early], kind="at_least" if few else "at_most", source="our bar"))
+        at_stop = size[stop[late], late] / size[-1, late]
+        claims.append(Claim(f"{name}, late fusion: |W_B| where the error is least, over the last", 0.05 if few else 0.5,
+                            at_stop, kind="at_most" if few else "at_least", source="our bar"))
+    return claims
+
+
+def digit_claims(settings: Settings, run: Digits) -> list[Claim]:
+    """Two views of MNIST digits: B is learned later than A, the more so the later they are fused."""
+    lag, gap = run.lag(), run.gap()
+    return [
+        Claim("MNIST: step of accuracy 1/2 with B alone over that with A alone", 1.0, lag, kind="at_least",
+              source="B is clear in 20 % of the images"),
+        Claim("MNIST: that lag, latest fusion over earliest, mean over seeds", 1.0, lag[-1].mean() / lag[0].mean(),
+              kind="at_least", source="grows with L_f"),
+        Claim("MNIST: that lag, least over that of the fusion before, mean over seeds", 0.0,
+              (lag.mean(1)[1:] / lag.mean(1)[:-1]).min(), kind="report", source="below 1: not in order"),
+        Claim("MNIST: accuracy with A alone less B alone, mean over training: growth with each L_f, mean over seeds",
+              0.0, np.diff(gap.mean(1)), kind="at_least", source="grows with L_f")]
+
+
+# ---- figure ----------------------------------------------------------------------------------------------
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
+
+def draw_late(axes: list[Axes], settings: Settings, run: Trajectories, relu: Trajectories) -> None:
+    """Weights over time, the time ratio, misattribution, and the strip."""
+    curve, ratio_axis, wrong, strip = axes
+    case = settings.ratios[0], max(rho for rho in settings.rhos if rho < 0.9), 1.0
+    i = run.of("late", case=case)[0]
+    theory = reduced(run.times[:, i], np.exp(log_sizes(run.nets[i].weights) / 2), 2, 2, *run.nets[i].task)
+    for m, name in enumerate("AB"):
+        overlay(curve, run.times[:, i], run.read[:, i, m], theory[:, m], f"W_{name}", COLOURS[m])
+    curve.set(title=f"late fusion, r = {case[0]:g}, rho = {case[1]:g}", xlabel="time")
+    dense = np.linspace(-0.92, 0.92, 100)
+    for r, colour in zip(settings.ratios, COLOURS, strict=False):
+        ratio_axis.plot(dense, [time_ratio(r, rho) for rho in dense], "k--", linewidth=1.0)
+        wrong.plot(dense, dense / r, "k--", linewidth=1.0)
+        for number, rho in enumerate(settings.rhos):
+            for i in run.of("late", case=(r, rho, 1.0)):
+                times = run.half_times(i)
+                label = f"r = {r:g}" if number == 0 and run.nets[i].seed == 0 else None
+                ratio_axis.plot(rho, times[1] / times[0], "o", alpha=0.5, color=colour, label=label)
+                middle = np.interp(times.mean(), run.times[:, i], run.read[:, i, 0])
+                wrong.plot(rho, middle / run.read[-1, i, 0] - 1, "o", alpha=0.5, color=colour, label=label)
+    for i in relu.of("late"):
+        times = relu.half_times(i)
+        ratio_axis.plot(relu.nets[i].case[1], times[1] / times[0], "kx", label="ReLU" if i == 0 else None)
+    ratio_axis.set(title="late fusion: t_B / t_A", xlabel="rho", yscale="log")
+    wrong.set(title="misattribution to A before B is learned", xlabel="rho")
+    dense = np.linspace(1.2, 1.1 * max(settings.ratios), 50)
+    strip.fill_between(dense, dense ** -2, dense ** -1.0, color="0.9")
+    strip.plot(dense, dense ** -2, "k--", dense, dense ** -1, "k:", linewidth=1.0)
+    for i in run.of("strip"):
+        r, _, q = run.nets[i].case
+        times = run.half_times(i)
+        strip.plot(r, q, "o", color=COLOURS[0] if times[0] < times[1] else COLOURS[1])
+    strip.plot([], [], "o", color=COLOURS[0], label="A learned first")
+    strip.plot([], [], "o", color=COLOURS[1], label="B learned first")
+    strip.set(title="grey: A first, though B helps more", xlabel="r", ylabel="w_A / w_B", yscale="log")
+
+
+def draw_depth(axes: list[Axes], settings: Settings, run: Trajectories) -> None:
+    """Balanced networks over time, and the time ratio against L_f."""
+    curve, ratio_axis = axes
+    depth, fusions = settings.depth, np.arange(1, settings.depth + 1)
+    sigma, start = covariance(settings.deep_ratio, settings.deep_rho), settings.deep_start
+    for fusion, colour in zip(fusions, COLOURS, strict=False):
+        i = run.of("balanced", int(fusion))[0]
+        theory = reduced(run.times[:, i], np.full(2, start), depth, int(fusion), sigma, np.ones(2))
+        overlay(curve, run.times[:, i], run.read[:, i, 1], theory[:, 1], f"W_B, L_f = {fusion}", colour)
+    curve.set(title=f"depth {depth}, balanced; dashed: reduced equations", xlabel="time", xscale="log", xlim=(1, None))
+    half = np.array([reduced_half_times(start, depth, int(f), settings.deep_ratio, settings.deep_rho) for f in fusions])
+    formula = [depth_time_ratio(start, depth, int(f), settings.deep_ratio, settings.deep_rho) for f in fusions]
+    ratio_axis.plot(fusions, formula, "k--", linewidth=1.0, label="formula")
+    ratio_axis.plot(fusions, half[:, 1] / half[:, 0], "k:", linewidth=1.0, label="reduced equations")
+    ratio_axis.plot(fusions, depth_ratios(run, "balanced", depth)[:, 0], "o", alpha=0.6, label="balanced")
+    for seed, values in enumerate(depth_ratios(run, "random", depth).T):
+        ratio_axis.plot(fusions, values, "x", color="tab:red", label="random weights" if seed == 0 else None)
+    ratio_axis.set(title=f"depth {depth}: t_B / t_A", xlabel="fusion layer L_f", yscale="log", xticks=fusions)
+
+
+def draw_others(axes: list[Axes], settings: Settings, relu: Trajectories, samples: Trajectories,
+                digits: Digits | None) -> None:
+    """Few and many data, XOR beside a Gaussian, MNIST."""
+    few, xor, mnist = axes
+    error = errors(settings, samples)
+    for count, colour in zip(settings.samples, COLOURS, strict=False):
+        for fusion, style in (1, "-"), (2, "--"):
+            i = samples.of("samples", fusion, (float(count),))[0]
+            few.plot(samples.times[:, i], error[:, i], style, color=colour,
+                     label=f"{count} samples, {'early' if fusion == 1 else 'late'} fusion")
+    few.set(title="generalisation error, seed 0", xlabel="time", yscale="log", ylim=(None, 3))
+    dense = np.linspace(min(settings.variances), max(settings.variances), 50)
+    xor.plot(dense, np.sqrt(2) * dense, "k--", linewidth=1.0, label="sqrt(2) variance")
+    late, early = xor_measures(settings, relu, 2), xor_measures(settings, relu, 1)
+    for name, values, mark, colour in (("late: t_XOR / t_Gaussian", late["ratio"], "o", COLOURS[0]),
+                                       ("early: t_XOR / t_Gaussian", early["ratio"], "o", COLOURS[1]),
+                                       ("late: XOR learned", late["xor"], "+", COLOURS[0]),
+                                       ("early: XOR learned", early["xor"], "+", COLOURS[1])):
+        for seed, column in enumerate(values.T):
+            xor.plot(settings.variances, column, mark, alpha=0.6, color=colour, label=name if seed == 0 else None)
+    xor.set(title="ReLU, XOR + Gaussian", xlabel="variance of the Gaussian")
+    if digits is None:
+        mnist.set(title="MNIST not run")
+        return
+    for number, (fusion, colour) in enumerate(zip(settings.digit_fusions, COLOURS, strict=False)):
+        for m, style in (0, "-"), (1, "--"):
+            mnist.plot(digits.steps, digits.alone[:, number, :, m].mean(1), style, color=colour,
+                       label=f"{'AB'[m]} alone, L_f = {fusion}")
+    mnist.set(title="MNIST in two views: accuracy, mean over seeds", xlabel="step")
+
+
+def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figure]:
+    """The probe: two linear layers, depth, ReLU, few data, digits."""
+    late = Trajectories(late_nets(settings, seeds), folder / "late", settings.steps, settings.every)
+    deep = Trajectories(deep_nets(settings, seeds), folder / "deep", settings.deep_steps, settings.every)
+    relu = Trajectories(relu_nets(settings, seeds), folder / "relu", settings.relu_steps, settings.every, relu=True)
+    samples = Trajectories(sample_nets(settings, seeds), folder / "samples", settings.sample_steps, 4)
+    digits = Digits(settings, seeds, folder / "digits") if settings.digit_fusions else None
+    claims = late_claims(settings, late) + depth_claims(settings, deep) + relu_claims(settings, relu)
+    claims += sample_claims(settings, samples) + (digit_claims(settings, digits) if digits else [])
+    figure = Figure(figsize=(15, 13), layout="constrained")
+    axes = list(figure.subplots(3, 3).flat)
+    draw_late(axes[:4], settings, late, relu)
+    draw_depth(axes[4:6], settings, deep)
+    draw_others(axes[6:], settings, relu, samples, digits)
+    for axis in axes:
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=7)
+    return claims, figure
