@@ -28,6 +28,7 @@ from dixit.scenes import ATTRIBUTES, oracle_caption
 PRIOR = 0.3  # accuracy that is expected of a listener of which nothing is known
 STRENGTH = 2.0  # picks that the prior is worth
 NAMED = 300  # images whose attributes are named
+SCALE = 8.0  # of a context: as large as the queries it is added to, else its map learns much later than the rest
 WIDTH = 2 * len(ATTRIBUTES)  # of a context
 
 
@@ -81,7 +82,7 @@ def contexts(profile: Float[Tensor, "R L A"], pairs: list[tuple[int, int]]) -> F
     """The context of each round: the profile of the listener to be understood by, then of the other."""
     rounds = torch.arange(len(pairs))
     plus, minus = torch.tensor(pairs).T
-    return torch.cat([profile[rounds, plus], profile[rounds, minus]], dim=1)
+    return SCALE * torch.cat([profile[rounds, plus], profile[rounds, minus]], dim=1)
 
 
 def weights(pairs: list[tuple[int, int]], listeners: int) -> Float[Tensor, "L R"]:

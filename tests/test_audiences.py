@@ -47,7 +47,7 @@ def test_rounds_are_weighed_and_described_by_their_own_audience():
     profile = torch.arange(30.0).reshape(2, 3, 5)
     context = audiences.contexts(profile, pairs)
     assert context.shape == (2, audiences.WIDTH)
-    assert torch.equal(context[1], torch.cat([profile[1, 2], profile[1, 1]]))
+    assert torch.equal(context[1], audiences.SCALE * torch.cat([profile[1, 2], profile[1, 1]]))
     hits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     assert game.gap(hits, weights).tolist() == [1.0, 1.0]  # who does not listen does not count
     with pytest.raises(DixitError, match=r"audience \['a', 'd'\] names 'd'.*choose of a, b, c"):
