@@ -50,7 +50,7 @@ class Agent:
         draws = rng("agent", self.seed, view["player"], len(view["rounds"]), view["phase"])
         if view["phase"] == "tell":
             card = int(draws.choice(view["hand"]))
-            return card, self.clues[card]
+            return card, self.clues[card].strip() or "..."  # a speaker may fall silent, a storyteller may not
         # Ties are broken at random: a listener that understands no word finds all cards alike.
         jitter = torch.from_numpy(draws.random(len(self.clues))) * 1e-6
         suits = self.likeness(view["clue"]) + jitter

@@ -1,97 +1,146 @@
 """Talk with a trained speaker: `python scripts/demo.py RUN`.
 
-Give the path of any image, or the number of a test image. You see the captions of the base and the trained
-speaker and, for each listener, what it picks among distractors and which words moved it (each word's effect on
-its log-probability of the target, by leaving the word out).
+Give the path of an image, a folder of images, or the number of one. You see the captions of the base and the trained
+speaker, each with its probability, and for each listener what it picks among distractors and which words moved it
+(each word's effect on its log-probability of the target, by leaving the word out). Of a folder, the numbers and the
+distractors are then its images. `l` names the listeners and `l 1 4` chooses two of them. Images are shown where the
+terminal can (--images), else written to a folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dixit import game  # noqa: E402
+from dixit.clip import Clip, load_clip  # noqa: E402
 from dixit.common import DixitError, run_main  # noqa: E402
-from dixit.data import load, open_image, pixels  # noqa: E402
-from dixit.listeners import ClipListener  # noqa: E402
+from dixit.data import load, open_data, open_image, pixels  # noqa: E402
+from dixit.explain import captions, labels, looking_at, opinion  # noqa: E402
+from dixit.perception import perceive  # noqa: E402
 from dixit.runs import LoadedRun, load_run  # noqa: E402
+from dixit.terminal import WAYS, inline, way_of  # noqa: E402
 
-HELP = "an image path, a number of a test image, or q to leave"
+HELP = "an image path, a folder, the number of an image, l for the listeners, h for help, or q to leave"
 BAR = 24
 
 
-def round_listeners(run: LoadedRun, images: torch.Tensor, heldout: bool) -> dict[str, ClipListener]:
-    """Listeners that look at just these images."""
-    from dixit.clip import load_clip
-    made = {}
-    for c in run.config.heldout if heldout else run.config.listeners:
-        clip = load_clip(c.clip, c.pretrained)
-        made[c.name] = ClipListener(clip, clip.embed_images(images, c.perception), c)
-    return made
+@dataclass
+class Talk:
+    """What the questions are about: a run, images to choose from, and the listeners that are asked."""
+
+    run: LoadedRun
+    pool: datasets.Dataset
+    pool_name: str
+    asked: list[int]  # places in `everyone`
+    way: str
+    r: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    folder: str = ""  # of images that the terminal cannot show
+
+    def __post_init__(self) -> None:
+        self.everyone = [c for c in (*self.run.config.listeners, *self.run.config.heldout) if c.kind == "clip"]
+        self.names = labels(self.everyone)
+        self.clips: dict[int, Clip] = {}
+
+    def answer(self, text: str) -> None:
+        """What the user typed. Raises DixitError where it cannot be done."""
+        words = text.split()
+        if words[0] in ("l", "listeners"):
+            self.choose(words[1:])
+            return
+        path = given_path(text)
+        if not text.isdigit() and path.is_dir():
+            config = self.run.config
+            all_of_it = replace(config, eval=replace(config.eval, images=0))
+            self.pool, self.pool_name = open_data(f"folder:{path}", all_of_it), "image"
+            print(f"{len(self.pool)} images of {path}: 0 to {len(self.pool) - 1}")
+        else:
+            self.play(text, path)
+
+    def choose(self, numbers: list[str]) -> None:
+        """Ask other listeners from now on, given by their numbers from 1."""
+        if any(not n.isdigit() or not 1 <= int(n) <= len(self.everyone) for n in numbers):
+            raise DixitError(f"give numbers of listeners from 1 to {len(self.everyone)}, as in: l 1 2")
+        self.asked = [int(n) - 1 for n in dict.fromkeys(numbers)] or self.asked
+        for i, (name, c) in enumerate(zip(self.names, self.everyone, strict=True)):
+            print(f"  {'*' if i in self.asked else ' '} {i + 1} {name}: sees {c.perception}")
+
+    def play(self, target: str, path: Path) -> None:
+        """One round, printed."""
+        size, c = self.run.config.data.image_size, self.run.config.game.candidates
+        if target.isdigit():
+            if int(target) >= len(self.pool):
+                raise DixitError(f"there are only {len(self.pool)} images; give a number from 0 to "
+                                 f"{len(self.pool) - 1}")
+            image = pixels(self.pool, [int(target)])
+        else:
+            image = torch.from_numpy(np.array(open_image(path, size))).permute(2, 0, 1)[None]
+        others = [int(i) for i in self.r.permutation(len(self.pool)) if str(i) != target][: c - 1]
+        images = torch.cat([image, pixels(self.pool, others)])
+        names = ["the target", *[f"{self.pool_name} {i}" for i in others]]
+        configs = [self.everyone[i] for i in self.asked]
+        for i in self.asked:
+            if i not in self.clips:
+                self.clips[i] = load_clip(self.everyone[i].clip, self.everyone[i].pretrained)
+        listeners = looking_at(images, configs, [self.clips[i] for i in self.asked])
+        seen = dict.fromkeys(["colour", *[c.perception for c in configs]])
+        self.show([perceive(image.float() / 255, perception)[0] for perception in seen])
+        for who, rows in captions(self.run, image, samples=3, seed=int(self.r.integers(2**31))).items():
+            (said, probability), *more = rows[0]
+            print(f"\n{who} speaker: {said}   (probability {probability:.2g})")
+            for text, p in more:
+                print(f"  also sampled: {text}   ({p:.2g})")
+            for i, listener in zip(self.asked, listeners, strict=True):
+                found = opinion(listener, said, torch.arange(len(images)))
+                belief, pick = found["belief"], found["pick"]
+                print(f"  {self.names[i]:>8} picks {names[pick]:<16} {'#' * round(BAR * belief[pick]):<{BAR}} "
+                      f"{belief[pick]:.2f}   (target {belief[0]:.2f})")
+                moved = sorted(found["words"], key=lambda pair: -abs(pair[1]))[:4]
+                print("           words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in moved))
+
+    def show(self, views: list[torch.Tensor]) -> None:
+        """The target as it is and as the listeners see it, side by side."""
+        row = torch.cat([torch.nn.functional.pad(v, (0, 4), value=1.0) for v in views], dim=2)
+        picture = Image.fromarray((row * 255).round().byte().permute(1, 2, 0).numpy())
+        if self.way != "files":
+            print(inline(picture, self.way, 24 * len(views)))
+        elif sys.stdout.isatty():
+            self.folder = self.folder or tempfile.mkdtemp(prefix="dixit-")
+            picture.save(Path(self.folder) / "target.png")
+            print(f"as the listeners see it: {self.folder}/target.png")
 
 
-def words_that_moved(listener: ClipListener, text: str, candidates: torch.Tensor) -> list[tuple[str, float]]:
-    """Each word with the fall of log p(target) when it is left out, largest first."""
-    words = text.split()
-    without = [" ".join(words[:i] + words[i + 1:]) or "picture" for i in range(len(words))]
-    logits = listener.score([text, *without], candidates.expand(len(without) + 1, -1))
-    logp = game.target_logp(logits[None])[0]
-    return sorted(zip(words, (logp[0] - logp[1:]).tolist(), strict=True), key=lambda pair: -abs(pair[1]))
-
-
-def play(run: LoadedRun, target: str, pool: datasets.Dataset, heldout: bool, r: np.random.Generator) -> None:
-    """One round, printed."""
-    size, c = run.config.data.image_size, run.config.game.candidates
-    if target.isdigit():
-        if int(target) >= len(pool):
-            raise DixitError(f"there are only {len(pool)} test images; give a number from 0 to {len(pool) - 1}")
-        image = pixels(pool, [int(target)])
-    else:
-        picture = open_image(Path(target).expanduser(), size)
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    others = [int(i) for i in r.permutation(len(pool)) if str(i) != target][: c - 1]
-    images = torch.cat([image, pixels(pool, others)])
-    names = ["the target", *[f"test image {i}" for i in others]]
-    patches = run.clip.patches(image, "colour")
-    captions = {"trained": run.speaker.say(patches, samples=3, seed=int(r.integers(2**31)))[0]}
-    if run.base is not None:
-        trained, run.speaker.trained = run.speaker.trained, run.base
-        captions = {"base": run.speaker.say(patches)[0], **captions}
-        run.speaker.trained = trained
-    listeners = round_listeners(run, images, heldout)
-    candidates = torch.arange(len(images))[None]
-    for who, said in captions.items():
-        print(f"\n{who} speaker: {said[0]}")
-        if said[1:]:
-            print("  also sampled: " + " | ".join(said[1:]))
-        for name, listener in listeners.items():
-            belief = listener.score(said[:1], candidates)[0].softmax(0)
-            pick = int(belief.argmax())
-            print(f"  {name:>8} picks {names[pick]:<16} {'#' * round(BAR * float(belief[pick])):<{BAR}} "
-                  f"{belief[pick]:.2f}   (target {belief[0]:.2f})")
-            moved = words_that_moved(listener, said[0], candidates)[:4]
-            print("           words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in moved))
+def given_path(text: str) -> Path:
+    """A path as it was typed, pasted or dropped: in quotes, with escaped blanks, or as file://."""
+    plain = text.strip("'\"").removeprefix("file://")
+    path = Path(plain).expanduser()
+    return path if path.exists() else Path(plain.replace("\\ ", " ")).expanduser()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
     parser.add_argument("image", nargs="*", help="play these and leave, instead of asking")
-    parser.add_argument("--heldout", action="store_true", help="the held-out listeners instead of the training ones")
+    parser.add_argument("--heldout", action="store_true", help="begin with the held-out listeners instead of the "
+                        "training ones")
+    parser.add_argument("--images", choices=WAYS, default=way_of(), help="how images are shown (here: %(default)s)")
     arguments = parser.parse_args()
     run = load_run(arguments.run)
-    pool = load(run.config.data, "test")
-    r = np.random.default_rng(0)
+    training = sum(c.kind == "clip" for c in run.config.listeners)
+    talk = Talk(run, load(run.config.data, "test"), "test image", [], arguments.images)
+    talk.asked = list(range(training, len(talk.everyone)) if arguments.heldout else range(training))
     if arguments.image:
         for target in arguments.image:
-            play(run, target, pool, arguments.heldout, r)
+            talk.answer(target)
         return
     print(f"{run.config.name}: {HELP}")
     while True:
@@ -101,9 +150,11 @@ def main() -> None:
             return
         if target in ("q", "quit", "exit"):
             return
-        if target:
+        if target in ("h", "help", "?"):
+            print(HELP)
+        elif target:
             try:
-                play(run, target, pool, arguments.heldout, r)
+                talk.answer(target)
             except DixitError as error:  # a bad path must not end the session
                 print(f"error: {error}")
 
