@@ -6,7 +6,6 @@ Leaves out where archives come from (assets.py).
 from __future__ import annotations
 
 import io
-import lzma
 import re
 import shutil
 import subprocess
@@ -35,7 +34,9 @@ def read_members(path: Path, wanted: str) -> dict[str, bytes]:
                 if not is_file:
                     raise DixitError(f"{path.name} is refused: {name!r} is not a plain file")
                 found[name] = read()
-    except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
+    except DixitError:
+        raise
+    except Exception as error:  # decoders raise many kinds, and damaged files find them all
         raise DixitError(f"{path} is damaged ({error}); delete it and run again") from None
     if not found:
         raise DixitError(f"{path.name} holds no member like {wanted}")

@@ -15,11 +15,14 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import open_clip
@@ -35,7 +38,7 @@ from torchvision.transforms.v2 import functional as V
 from tqdm import tqdm
 
 from dixit.assets import asset, cache_dir
-from dixit.common import DixitError, atomic_path, locked, read_json, write_json
+from dixit.common import DixitError, atomic_path, atomic_write_text, locked, read_json, sha256, write_json
 from dixit.data import fingerprint, pixels
 from dixit.perception import perceive
 
@@ -210,16 +213,26 @@ def clip_dir(name: str) -> Path:
     return cache_dir() / "models" / f"clip-{name}"
 
 
+_opened: WeakValueDictionary[tuple[str, str], Clip] = WeakValueDictionary()  # by key and device
+
+
 def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu") -> Clip:
     """Open a CLIP: one built here ("lite0"), a folder with open_clip_config.json, or an open_clip name and tag.
 
-    Raises DixitError where it is missing or damaged.
+    A process holds each CLIP once, for all who ask while it is in use. Raises DixitError where one is missing or
+    damaged.
     """
     folder = clip_dir(name) if not pretrained and tower_of(name) else Path(name)
     local = folder.is_dir()
     if tower_of(name) and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
                          f"python scripts/train.py configs/clip.yaml clip.name={name}")
+    weights = folder / "open_clip_model.safetensors"
+    key = f"{name}-{pretrained}".replace("/", "-")
+    if local and weights.is_file():
+        key = f"{folder.name}-{sha256(weights)[:12]}"
+    if (key, str(device)) in _opened:
+        return _opened[key, str(device)]
     try:
         made: Any = open_clip.create_model_and_transforms(
             f"local-dir:{folder}" if local else name, pretrained=pretrained or None, device=device,
@@ -232,17 +245,8 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     model.eval().requires_grad_(False)
     config = model.visual.preprocess_cfg
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
-    weights = folder / "open_clip_model.safetensors"
-    key = f"{folder.name}-{_file_hash(weights)}" if local else f"{name}-{pretrained}".replace("/", "-")
-    return Clip(model, tokenizer, key, size, tuple(config["mean"]), tuple(config["std"]))
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+    clip = Clip(model, tokenizer, key, size, tuple(config["mean"]), tuple(config["std"]))
+    return _opened.setdefault((key, str(device)), clip)
 
 
 def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu") -> Clip:
@@ -294,13 +298,34 @@ def save_clip(clip: Clip, name: str) -> Path:
 def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> np.ndarray:
     """A memory-mapped .npy file, computed batch by batch on first use and put in place when complete.
 
-    A build that was cut off goes on where it stopped; a second process waits for the first one's.
+    A build that was cut off goes on where it stopped; a second process waits for the first one's. A file that is not
+    as it was written is made again.
     """
-    if not path.is_file():
+    if not _sound(path, shape, dtype):
         with locked(path.with_suffix(".lock")):
-            if not path.is_file():
+            if not _sound(path, shape, dtype):
+                if path.is_file():
+                    print(f"warning: the cache {path} is damaged; making it again", file=sys.stderr)
+                    path.with_suffix(".sha256").unlink(missing_ok=True)
+                    path.unlink()
                 _build(path, shape, dtype, compute, label, batch)
     return np.load(path, mmap_mode="r")
+
+
+def _sound(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a cache is there and as it was written. The first use notes the hash of one that has none."""
+    try:
+        store = np.load(path, mmap_mode="r")
+        if store.shape != shape or store.dtype != np.dtype(dtype):
+            return False
+        known = path.with_suffix(".sha256")
+        if known.is_file():
+            return known.read_text(encoding="utf-8").strip() == sha256(path)
+    except (OSError, ValueError, EOFError):
+        return False
+    if os.access(path.parent, os.W_OK):
+        atomic_write_text(known, sha256(path) + "\n")
+    return True
 
 
 def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> None:
@@ -320,6 +345,7 @@ def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: 
                 store.flush()
                 write_json(count, {"rows": stop})
         store.flush()
+        atomic_write_text(path.with_suffix(".sha256"), sha256(part) + "\n")
         os.replace(part, path)
         count.unlink(missing_ok=True)
     except OSError as error:
@@ -359,15 +385,13 @@ def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int =
     """Unit image embeddings of a whole dataset, from the cached patches where the tower gives them."""
     path = _cache_path("images", clip.key, fingerprint(dataset), perception)
     visual = clip.model.visual
-    if not path.is_file() and hasattr(visual, "trunk"):
-        patches = patch_features(clip, dataset, perception)
+    patches = cache(lambda: patch_features(clip, dataset, perception))  # opened only if there is something to compute
 
-        def compute(start: int, stop: int) -> np.ndarray:
-            with torch.no_grad():
-                return F.normalize(visual.head(as_maps(patches[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
-    else:
-        def compute(start: int, stop: int) -> np.ndarray:
+    def compute(start: int, stop: int) -> np.ndarray:
+        if not hasattr(visual, "trunk"):
             return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
+        with torch.no_grad():
+            return F.normalize(visual.head(as_maps(patches()[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
 
     width = clip.embed_texts(["a"]).shape[1]
     values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception}", batch)

@@ -23,7 +23,13 @@ import numpy as np
 
 
 class DixitError(Exception):
-    """Bad input: one line that says what, where, and how to mend it. Ends a command with exit code 2."""
+    """Bad input: one line that says what, where, and how to mend it. Ends a command with exit code 2.
+
+    It is one line whatever it quotes: characters that do not print, of hostile file names say, become spaces.
+    """
+
+    def __init__(self, message: object):
+        super().__init__("".join(c if c.isprintable() else " " for c in str(message)))
 
 
 def run_main(main: Callable[[], int | None]) -> None:
@@ -112,6 +118,12 @@ def read_json(path: Path) -> Any:
         raise DixitError(f"{path} does not exist") from None
     except (ValueError, OSError) as error:
         raise DixitError(f"{path} is damaged ({error}); delete it and run again") from None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def words(text: str) -> list[str]:

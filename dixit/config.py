@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -127,6 +129,8 @@ class TrainConfig:
     keep_last: int = 2  # checkpoints that are kept, the newest
     best: str = ""  # a validation figure, e.g. gap, or -loss where less is better: its best checkpoint is kept too
     max_skipped: int = 5  # steps in a row that may be skipped because a loss or gradient was not finite
+    timeout: int = 600  # seconds that processes wait for one another before the run ends with an error
+    log_max_mb: int = 100  # log.jsonl grows no larger; what it held before is then log.old.jsonl, which it replaces
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio; JSONL is always written
 
 
@@ -190,7 +194,7 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         return make(**built)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise DixitError(f"config: {where} must be a list, not {value!r}")
+            raise DixitError(f"config: {where} must be a list, not {reprlib.repr(value)}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise DixitError(f"config: {where} must have {len(kinds)} values, not {len(value)}")
@@ -203,7 +207,9 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         except ValueError:
             pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise DixitError(f"config: {where} must be {kind.__name__}, not {value!r}")
+        raise DixitError(f"config: {where} must be {kind.__name__}, not {reprlib.repr(value)}")
+    if kind is float and not math.isfinite(value) or kind is str and "\0" in value:
+        raise DixitError(f"config: {where} cannot be {reprlib.repr(value)}")
     return value
 
 
@@ -214,7 +220,7 @@ def _override(tree: dict, assignment: str) -> None:
         raise DixitError(f"config: '{assignment}' is not an override; write key.subkey=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise DixitError(f"config: the value of '{assignment}' is not valid YAML") from None
     node: Any = tree
     keys: list[Any] = path.split(".")
@@ -235,7 +241,7 @@ def read_tree(path: str | Path | None, overrides: list[str] | tuple[str, ...] = 
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} if path else {}
     except OSError as error:
         raise DixitError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DixitError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise DixitError(f"config: {path} must be a mapping of keys to values")
@@ -284,8 +290,12 @@ def _check(config: Config) -> None:
     choose("train.schedule", config.train.schedule, ("cosine", "constant"))
     choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
     choose("eval.checkpoint", config.eval.checkpoint, ("last", "best"))
-    if config.train.keep_last < 1:
-        raise DixitError("config: train.keep_last must be at least 1")
+    counts = {"train": "steps batch accumulate log_every eval_every save_every keep_last timeout log_max_mb",
+              "policy": "samples epochs", "speaker": "prefix width heads max_tokens", "eval": "images batch"}
+    for section, keys in counts.items():
+        for key in keys.split():
+            if getattr(getattr(config, section), key) < 1:
+                raise DixitError(f"config: {section}.{key} must be at least 1")
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
     if config.task == "game" and config.game.candidates < 2:
@@ -311,6 +321,11 @@ def to_dict(config: Any) -> dict:
 
 
 def config_hash(config: Config) -> str:
-    """12 hex digits that change with any value of the resolved config except where it is written."""
+    """12 hex digits that change with any value of the resolved config that says what is trained.
+
+    Where it is written does not, nor how long processes wait for one another or how large the log grows.
+    """
     tree = to_dict(config) | {"out": "", "name": ""}
+    for key in ("timeout", "log_max_mb"):
+        del tree["train"][key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,12 +36,13 @@ from tqdm import tqdm
 
 from dixit import scenes
 from dixit.assets import asset, cache_dir
-from dixit.common import DixitError, rng, scratch_dir
-from dixit.config import DataConfig
+from dixit.common import DixitError, locked, read_json, rng, scratch_dir, sha256, write_json
+from dixit.config import Config, DataConfig
 
 VERSION = 2  # part of every fingerprint: raise it when the same input would give other rows
 NAMES = ("scenes", "emoji", "cifar10", "stamps", "folder", "hub")
 SPLITS = ("train", "validation", "test")
+OTHERS = ("stamps", "emoji", "cifar10", "combos")  # what a trained speaker may be tried on; see open_data
 MAX_PIXELS = 50_000_000  # a small file can unpack to many gigabytes
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # no EPS or PDF: those run a program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -86,8 +88,13 @@ def load(data: DataConfig, split: str, training: bool = False) -> datasets.Datas
     tag = _hash(VERSION, data.name, split, data.seed, data.image_size, limit, data.image_column,
                 data.caption_column, content)[:16]
     folder = cache_dir() / "data" / f"{data.name}-{split}-{tag}"
-    if not folder.is_dir():
-        _materialise(folder, tag, f"{data.name} {split}", order, row)
+    if not _sound(folder):
+        with locked(folder.with_suffix(".lock")):  # a second process waits for the first one's rows
+            if not _sound(folder):
+                if folder.is_dir():
+                    print(f"warning: {folder} is damaged; making it again", file=sys.stderr)
+                    shutil.rmtree(folder)
+                _materialise(folder, tag, f"{data.name} {split}", order, row)
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # pyarrow and datasets raise many kinds
@@ -182,6 +189,16 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _sound(folder: Path) -> bool:
+    """Whether rows are there and as they were written; those of earlier versions have no hashes to tell by."""
+    known = folder / "sha256.json"
+    try:
+        return folder.is_dir() and (not known.is_file() or
+                                    all(sha256(folder / name) == value for name, value in read_json(known).items()))
+    except (DixitError, OSError, AttributeError):
+        return False
+
+
 def _materialise(folder: Path, tag: str, title: str, order: Sequence[int], row: Row) -> None:
     """Write the rows to a scratch folder that takes its place when it is whole; two processes may race."""
     def rows():
@@ -195,6 +212,7 @@ def _materialise(folder: Path, tag: str, title: str, order: Sequence[int], row: 
         scratch = scratch_dir(folder.parent)
         made = datasets.Dataset.from_generator(rows, FEATURES, str(scratch / "build"), fingerprint=tag)
         made.save_to_disk(str(scratch / "rows"))
+        write_json(scratch / "rows" / "sha256.json", {p.name: sha256(p) for p in (scratch / "rows").iterdir()})
         os.rename(scratch / "rows", folder)
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, DixitError):
@@ -422,3 +440,50 @@ def _hub(data: DataConfig, split: str) -> Source:
         return _row(open_image(source, data.image_size, name), texts)
 
     return len(rows), _hash(fingerprint(table)), row
+
+
+# --- data that a run was not trained on ---
+
+
+def open_data(name: str, config: Config) -> datasets.Dataset:
+    """Up to eval.images images (0 = all) of stamps, emoji, cifar10, combos or folder:PATH.
+
+    A folder without folders train, validation and test is taken whole, unless the run was trained on it. Raises
+    DixitError for another name, or fewer than two images.
+    """
+    kind, _, path = name.partition(":")
+    images = config.eval.images
+    data = DataConfig(name=kind, path=path, seed=config.data.seed, image_size=config.data.image_size, train=images,
+                      validation=images, test=images)
+    if name == "combos":
+        dataset = load(config.data, "combos")
+    elif name in OTHERS:
+        dataset = load(data, "test")
+    elif kind != "folder":
+        raise DixitError(f"--data {name}: choose of {', '.join(OTHERS)}, or folder:PATH")
+    else:
+        root = Path(path).expanduser()
+        trained_on = config.data.name == "folder" and root.resolve() == Path(config.data.path).expanduser().resolve()
+        by_hand = any((root / split).is_dir() for split in SPLITS)
+        dataset = load(data, "test") if trained_on or by_hand else _whole(data)
+    if len(dataset) < 2:
+        raise DixitError(f"--data {name} has only {len(dataset)} image; a pool needs at least two")
+    if 0 < images < len(dataset):
+        chosen = rng("transfer subset", data.seed).permutation(len(dataset))[:images]
+        dataset = dataset.select(sorted(chosen.tolist()))
+    return dataset
+
+
+def _whole(data: DataConfig) -> datasets.Dataset:
+    """All splits of a folder, which a hash of file names makes; a small folder has no image in some of them."""
+    parts, empty = [], None
+    for split in SPLITS:
+        try:
+            parts.append(load(data, split))
+        except DixitError as error:
+            if not str(error).startswith(f"split {split} of {data.path} is empty"):
+                raise
+            empty = error
+    if not parts and empty:
+        raise empty
+    return datasets.concatenate_datasets(parts)

@@ -141,8 +141,18 @@ def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
 
 
 def score_all(listeners: list, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "L S C"]:
-    """Every listener's logits. Raises DixitError if one returns NaN."""
-    logits = torch.stack([listener.score(texts, candidates) for listener in listeners])
+    """Every listener's logits. Raises DixitError if one fails or returns NaN."""
+    scores = []
+    for place, listener in enumerate(listeners, 1):
+        try:
+            scores.append(listener.score(texts, candidates))
+        except DixitError:
+            raise
+        except Exception as error:  # a listener may be anyone's code
+            line = (str(error).splitlines() or [""])[0][:200]
+            raise DixitError(f"listener {place} failed ({type(error).__name__}: {line}); mend it or take it out of the "
+                             "config, then run the same command again") from error
+    logits = torch.stack(scores)
     if torch.isnan(logits).any():
         place = int(torch.isnan(logits).flatten(1).any(1).nonzero()[0])
         raise DixitError(f"listener {place + 1} returned NaN scores; check its model and its images")

@@ -90,8 +90,9 @@ def load_llm(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         llm = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DixitError(f"cannot load the LLM '{name}': {str(error).splitlines()[0]}") from None
+    except Exception as error:  # many kinds, each about bad input
+        line = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise DixitError(f"cannot load the LLM '{name}': {line}") from None
     if tokenizer.eos_token_id is None:
         raise DixitError(f"the tokenizer of '{name}' has no end-of-sequence token")
     return llm.eval().requires_grad_(False), tokenizer

@@ -25,7 +25,7 @@ from dixit.config import Config
 from dixit.data import load
 from dixit.listeners import ClipListener, make_listeners, score_all
 from dixit.runs import patch_batch, speaker_and_patches
-from dixit.train import Task, share
+from dixit.train import Task, share, share_weight
 from dixit.warm_start import CaptionTask, ClipTask, WordTask
 
 
@@ -166,16 +166,22 @@ class GameTask(Task):
         tried = [text for text in texts for _ in range(candidates.shape[1])]
         for listener in self.listeners:
             if isinstance(listener, ClipListener) and listener.ear is not None:
-                slope = self.accelerator.reduce(listener.slope(tried, candidates.flatten(0, 1)), reduction="mean")
+                slope = listener.slope(tried, candidates.flatten(0, 1)) * self.weight_of(len(texts))
+                slope = self.accelerator.reduce(slope, reduction="mean")
                 if slope.isfinite().all():
                     listener.ear -= listener.learning_rate * slope
+
+    def weight_of(self, captions: int) -> float:
+        """What a mean over this process's captions of a micro-batch counts for in the mean over all processes."""
+        all_captions = self.config.train.batch // self.config.train.accumulate * self.config.policy.samples
+        return share_weight(all_captions, captions, self.accelerator.num_processes)
 
     def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
                   candidates: Int[Tensor, "B M C"], weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
         """The advantage that `policy.algorithm` asks for (ppo: leave-one-out)."""
         rules = self.config.policy
         if rules.algorithm == "reinforce":
-            mean = float(self.accelerator.reduce(reward.mean(), reduction="mean"))
+            mean = float(self.accelerator.reduce(reward.mean() * self.weight_of(reward.numel()), reduction="mean"))
             baseline = mean if self.baseline is None else self.baseline
             if math.isfinite(mean):  # a step that is skipped leaves no trace
                 self.baseline = rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean

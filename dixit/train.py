@@ -4,7 +4,8 @@ A task gives `loss(step, part)` and `observe(step)`; the loop does the rest: see
 precision, accumulation, logging, evaluation, atomic checkpoints, exact resume. A checkpoint is safetensors and
 JSON and holds the trained parameters only, with their hashes; a damaged one is passed over for the one before it.
 Draws are functions of (seed, step), so nothing of a random state needs to be saved. A step whose loss or gradient is
-not finite changes nothing and is counted.
+not finite changes nothing and is counted. Processes split each batch among themselves; what is frozen is never
+wrapped nor sent from one to another.
 
 Leaves out what is trained and on what (tasks.py).
 """
@@ -14,20 +15,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
 from contextlib import ExitStack, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 from dixit.common import (
@@ -39,6 +43,7 @@ from dixit.common import (
     peak_memory_gb,
     read_json,
     scratch_dir,
+    sha256,
     write_json,
 )
 from dixit.config import Config, TrainConfig, config_hash, to_dict
@@ -51,7 +56,7 @@ class Task(Protocol):
     trained: nn.Module
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss and figures of micro-batch `part` of `step`, on this process's share of the batch."""
+        """The loss and figures of micro-batch `part` of `step`: means over this process's share of the batch."""
 
     def observe(self, step: int) -> dict[str, float]:
         """Figures on the validation split."""
@@ -65,24 +70,49 @@ class Task(Protocol):
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """An Accelerator for this run; `train.trackers` names extra loggers."""
-    return Accelerator(mixed_precision=config.train.mixed_precision, log_with=list(config.train.trackers) or None,
-                       project_dir=str(config.folder))
+    """An Accelerator for this run; `train.trackers` names extra loggers.
+
+    Raises DixitError if the processes do not meet, or are to work together in a way that this loop does not know.
+    """
+    for name, key in (("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"), ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM")):
+        if os.environ.get(key, "").lower() == "true":  # such an engine steps before a gradient could be found broken
+            raise DixitError(f"training does not run under {name}; to shard gradients and the optimiser's numbers, as "
+                             "ZeRO-2 does, launch with configs/accelerate/fsdp2.yaml")
+    wait = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))
+    try:
+        return Accelerator(mixed_precision=config.train.mixed_precision, log_with=list(config.train.trackers) or None,
+                           project_dir=str(config.folder), kwargs_handlers=[wait])
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise DixitError(f"the processes did not meet at {place} within {config.train.timeout} s "
+                         f"({_first_line(error)}); see that all hosts are up and reach that address, then run the same "
+                         "command again") from None
+
+
+def cuts(batch: int, parts: int, part: int, world: int) -> list[int]:
+    """Where one micro-batch of the global batch is cut for `world` processes: world + 1 places.
+
+    Rows are cut into parts first and processes second, so any split of the same batch sees the same rows. Where they
+    do not divide, shares differ by one row. Raises DixitError if a share would be empty.
+    """
+    cells = parts * world
+    if batch < cells:
+        raise DixitError(f"train.batch {batch} must be at least train.accumulate x processes ({parts} x {world})")
+    return [cell * batch // cells for cell in range(part * world, (part + 1) * world + 1)]
 
 
 def share(batch: int, parts: int, part: int, accelerator: Accelerator) -> slice:
-    """This process's rows of the global batch for one micro-batch.
+    """This process's rows of the global batch for one micro-batch."""
+    places = cuts(batch, parts, part, accelerator.num_processes)
+    return slice(*places[accelerator.process_index:][:2])
 
-    Rows are cut into parts first and processes second, so any split of the same batch sees the same rows.
-    Raises DixitError if they do not divide.
-    """
-    world = accelerator.num_processes
-    if batch % (parts * world):
-        raise DixitError(f"train.batch {batch} must be a multiple of train.accumulate x processes "
-                         f"({parts} x {world})")
-    size = batch // (parts * world)
-    start = (part * world + accelerator.process_index) * size
-    return slice(start, start + size)
+
+def share_weight(batch: int, rows: int, world: int) -> float:
+    """What a mean over `rows` rows counts for: with it, the mean over processes of the sum over parts is the mean over
+    the batch."""
+    return rows * world / batch
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -108,7 +138,24 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             alone.enter_context(locked(config.folder / ".lock", f"another process is training in {config.folder}; wait "
                                        "for it, or choose another folder with out="))
-        _train(config, task, accelerator)
+        try:
+            _train(config, task, accelerator)
+        except RuntimeError as error:
+            if accelerator.num_processes == 1 or not _lost(error):
+                raise
+            raise DixitError(f"process {accelerator.process_index} of {accelerator.num_processes} lost the others "
+                             f"({_first_line(error)}); run the same command again, on as many processes or on others, "
+                             f"to go on from the last checkpoint in {config.folder}") from None
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether other processes died, were cut off, or took longer than train.timeout."""
+    known = "gloo", "connection", "timed out", "timeout", "nccl", "socket", "broken pipe"
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in known)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
@@ -116,14 +163,17 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     main = accelerator.is_main_process
     set_seed(config.seed)
     plain = task.trained
-    parameters = [p for p in plain.parameters() if p.requires_grad]
-    optimizer = make_optimizer(settings, parameters)
+    optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
     start = resume(folder, plain, optimizer, task)
+    _agree(config, start, accelerator)
+    states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
+    parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
+    _shard_states(optimizer, states)
     if main:
         begin_folder(config, start)
     accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
-    log = (folder / "log.jsonl").open("a", encoding="utf-8") if main else None
+    log = open_log(folder) if main else None
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
     began = clock = time.perf_counter()
@@ -136,15 +186,18 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
             with accelerator.autocast(), _synced(accelerator, task.trained, last):
+                mine = share(settings.batch, settings.accumulate, part, accelerator)
+                weight = share_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
                 loss, part_figures = task.loss(step, part)
-                accelerator.backward(loss / settings.accumulate)
+                accelerator.backward(loss * weight)
             for key, value in {"loss": float(loss.detach()), **part_figures}.items():
-                figures[key] = figures.get(key, 0.0) + value / settings.accumulate
+                figures[key] = figures.get(key, 0.0) + value * weight
         figures = _mean_over_processes(figures, accelerator)
         if settings.clip_norm:
-            figures["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm))
+            norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
         else:
-            figures["grad_norm"] = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        figures["grad_norm"] = float(_whole(norm))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
             skipped += 1
@@ -166,31 +219,39 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
                 value = chosen_figure(settings.best, figures)
                 if value > best:
                     best = value
+                    save_checkpoint(folder / "best" / step_name(done), done, plain, optimizer, task, best, write=main)
                     if main:
-                        save_checkpoint(folder / "best", done, plain, optimizer, task, best)
+                        for old in checkpoints(folder, "best"):
+                            if step_of(old) != done:
+                                shutil.rmtree(old, ignore_errors=True)
         if main and (done % settings.log_every == 0 or done == settings.steps or skipped
                      or "eval/" in "".join(figures)):
             figures["seconds_per_step"] = (time.perf_counter() - clock) / (done - since)
             clock, since = time.perf_counter(), done
+            log = _rotated(log, folder, settings.log_max_mb * 1e6)
             _write_line(log, {"step": done, **figures})
             accelerator.log(figures, step=done)
-        if main and (done % settings.save_every == 0 or done == settings.steps):
-            save_checkpoint(folder / "checkpoints" / f"step_{done:06d}", done, plain, optimizer, task)
-            for old in checkpoints(folder)[:-settings.keep_last]:
+        if done % settings.save_every == 0 or done == settings.steps:
+            save_checkpoint(folder / "checkpoints" / step_name(done), done, plain, optimizer, task, write=main)
+            finished = [place for place in checkpoints(folder) if step_of(place) <= done]  # later ones are damaged
+            for old in finished[:-settings.keep_last] if main else ():
                 shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if log is not None:
         log.close()
-        write_facts(folder, time.perf_counter() - began)
+        write_facts(folder, time.perf_counter() - began, accelerator.num_processes)
     task.trained = plain
 
 
-def write_facts(folder: Path, seconds: float) -> None:
-    """RUN/train.json: the command, wall time over all resumptions, and peak memory of this process."""
+def write_facts(folder: Path, seconds: float, processes: int) -> None:
+    """RUN/train.json: the command, processes, wall time over all resumptions, and peak memory of this process."""
     path = folder / "train.json"
-    before = read_json(path)["wall_seconds"] if path.is_file() else 0.0
-    write_json(path, {"command": command_line(), "commit": git_commit(),
+    try:
+        before = float(read_json(path)["wall_seconds"])
+    except (DixitError, KeyError, TypeError, ValueError):  # there is none yet, or it is damaged
+        before = 0.0
+    write_json(path, {"command": command_line(), "commit": git_commit(), "processes": processes,
                       "wall_seconds": round(before + seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
 
 
@@ -207,6 +268,37 @@ def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) ->
     return dict(zip(figures, values.tolist(), strict=True))
 
 
+def _agree(config: Config, start: int, accelerator: Accelerator) -> None:
+    """Raises DixitError on every process if they have different configs or see different checkpoints."""
+    if accelerator.num_processes == 1:
+        return
+    mine = torch.tensor([[start, int(config_hash(config), 16)]], device=accelerator.device)
+    starts, hashes = accelerator.gather(mine).T.tolist()
+    if len(set(hashes)) > 1:
+        raise DixitError("the processes were given different configs; start all hosts with the same command")
+    if len(set(starts)) > 1:
+        raise DixitError(f"the processes see checkpoints of different steps ({', '.join(map(str, starts))}) in "
+                         f"{config.folder}; out= must be one folder that all hosts share")
+
+
+def open_log(folder: Path) -> Any:
+    """RUN/log.jsonl, to be written on. Raises DixitError if it cannot be."""
+    try:
+        return (folder / "log.jsonl").open("a", encoding="utf-8")
+    except OSError as error:
+        raise DixitError(f"cannot write {folder / 'log.jsonl'}: {error.strerror}; choose another folder with out=") \
+            from None
+
+
+def _rotated(log: Any, folder: Path, most: float) -> Any:
+    """The log, begun anew if it holds `most` bytes; what it held is then log.old.jsonl."""
+    if log.tell() < most:
+        return log
+    log.close()
+    os.replace(folder / "log.jsonl", folder / "log.old.jsonl")
+    return open_log(folder)
+
+
 def _write_line(log: Any, line: dict[str, Any]) -> None:
     try:
         log.write(json.dumps(line) + "\n")
@@ -217,42 +309,60 @@ def _write_line(log: Any, line: dict[str, Any]) -> None:
 
 
 def begin_folder(config: Config, start: int) -> None:
-    """Write the resolved config; cut log lines that are past the checkpoint a resumed run starts from."""
+    """Write the resolved config; cut log lines that are past the checkpoint a resumed run starts from.
+
+    What a killed process left half written is removed.
+    """
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
+    for left in (*folder.glob(".*.tmp"), *folder.glob("*/.tmp-*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif os.access(folder, os.W_OK):
+            left.unlink(missing_ok=True)
     atomic_write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     write_json(folder / "run.json", {"config_hash": config_hash(config), "commit": git_commit(), "seed": config.seed})
-    log = folder / "log.jsonl"
-    if log.is_file():
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= start]
-        atomic_write_text(log, "".join(line + "\n" for line in kept))
+    for log in (folder / "log.old.jsonl", folder / "log.jsonl"):
+        if log.is_file():
+            kept = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+                    if _step(line) <= start]
+            atomic_write_text(log, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
 FILES = ("model.safetensors", "optimizer.safetensors")
 
-# --- checkpoints: <run>/checkpoints/step_000100/{model,optimizer}.safetensors, state.json -------------------
+# --- checkpoints: <run>/checkpoints/step_000100/{model,optimizer}.safetensors, state.json; <run>/best/step_000100 ---
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(p for p in (folder / "checkpoints").glob("step_*") if (p / "state.json").is_file())
+def step_name(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"step_{step:06d}"
+
+
+def step_of(place: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(place.name.removeprefix("step_"))
+
+
+def checkpoints(folder: Path, kind: str = "checkpoints") -> list[Path]:
+    """Complete checkpoints of a run, or its best one (kind "best"); oldest first."""
+    return sorted((p for p in (folder / kind).glob("step_*")
+                   if p.name.removeprefix("step_").isdecimal() and (p / "state.json").is_file()), key=step_of)
 
 
 def trained_weights(folder: Path, which: str = "last") -> Path:
     """The newest trained weights of a run, or the best. Raises DixitError if there are none."""
-    if which == "best":
-        if not (folder / "best" / "state.json").is_file():
-            raise DixitError(f"{folder} kept no best checkpoint; train it with train.best=gap, or use "
-                             "eval.checkpoint=last")
-        return folder / "best" / "model.safetensors"
-    found = checkpoints(folder)
+    found = checkpoints(folder, "best" if which == "best" else "checkpoints")
+    if which == "best" and not found:
+        raise DixitError(f"{folder} kept no best checkpoint; train it with train.best=gap, or use "
+                         "eval.checkpoint=last")
     if not found:
         raise DixitError(f"{folder} holds no checkpoint; train it first: "
                          "accelerate launch scripts/train.py CONFIG")
@@ -270,45 +380,76 @@ def chosen_figure(name: str, figures: dict[str, float]) -> float:
 
 
 def best_figure(folder: Path) -> float:
-    """The figure of the best checkpoint so far; minus infinity if there is none."""
-    path = folder / "best" / "state.json"
-    return float(read_json(path)["figure"]) if path.is_file() else -math.inf
+    """The figure of the best checkpoint so far; minus infinity if there is none that is sound."""
+    for place in reversed(checkpoints(folder, "best")):
+        try:
+            return float(check(place)["figure"])
+        except DixitError as error:
+            print(f"warning: {error}; the best from here on takes its place", file=sys.stderr)
+    return -math.inf
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor in one piece, on the CPU. Of a sharded one all processes must ask together."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
+
+
+def _shard_states(optimizer: Any, states: dict[int, dict[str, Tensor]]) -> None:
+    """Give the states of a resumed optimiser to its parameters if they have been sharded since."""
+    parameters = optimizer.param_groups[0]["params"]
+    if not states or not isinstance(parameters[0], DTensor):
+        return
+    optimizer.state.clear()  # they are those of parameters that are no more
+    for index, parameter in enumerate(parameters):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        optimizer.state[parameter] = {
+            name: distribute_tensor(value.to(parameter.device), mesh, placements)
+            if value.shape == parameter.shape else value for name, value in states[index].items()}
 
 
 def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, task: Task,
-                    figure: float | None = None) -> None:
-    """Write a checkpoint beside `place` and rename it there, so that it is whole or not at all."""
-    scratch = scratch_dir(place.parent)
+                    figure: float | None = None, write: bool = True) -> None:
+    """Write a checkpoint beside `place` and rename it there, so that it is whole or not at all.
+
+    All processes call it, for shards to be brought together; `write` says which one writes.
+    """
+    weights = {k: _whole(v) for k, v in module.state_dict().items()}
+    states = {f"{i}.{k}": _whole(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    if not write:
+        return
+    scratch = None
     try:
-        weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+        scratch = scratch_dir(place.parent)
         save_file(weights, scratch / "model.safetensors")
-        states = optimizer.state_dict()["state"]
-        save_file({f"{i}.{k}": v.detach().cpu().contiguous() for i, s in states.items() for k, v in s.items()},
-                  scratch / "optimizer.safetensors")
-        write_json(scratch / "state.json", {"step": step, "task": task.state(), "figure": figure,
-                                            "sha256": {name: sha256(scratch / name) for name in FILES}})
+        save_file(states, scratch / "optimizer.safetensors")
+        state = {"step": step, "task": task.state(), "figure": figure}
+        write_json(scratch / "state.json", state | {"sha256": {name: sha256(scratch / name) for name in FILES},
+                                                    "seal": _seal(state)})
         shutil.rmtree(place, ignore_errors=True)
         scratch.rename(place)
     except (OSError, SafetensorError) as error:
         raise DixitError(f"cannot save the checkpoint {place}: {error}; free some space, then run the same command "
                          "again to go on from the last checkpoint") from None
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _seal(state: dict[str, Any]) -> str:
+    """A hash of what state.json holds besides hashes."""
+    held = {key: state[key] for key in ("step", "task", "figure")}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def check(place: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are as they were written. Raises DixitError if they are not."""
     try:
         state = read_json(place / "state.json")
-        wrong = [name for name, known in state["sha256"].items() if sha256(place / name) != known]
+        wrong = [name for name in FILES if sha256(place / name) != state["sha256"][name]]
+        if "seal" in state and state["seal"] != _seal(state):  # checkpoints of earlier versions have none
+            wrong.append("state.json")
     except (DixitError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise DixitError(f"the checkpoint {place} is damaged ({error}); delete its folder") from None
+        raise DixitError(f"the checkpoint {place} is damaged ({_first_line(error)}); delete its folder") from None
     if wrong:
         raise DixitError(f"the checkpoint {place} is damaged ({wrong[0]} is not as it was written); delete its folder")
     return state

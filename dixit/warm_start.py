@@ -26,7 +26,7 @@ from dixit.config import Config
 from dixit.data import load
 from dixit.runs import patch_batch, speaker_and_patches
 from dixit.scenes import WORD_CLASSES
-from dixit.train import Task, share
+from dixit.train import Task, cuts, share
 
 
 class ClipHeads(nn.Module):
@@ -64,17 +64,18 @@ class ClipTask(Task):
         self.texts = text_features(self.clip, list(texts))
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        seed, batch = self.config.seed, self.config.train.batch
+        seed, batch, parts = self.config.seed, self.config.train.batch, self.config.train.accumulate
         patches, rows, _ = self.sets[step % len(self.sets)]
-        index = game.batch_indices(seed, step, min(batch, len(rows)), len(rows))
+        index = game.batch_indices(seed, step, batch, len(rows))
         choice = rng("caption", seed, step).random(len(index))
         text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
-        mine = share(len(index), self.config.train.accumulate, part, self.accelerator)
+        mine = share(batch, parts, part, self.accelerator)
         maps = as_maps(patches[index[mine]]).to(self.accelerator.device)
         image, heard, scale = self.trained(maps, self.texts[text[mine]])
         # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
-        images, all_heard = (_gather_with_gradients(x, self.accelerator) for x in (image, heard))
-        target = torch.arange(len(image), device=image.device) + self.accelerator.process_index * len(image)
+        places = cuts(batch, parts, part, self.accelerator.num_processes)
+        images, all_heard = (_gather_with_gradients(x, places) for x in (image, heard))
+        target = torch.arange(len(image), device=image.device) + mine.start - places[0]
         loss = (F.cross_entropy(scale * image @ all_heard.T, target)
                 + F.cross_entropy(scale * heard @ images.T, target)) / 2
         return loss, {"scale": float(scale.detach())}
@@ -94,12 +95,17 @@ class ClipTask(Task):
         return figures
 
 
-def _gather_with_gradients(x: Float[Tensor, "b E"], accelerator: Accelerator) -> Float[Tensor, "B E"]:
-    """All processes' rows in order, with gradients to every one (as open_clip's gather_with_grad)."""
-    if accelerator.num_processes == 1:
+def _gather_with_gradients(x: Float[Tensor, "b E"], places: list[int]) -> Float[Tensor, "B E"]:
+    """All processes' rows in order, with gradients to every one (as open_clip's gather_with_grad).
+
+    `places` says where the batch is cut; shorter shares are padded on the way.
+    """
+    counts = [stop - start for start, stop in zip(places, places[1:], strict=False)]
+    if len(counts) == 1:
         return x
     from torch.distributed.nn.functional import all_gather
-    return torch.cat(all_gather(x))
+    padded = all_gather(F.pad(x, (0, 0, 0, max(counts) - len(x))))
+    return torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)])
 
 
 class WordTask(Task):

@@ -142,8 +142,9 @@ def write_report(folder: Path, count: int = 24) -> Path:
 <h1>{html.escape(config.name)}</h1><p>Listeners: {html.escape(listeners)}. Reward {config.game.reward},
 {config.game.candidates} candidates. Bars show the belief in the target.</p>
 {curves(folder)}<h2>Test split</h2>{as_html(table(results["figures"]))}
-<p><small>{html.escape(results["command"])}; config {results["config_hash"]}; commit {html.escape(results["commit"])};
-seed {results["seeds"]["run"]}. Mean ± standard error over images.</small></p>
+<p><small>{html.escape(results["command"])}; config {html.escape(results["config_hash"])}; commit
+{html.escape(results["commit"])}; seed {html.escape(str(results["seeds"]["run"]))}. Mean ± standard error over
+images.</small></p>
 <h2>Rounds</h2>{contact_sheet(config, dataset, picks, count)}</html>"""
     atomic_write_text(folder / "report.html", page)
     write_picture(folder, config, dataset, picks)

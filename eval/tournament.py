@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from dixit import play
 from dixit.common import DixitError, command_line, git_commit, rng, run_main, write_json
+from dixit.data import open_data
 from dixit.listeners import ClipListener, make_listeners
 from dixit.players import Agent, Player, RandomPlayer, associations, deal_seats, literal_clues, play_out
 from dixit.runs import load_run
 from eval.evaluate import dataset_of, speak
 from eval.metrics import bootstrap
-from eval.transfer import open_data
 
 SEATS, CARDS = 6, 84  # players and cards of a game, as in the box
 

@@ -28,71 +28,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from dixit import game
 from dixit.assets import asset
-from dixit.common import DixitError, atomic_path, rng, run_main
-from dixit.config import Config, DataConfig, ListenerConfig, config_hash
-from dixit.data import SPLITS, load
+from dixit.common import DixitError, atomic_path, run_main
+from dixit.config import ListenerConfig, config_hash
+from dixit.data import OTHERS, open_data
 from dixit.listeners import ClipListener, make_listeners, score_all
 from dixit.runs import LoadedRun, load_run
 from eval import metrics
 from eval.evaluate import speak, write_results
 
-DATA = ("stamps", "emoji", "cifar10", "combos")
 KINDS = ("random", "hard")
 SIZES = (2, 4, 10, 32, 100)
 SMALLEST = 5  # images in a category that gets a row
 BLOCK = 50  # captions scored at a time, each against all images
 Rows = dict[tuple[str, ...], Float[Tensor, "R n"]]
-
-
-def open_data(name: str, config: Config) -> Dataset:
-    """Up to eval.images images (0 = all) of stamps, emoji, cifar10, combos or folder:PATH.
-
-    A folder without folders train, validation and test is taken whole, unless the run was trained on it. Raises
-    DixitError for another name, or fewer than two images.
-    """
-    kind, _, path = name.partition(":")
-    images = config.eval.images
-    data = DataConfig(name=kind, path=path, seed=config.data.seed, image_size=config.data.image_size, train=images,
-                      validation=images, test=images)
-    if name == "combos":
-        dataset = load(config.data, "combos")
-    elif name in DATA:
-        dataset = load(data, "test")
-    elif kind != "folder":
-        raise DixitError(f"--data {name}: choose of {', '.join(DATA)}, or folder:PATH")
-    else:
-        root = Path(path).expanduser()
-        trained_on = config.data.name == "folder" and root.resolve() == Path(config.data.path).expanduser().resolve()
-        by_hand = any((root / split).is_dir() for split in SPLITS)
-        dataset = load(data, "test") if trained_on or by_hand else _whole(data)
-    if len(dataset) < 2:
-        raise DixitError(f"--data {name} has only {len(dataset)} image; a pool needs at least two")
-    if 0 < images < len(dataset):
-        chosen = rng("transfer subset", data.seed).permutation(len(dataset))[:images]
-        dataset = dataset.select(sorted(chosen.tolist()))
-    return dataset
-
-
-def _whole(data: DataConfig) -> Dataset:
-    """All splits of a folder, which a hash of file names makes; a small folder has no image in some of them."""
-    parts, empty = [], None
-    for split in SPLITS:
-        try:
-            parts.append(load(data, split))
-        except DixitError as error:
-            if not str(error).startswith(f"split {split} of {data.path} is empty"):
-                raise
-            empty = error
-    if not parts and empty:
-        raise empty
-    return concatenate_datasets(parts)
 
 
 def categories(name: str, dataset: Dataset) -> list[str]:
@@ -285,7 +240,7 @@ def main() -> None:
     parser.add_argument("run", nargs="+", metavar="RUN | eval.KEY=VALUE",
                         help="folders of runs that differ in their seed only; eval.images=..., eval.seed=...")
     parser.add_argument("--data", nargs="+", metavar="SET",
-                        help=f"{', '.join(DATA)}, or folder:PATH (default: all four; combos only for scenes)")
+                        help=f"{', '.join(OTHERS)}, or folder:PATH (default: all four; combos only for scenes)")
     parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
     arguments = parser.parse_intermixed_args()
@@ -300,7 +255,7 @@ def main() -> None:
     _check(runs)
     config = runs[0].config
     names = [word for word in arguments.data or [] if word not in overrides]
-    names = names or [name for name in DATA if name != "combos" or config.data.name == "scenes"]
+    names = names or [name for name in OTHERS if name != "combos" or config.data.name == "scenes"]
     opened = {name: open_data(name, config) for name in names}  # all of them first: a wrong name fails at once
 
     groups = {"training": config.listeners, **({"heldout": config.heldout} if config.heldout else {})}

@@ -24,7 +24,9 @@ install_import_hook(["dixit", "eval"], "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
+settings.register_profile("long")  # pytest tests/test_fuzz.py --hypothesis-profile=long: more cases, new ones each time
 DATA = {"name": "scenes", "image_size": 32, "train": 64, "validation": 24, "test": 24, "combos": 8}
 
 
@@ -95,9 +97,8 @@ def make_clip(folder: Path, seed: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    root = tmp_path_factory.mktemp("tiny")
+def make_tiny(root: Path) -> Tiny:
+    """Models and configs in the folder `root`."""
     llm, clip, other = make_llm(root / "llm"), make_clip(root / "eye", 1), make_clip(root / "other_eye", 2)
     shared = {
         "data": DATA, "clip": {"name": str(clip)},
@@ -117,6 +118,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     environment = os.environ | {"DIXIT_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
                                 "PYTHONPATH": str(ROOT)}
     return Tiny(root, llm, clip, other, caption_config, game_config, environment)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -175,3 +181,20 @@ def game_run(tiny: Tiny, caption_run: Path) -> Iterator[Path]:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         train_here(tiny.game_config, tiny.root / "runs" / "game", f"speaker.init={caption_run}")
     yield tiny.root / "runs" / "game"
+
+
+@pytest.fixture(scope="session")
+def folder_of_cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 70 small images, each of two colours; their captions are hostile to a web page."""
+    from PIL import Image
+
+    from dixit.common import rng
+
+    folder = tmp_path_factory.mktemp("cards")
+    for i in range(70):
+        colours = rng("card", i).integers(0, 256, size=(2, 3)).tolist()
+        image = Image.new("RGB", (40, 40), tuple(colours[0]))
+        image.paste(tuple(colours[1]), (8, 8, 30, 30))
+        image.save(folder / f"card {i}.png")
+        (folder / f"card {i}.txt").write_text(f"Card {i} <img src=x onerror=alert(1)>", encoding="utf-8")
+    return folder

@@ -137,7 +137,7 @@ def test_a_cache_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
     made = _cached(path, shape, "float32", compute, "numbers", 5)
     assert asked == list(range(40, 103, 5))  # what was noted as done is not done again
     assert np.array_equal(made, np.arange(103, dtype=np.float32)[:, None] * [1, 2])
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".npy"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".npy", ".sha256"]
 
 
 def test_a_grey_listener_cannot_tell_two_hues_of_one_grey_value(here):

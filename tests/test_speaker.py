@@ -329,8 +329,14 @@ def test_encode_and_decode_are_inverse_and_cut_at_max_tokens(speaker):
 def test_the_context_changes_the_prefix_and_only_if_asked_for(settings):
     speaker = Speaker(dataclasses.replace(settings, context=2), PATCHES, WIDTH)
     patches = draw(2, PATCHES, WIDTH)
-    one, two = (speaker.trained(patches, torch.tensor([c] * 2)) for c in ([1.0, 0.0], [0.0, 1.0]))
-    assert not torch.allclose(one, two)
+
+    def prefixes() -> list[torch.Tensor]:
+        return [speaker.trained(patches, torch.tensor([c] * 2)) for c in ([1.0, 0.0], [0.0, 1.0])]
+
+    assert torch.equal(*prefixes())  # its map is 0 at first
+    with torch.no_grad():
+        speaker.trained.context.weight.copy_(draw(*speaker.trained.context.weight.shape))
+    assert not torch.allclose(*prefixes())
     assert Speaker(settings, PATCHES, WIDTH).trained.context is None
 
 

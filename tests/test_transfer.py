@@ -17,7 +17,7 @@ from PIL import Image
 from dixit import game
 from dixit.common import DixitError, rng, run_main, words, write_json
 from dixit.config import ListenerConfig
-from dixit.data import fingerprint, load
+from dixit.data import fingerprint, load, open_data
 from dixit.listeners import make_listeners, score_all
 from dixit.runs import load_run
 from eval import metrics, transfer
@@ -165,10 +165,10 @@ def test_stamps_have_folders_emoji_groups_for_categories(game_run, home, tmp_pat
         {"file": "images/a.png", "label": "frog face", "keywords": [], "group": "animals & nature"},
         {"file": "images/b.png", "label": "green pear", "keywords": [], "group": "food & drink"}])
     whole = dataclasses.replace(config, eval=dataclasses.replace(config.eval, images=0))
-    stamps = transfer.open_data("stamps", whole)
+    stamps = open_data("stamps", whole)
     assert transfer.categories("stamps", stamps) == ["animals", "food", "animals"]
-    assert len(transfer.open_data("stamps", config)) == 2
-    emoji = transfer.open_data("emoji", config)  # both in test, for they share a word with a stamp
+    assert len(open_data("stamps", config)) == 2
+    emoji = open_data("emoji", config)  # both in test, for they share a word with a stamp
     assert transfer.categories("emoji", emoji) == ["animals & nature", "food & drink"]
 
 
@@ -182,22 +182,22 @@ def photos(folder: Path, count: int) -> Path:
 
 def test_a_folder_is_taken_whole_unless_it_was_trained_on(game_run, home, tmp_path):
     config = load_run(game_run).config
-    assert len(transfer.open_data(f"folder:{photos(tmp_path / 'few', 3)}", config)) == 3  # some splits are empty
+    assert len(open_data(f"folder:{photos(tmp_path / 'few', 3)}", config)) == 3  # some splits are empty
     folder = photos(tmp_path / "flat", 30)
-    dataset = transfer.open_data(f"folder:{folder}", config)
-    again = transfer.open_data(f"folder:{folder}", config)
+    dataset = open_data(f"folder:{folder}", config)
+    again = open_data(f"folder:{folder}", config)
     assert len(dataset) == 24 == config.eval.images and len(set(dataset["concept"])) == 2
     assert fingerprint(dataset) == fingerprint(again)
     own = dataclasses.replace(config, data=dataclasses.replace(config.data, name="folder", path=str(folder)))
-    assert 2 <= len(transfer.open_data(f"folder:{folder}", own)) < 12
+    assert 2 <= len(open_data(f"folder:{folder}", own)) < 12
     photos(folder / "test", 5)
-    assert len(transfer.open_data(f"folder:{folder}", config)) == 5
+    assert len(open_data(f"folder:{folder}", config)) == 5
     (folder / "test" / "bad.png").write_bytes(b"no image")
     with pytest.raises(DixitError, match="bad.png is not a readable image"):
-        transfer.open_data(f"folder:{folder}", config)
+        open_data(f"folder:{folder}", config)
     (tmp_path / "few" / "hollow.png").touch()
     with pytest.raises(DixitError, match="the file is empty"):  # and not the split
-        transfer.open_data(f"folder:{tmp_path / 'few'}", config)
+        open_data(f"folder:{tmp_path / 'few'}", config)
 
 
 @pytest.mark.parametrize("data, message", [
@@ -207,7 +207,7 @@ def test_bad_data_is_one_line(data, message, game_run, home, tmp_path):
     (tmp_path / "empty").mkdir()
     photos(tmp_path / "single", 1)
     with pytest.raises(DixitError, match=message) as error:
-        transfer.open_data(data.format(empty=tmp_path / "empty", single=tmp_path / "single"),
+        open_data(data.format(empty=tmp_path / "empty", single=tmp_path / "single"),
                            load_run(game_run).config)
     assert "\n" not in str(error.value)
 
