@@ -1,0 +1,1 @@
+"""Learning dynamics on the real speaker: one measurement for each probe of eval.dynamics."""

@@ -1,0 +1,234 @@
+"""What every measurement on the real speaker uses: Finding and its rule, the project's loop, captions of few words.
+
+A measurement is one module of this package, named like its probe, with a frozen dataclass `Settings`, an instance
+`TINY` of it for tests, a pure function `findings` that turns recorded numbers into findings, and
+`run(settings, seeds, folder) -> (findings, figure)`. No theory passes or fails here: a finding is a statistic of each
+seed, what it is held against (a control run, or a number), and a verdict by a rule that was written down, bar and all,
+before the runs.
+
+Leaves out the command line (eval/dynamics/__main__.py) and training on many processes.
+
+Shapes: n seeds, B images, S captions, K prefix vectors, T tokens, D LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from jaxtyping import Float, Int
+from scipy.stats import t as student
+from torch import Tensor, nn
+
+from dixit.config import Config, load_config
+from dixit.speaker import Adapter, Speaker
+from dixit.train import Task, load_weights, train, trained_weights
+from dixit.warm_start import CaptionTask, WordTask
+from eval.dynamics.probe import _LastingAccelerator
+
+ROOT = Path(__file__).resolve().parents[3]
+Verdict = Literal["present", "absent", "inconclusive", ""]
+NOTHING = "nothing follows from so few seeds; run more seeds or steps before changing anything"
+SomeTask = TypeVar("SomeTask", bound=Any)
+
+# ---- findings --------------------------------------------------------------------------------------------
+
+
+def judge(difference: Float[np.ndarray, "n"], bar: float) -> Verdict:
+    """The one rule of verdicts. `difference` is statistic less null, one value for each seed; `bar` > 0 is the least
+    difference that would matter.
+
+    present: the mean is at least `bar` and its one-sided 95 % bound (Student's t over seeds) is above 0.
+    absent: the one-sided 95 % bound from above is below `bar`. Else, or with one seed or a NaN: inconclusive.
+    """
+    n = len(difference)
+    if n < 2 or not np.isfinite(difference).all():
+        return "inconclusive"
+    mean, reach = difference.mean(), student.ppf(0.95, n - 1) * difference.std(ddof=1) / math.sqrt(n)
+    if mean >= bar and mean - reach > 0:
+        return "present"
+    return "absent" if mean + reach < bar else "inconclusive"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A statistic of each seed, held against a null. Without a bar it is a figure that bears no verdict."""
+
+    name: str
+    values: Sequence[float] | np.ndarray  # one for each seed
+    null: float | Sequence[float] | np.ndarray = 0.0  # a number, or the control run of each seed
+    bar: float | None = None
+    present: str = ""  # what to change in one's training if the effect is there,
+    absent: str = ""  # and if it is not
+
+    @property
+    def verdict(self) -> Verdict:
+        difference = np.asarray(self.values, float) - np.asarray(self.null, float)
+        return "" if self.bar is None else judge(difference, self.bar)
+
+    @property
+    def advice(self) -> str:
+        return {"present": self.present, "absent": self.absent, "inconclusive": NOTHING, "": ""}[self.verdict]
+
+    def row(self) -> dict[str, Any]:
+        """Plain values for results.json."""
+        values, null = np.asarray(self.values, float), np.broadcast_to(np.asarray(self.null, float), len(self.values))
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return {"finding": self.name, "mean": _finite(values.mean()), "se": _finite(error),
+                "null": _finite(null.mean()), "bar": self.bar, "verdict": self.verdict, "advice": self.advice,
+                "values": [_finite(v) for v in values]}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of `Finding.row()`s: a table, then the advice that goes with each verdict."""
+    def number(value: float | None) -> str:
+        return "NaN" if value is None else f"{value:.3g}"
+
+    lines = ["| finding | mean ± s.e. over seeds | null | least that matters | verdict |", "|---|---|---|---|---|"]
+    for row in rows:
+        judged = row["bar"] is not None
+        cells = [row["finding"], f"{number(row['mean'])} ± {number(row['se'])}", number(row["null"]) if judged else "",
+                 number(row["bar"]) if judged else "", f"**{row['verdict']}**" if judged else "no bar"]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    advice = [f"- {row['finding']}: {row['verdict']}; {row['advice']}." for row in rows if row["verdict"]]
+    return "\n".join([*lines, *([""] if advice else []), *advice])
+
+
+# ---- the project's loop ----------------------------------------------------------------------------------
+
+
+def configure(path: str, seed: int, folder: Path, *overrides: str) -> Config:
+    """A YAML of the project with changes: the optimiser's rate is constant, and it is observed as the caller says."""
+    return load_config(ROOT / path, [f"seed={seed}", f"out={folder}", "train.schedule=constant",
+                                     "train.weight_decay=0.0", *overrides])
+
+
+def accelerator(folder: Path) -> Accelerator:
+    return _LastingAccelerator(project_dir=str(folder))
+
+
+def steps(count: int, every: int) -> tuple[str, str, str]:
+    """Overrides: so many steps, an observation every so many, one checkpoint."""
+    return f"train.steps={count}", f"train.eval_every={every}", f"train.save_every={count}"
+
+
+def teach(task: Task, config: Config) -> list[dict[str, float]]:
+    """Train in the project's one loop, afresh; returns what was observed before the first step, on the way, at the end.
+
+    Checkpoints are not kept: a measurement trains dozens of adapters, and nothing goes on from them.
+    """
+    folder = config.folder
+    forget(folder)
+    first = {"step": 0.0, **task.observe(0)}
+    train(config, task, accelerator(folder))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [first] + [{"step": float(line["step"]), **{k.removeprefix("eval/"): v for k, v in line.items()
+                                                if k.startswith("eval/")}}
+                      for line in lines if any(k.startswith("eval/") for k in line)]
+
+
+def losses(folder: Path) -> Float[np.ndarray, "steps"]:
+    """The training loss of every step of a finished training."""
+    return np.array([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])
+
+
+def forget(folder: Path) -> None:
+    """Remove an earlier training, so that the loop does not take it up."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("log.jsonl", "train.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def curve(records: list[list[dict[str, float]]], name: str) -> Float[np.ndarray, "n times"]:
+    """One observed figure of all seeds over time."""
+    return np.array([[line[name] for line in record] for record in records])
+
+
+# ---- the speaker -----------------------------------------------------------------------------------------
+
+
+def again(task: SomeTask, config: Config, module: nn.Module) -> SomeTask:
+    """The same task with other settings and another trained module; data, features and the LLM are shared."""
+    other = copy.copy(task)
+    other.speaker = copy.copy(task.speaker)
+    other.config, other.trained, other.speaker.trained = config, module, module
+    return other
+
+
+def new_adapter(task: Any, config: Config, init: str = "") -> Adapter:
+    """The adapter that a run of this config would begin with: random by its seed, or the weights of the run `init`."""
+    speaker, store = task.speaker, task.store
+    embedding = speaker.llm.get_input_embeddings().weight
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        adapter = Adapter(config.speaker, store.shape[1], store.shape[2], embedding.shape[1],
+                          float(embedding.float().std()))
+    if init:
+        load_weights(adapter, trained_weights(Path(init)), may_lack=("context.weight",))
+    return adapter.to(speaker.device)
+
+
+def one_object(dataset: Dataset) -> list[int]:
+    """The scenes that hold a single object."""
+    return [i for i, record in enumerate(dataset["record"]) if len(json.loads(record)["objects"]) == 1]
+
+
+class ShortCaptions(CaptionTask):
+    """The caption warm start on scenes of one object, with the captions that fit into `speaker.max_tokens`.
+
+    Steps are short, and what a word after "A" depends on is one object of the image.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        super().__init__(config, accelerator)
+        rows, held = one_object(self.data), one_object(self.held)
+        self.data, self.held = self.data.select(rows), self.held.select(held)
+        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
+        self.captions = [self.captions[i] for i in rows]
+        self.held_captions = [self.held_captions[i] for i in held]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing: a measurement starts afresh."""
+
+
+class ShortWords(WordTask):
+    """The first warm start, which does not run the LLM, on scenes of one object."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        super().__init__(config, accelerator)
+        rows, held = one_object(self.data), one_object(self.held)
+        self.data, self.held = self.data.select(rows), self.held.select(held)
+        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
+        self.targets, self.held_targets = self.targets[rows], self.held_targets[held]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing: a measurement starts afresh."""
+
+
+def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],
+                 tokens: Int[Tensor, "S T"]) -> Float[Tensor, "S T1 D"]:
+    """The LLM's last hidden states after the prefix and after each token: T + 1 of them, which predict what follows.
+
+    S is a multiple of B: the captions of one image stand together. With gradients to the prefix.
+    """
+    image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
+    cache, first = speaker._prefill(prefix)
+    if not tokens.shape[1]:
+        return first[image, None]
+    body = speaker.decoder.extend(speaker.decoder.take(cache, image, room=tokens.shape[1]), tokens)
+    return torch.cat([first[image, None], body], 1)
