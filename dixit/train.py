@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -155,7 +156,9 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, without the place in gloo's source that it begins with."""
+    said = re.sub(r"^\[[^]]*]\s*", "", str(error)).strip()
+    return (said.splitlines() or [type(error).__name__])[0][:200]
 
 
 def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
