@@ -61,9 +61,12 @@ class SpeakerConfig:
     layers: int = 2
     heads: int = 8
     max_tokens: int = 24  # T
-    context: int = 0  # width of a vector that tells of the listeners (10 with `audiences`); 0 = none
+    context: int = 0  # 10: captions teach to name what is asked for, the game what observed picks ask for; 0 = neither
+    units: int = 0  # hidden units behind each block, driven by the name of the audience (context: one number for each)
     lora_rank: int = 0
     dtype: str = "float32"  # of the frozen LLM: float32 | bfloat16
+    shard: bool = False  # whether the processes of a training share the frozen LLM's layers among them. See sharding.py
+    compile: str = "auto"  # on a GPU, auto: CUDA graphs | yes: torch.compile too | no: neither. See decoder.py
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ class GameConfig:
     length_cost: float = 0.0  # per token
     repetition_cost: float = 0.0  # per repeated word
     kl_cost: float = 0.0  # per nat of log-probability above the base speaker
+
+
+@dataclass(frozen=True)
+class ContinualConfig:
+    """Audiences met one after another, and what keeps the earlier ones from being forgotten. See continual.py."""
+
+    order: str = "interleaved"  # interleaved | blocked: each of `audiences` has an equal share of the steps
+    remedy: str = "none"  # none | replay | ewc_nodes | hebbian_gate | hebbian_gate+sluggish
+    centred: bool = True  # the names of the audiences; a control without it: no gate forms
+    replay: float = 0.25  # share of the rounds that is for earlier audiences
+    holding: float = 1.0  # ewc_nodes: how strongly units are held where they were
+    gating: float = 0.1  # hebbian_gate: rate of Oja's rule, below 0.25
+    sluggish: float = 0.3  # share of the new in a context that lags; 1 = no lag
 
 
 @dataclass(frozen=True)
@@ -164,6 +180,7 @@ class Config:
     picks: tuple[int, ...] = (0, 4, 16, 64)  # observed picks of each listener; each round draws one of these
     oracle: tuple[str, ...] = ()  # what the oracle speaker names, e.g. [colour], or [colour, shape, left]
     game: GameConfig = field(default_factory=GameConfig)
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -277,15 +294,23 @@ def _check(config: Config) -> None:
             if listener.learning_rate and (group == "heldout" or listener.kind != "clip"):
                 raise DixitError(f"config: {group}[{i}].learning_rate must be 0; only listeners of kind clip that are "
                                  "trained with can learn")
-    if config.audiences and config.speaker.context not in (0, 2 * len(ATTRIBUTES)):
+    _check_continual(config, choose)
+    if config.audiences and not config.speaker.units and config.speaker.context not in (0, 2 * len(ATTRIBUTES)):
         raise DixitError(f"config: speaker.context must be {2 * len(ATTRIBUTES)} with audiences, or 0 for a speaker "
                          "that is not told whom it speaks to")
-    if config.speaker.context and not config.audiences:
+    if config.speaker.context and not config.audiences and config.task != "caption":
         raise DixitError("config: speaker.context needs audiences, for it is made from what is known of them")
+    if config.task == "caption" and config.speaker.context not in (0, 2 * len(ATTRIBUTES)):
+        raise DixitError(f"config: speaker.context must be {2 * len(ATTRIBUTES)} for captions that name what is asked "
+                         "for, or 0")
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
     choose("speaker.dtype", config.speaker.dtype, ("float32", "bfloat16"))
+    choose("speaker.compile", config.speaker.compile, ("auto", "yes", "no"))
+    if config.speaker.shard and (config.speaker.lora_rank or config.speaker.compile == "yes"):
+        raise DixitError("config: speaker.shard needs speaker.lora_rank 0 and speaker.compile auto or no, for a layer "
+                         "of a sharded LLM is together only while it runs")
     choose("train.optimizer", config.train.optimizer, ("adamw", "sgd"))
     choose("train.schedule", config.train.schedule, ("cosine", "constant"))
     choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
@@ -313,6 +338,25 @@ def _check(config: Config) -> None:
     if config.train.batch % config.train.accumulate:
         raise DixitError(f"config: train.batch {config.train.batch} must be a multiple of train.accumulate "
                          f"{config.train.accumulate}")
+
+
+def _check_continual(config: Config, choose: Any) -> None:
+    rules, count = config.continual, len(config.audiences)
+    choose("continual.order", rules.order, ("interleaved", "blocked"))
+    choose("continual.remedy", rules.remedy,
+           ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish"))
+    if config.speaker.units and (not count or config.speaker.context != count or config.unseen):
+        raise DixitError(f"config: speaker.units needs audiences, as many as speaker.context is wide ({count} here), "
+                         "and none unseen, for a name tells nothing of those")
+    if config.speaker.units and config.speaker.lora_rank:
+        raise DixitError("config: speaker.units needs speaker.lora_rank 0, for nothing but the units is trained then")
+    if rules.remedy != "none" and not config.speaker.units:
+        raise DixitError(f"config: continual.remedy {rules.remedy} needs speaker.units, which it works on")
+    if rules.order == "blocked" and config.train.steps < count:
+        raise DixitError(f"config: train.steps must be at least {count}, one for each audience")
+    for key, most in ("replay", 1.0), ("sluggish", 1.0), ("gating", 0.25):
+        if not 0 < getattr(rules, key) <= most:
+            raise DixitError(f"config: continual.{key} must be above 0 and at most {most:g}")
 
 
 def to_dict(config: Any) -> dict:

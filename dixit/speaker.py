@@ -24,9 +24,11 @@ from dixit.assets import ASSETS, asset
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
 from dixit.decoder import Decoder, HfDecoder, LlamaDecoder
+from dixit.sharding import most_of_all, shard_layers
 
 ROWS = 32  # captions scored together; fewer means less padding, more means wider matrix products
 CHUNK = 256  # hidden states that meet the vocabulary together
+WIDE = 1024  # both on a GPU, which small pieces would leave idle; all are kept for the backward pass in any case
 BLOCK = 256  # of the vocabulary, in sampling
 Captions = tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"], Float[Tensor, "S T"]]  # tokens, mask, log-probs
 
@@ -48,10 +50,38 @@ class Block(nn.Module):
         return q + self.mlp(self.norm_mlp(q))
 
 
+class Units(nn.Module):
+    """Hidden units behind a block, which the context may make active for one audience and silent for another.
+
+    They add nothing at first. What their buffers are for, and how else they are kept from forgetting: continual.py.
+    """
+
+    importance: Tensor
+
+    def __init__(self, width: int, units: int, context: int):
+        super().__init__()
+        self.inputs = nn.Linear(width, units)
+        self.gate = nn.Linear(context, units, bias=False)
+        self.relu = nn.ReLU()
+        self.outputs = nn.Linear(units, width, bias=False)
+        nn.init.normal_(self.gate.weight, std=0.01)
+        nn.init.zeros_(self.outputs.weight)
+        self.register_buffer("importance", torch.zeros(units))
+        for name, parameter in list(self.named_parameters()):
+            self.register_buffer("held_" + name.replace(".", "_"), torch.zeros_like(parameter))
+
+    def forward(self, q: Float[Tensor, "B K W"], context: Float[Tensor, "B c"]) -> Float[Tensor, "B K W"]:
+        x = F.layer_norm(q, q.shape[-1:])
+        return self.outputs(self.relu(self.inputs(x) + self.gate(context)[:, None]))
+
+
 class Adapter(nn.Module):
     """Learned queries attend to the patches and become K prefix vectors at the LLM's embedding scale.
 
-    `context` (B, c) optionally tells of the listeners; its linear map, 0 at first, is added to every query.
+    `topics` (B, c / 2) optionally say what to name: 1 for an attribute that is wanted, -1 for one that is not, 0 for
+    either; captions teach what they mean. `context` (B, c) optionally tells of the listeners: tanh of its affine map,
+    0 at first, is the topics, and that map is all that the game trains. With `config.units` the context drives a layer
+    of units behind each block instead. Without topics and context all of this is left out.
     """
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, llm_width: int, scale: float):
@@ -62,21 +92,30 @@ class Adapter(nn.Module):
         # Queries and output offsets as large as what flows past them: smaller ones let all K vectors become equal.
         self.queries = nn.Parameter(torch.randn(config.prefix, width))
         self.offsets = nn.Parameter(torch.randn(config.prefix, llm_width))
-        self.context = nn.Linear(config.context, width, bias=False) if config.context else None
+        told = config.context and not config.units
+        self.topics = nn.Linear(config.context // 2, width, bias=False) if told else None
+        self.context = nn.Linear(config.context, config.context // 2) if told else None
         if self.context is not None:
             nn.init.zeros_(self.context.weight)
+            nn.init.zeros_(self.context.bias)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.outputs = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, llm_width))
+        self.units = nn.ModuleList(Units(width, config.units, config.context) for _ in range(config.layers)
+                                   if config.units)
         self.scale = scale
 
-    def forward(self, patches: Float[Tensor, "B P Dv"],
-                context: Float[Tensor, "B c"] | None = None) -> Float[Tensor, "B K D"]:
+    def forward(self, patches: Float[Tensor, "B P Dv"], context: Float[Tensor, "B c"] | None = None,
+                topics: Float[Tensor, "B a"] | None = None) -> Float[Tensor, "B K D"]:
         keys = self.inputs(patches) + self.places
         q = self.queries.expand(len(patches), -1, -1)
         if self.context is not None and context is not None:
-            q = q + self.context(context)[:, None]
-        for block in self.blocks:
+            topics = self.context(context).tanh()
+        if self.topics is not None and topics is not None:
+            q = q + self.topics(topics)[:, None]
+        for i, block in enumerate(self.blocks):
             q = block(q, keys)
+            if len(self.units) and context is not None:
+                q = q + self.units[i](q, context)
         x = self.outputs(q) + self.offsets
         return F.layer_norm(x, x.shape[-1:]) * self.scale
 
@@ -140,14 +179,15 @@ class TokenLogp(torch.autograd.Function):
     def forward(ctx: Any, hidden: Float[Tensor, "n D"], weight: Float[Tensor, "V D"], bias: Tensor | None,
                 tokens: Int[Tensor, "n"], temperature: float) -> Float[Tensor, "n"]:
         # Buffers are made once, for fresh memory is slow on a CPU; the float32 one is small enough for its cache.
-        logits = torch.empty(CHUNK, len(weight), dtype=weight.dtype, device=weight.device)
-        wide = torch.empty(ROWS, len(weight), dtype=torch.float32, device=weight.device)
+        chunk, rows = (CHUNK, ROWS) if weight.device.type == "cpu" else (WIDE, WIDE)
+        logits = torch.empty(chunk, len(weight), dtype=weight.dtype, device=weight.device)
+        wide = torch.empty(rows, len(weight), dtype=torch.float32, device=weight.device)
         picked, slopes = [], []
-        for h, token in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True):
+        for h, token in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
             narrow = logits[:len(h)]
             torch.mm(h, weight.t(), out=narrow)
             totals = []
-            for part, own in zip(narrow.split(ROWS), token.split(ROWS), strict=True):
+            for part, own in zip(narrow.split(rows), token.split(rows), strict=True):
                 p = wide[:len(part)].copy_(part)
                 if bias is not None:
                     p += bias
@@ -192,11 +232,21 @@ class Speaker:
                     r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=["q_proj", "v_proj"]))
                 lora = {n.replace(".", "_"): p for n, p in self.llm.named_parameters() if p.requires_grad}
                 adapter.lora = nn.ParameterDict(lora)
+            if config.units:  # all that is trained then
+                adapter.requires_grad_(False)
+                adapter.units.requires_grad_(True)
+        self.sharded = config.shard and shard_layers(self.llm, torch.device(device))
         self.llm.to(device)
-        self.decoder: Decoder = LlamaDecoder(self.llm) if LlamaDecoder.fits(self.llm) else HfDecoder(self.llm)
+        fits = LlamaDecoder.fits(self.llm) and not self.sharded
+        if config.compile == "yes" and not fits:
+            raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' with "
+                             f"lora_rank {config.lora_rank} is none: use auto")
+        self.decoder: Decoder = LlamaDecoder(self.llm, config.compile) if fits else HfDecoder(self.llm)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
-        self.check_every = 1 if self.device.type == "cpu" else 4  # to ask a GPU who is finished, one must wait for it
+        on_cpu = self.device.type == "cpu"
+        self.check_every = 1 if on_cpu else 4  # to ask a GPU who is finished, one must wait for it
+        self.rows = ROWS if on_cpu else WIDE
         self.eos = int(self.tokenizer.eos_token_id)
         self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
@@ -217,14 +267,14 @@ class Speaker:
         """Captions by inverse-CDF sampling from `uniforms`, or greedily where it is None (then N = 1).
 
         Returns tokens (S, T'), a mask that covers each caption with its end token, and the log-probability
-        of each token (at this temperature); T' <= T is the longest caption's length. Finished captions are
-        dropped from the batch every `check_every` tokens.
+        of each token (at this temperature); T' <= T is the longest caption's length. Every `check_every` tokens
+        finished captions are dropped from the batch; where the decoder's memory is fixed, all stay until all have.
         """
         count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
         going = torch.arange(count, device=prefix.device)  # the captions in the batch
         cache, hidden = self._prefill(prefix)
         image = going // (count // len(prefix))
-        cache, hidden = self.decoder.take(cache, image, room=most), hidden[image]
+        cache, hidden = self.decoder.begin(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
         logps = torch.zeros(count, most, device=prefix.device)
         ended = torch.zeros(count, dtype=torch.bool, device=prefix.device)
@@ -237,9 +287,9 @@ class Speaker:
             ended[going] |= token == self.eos
             if (t + 1) % self.check_every == 0:
                 keep = (~ended[going]).nonzero().squeeze(1)
-                if not len(keep):
+                if not self._most(len(keep)):
                     break
-                if len(keep) < len(going):
+                if 0 < len(keep) < len(going) and not self.decoder.fixed:
                     going, token = going[keep], token[keep]
                     cache = self.decoder.take(cache, keep)
             hidden = self.decoder.extend(cache, token[:, None])[:, -1]
@@ -262,18 +312,24 @@ class Speaker:
         """Log-probability of given tokens (0 where masked), with gradients to the prefix.
 
         The prefix runs once per image and equal captions of an image once; captions of like length run together;
-        only hidden states that predict a real token reach the vocabulary.
+        only hidden states that predict a real token reach the vocabulary. Captions are scored only where gradients (the
+        update) or another prefix (the cost of KL) ask for it: `sample` gives the log-probabilities of its own, and
+        what the update's forward pass found serves as PPO's old ones.
         """
         image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
         unique, place = torch.cat([image[:, None], tokens.masked_fill(~mask, -1)], 1).unique(dim=0, return_inverse=True)
         image, tokens = unique[:, 0], unique[:, 1:]
-        mask, longest = tokens >= 0, tokens.shape[1]
+        longest = tokens.shape[1]
+        if self.sharded:  # so that each part has a token to run
+            tokens = F.pad(tokens, (0, 1), value=-1)
+        mask = tokens >= 0
         cache, first = self._prefill(prefix)
         head = self.llm.get_output_embeddings()
         order = mask.sum(1).argsort(stable=True)
+        more = self._most(len(order)) - len(order)  # rows that are run again and not used
         parts = []
-        for rows in order.split(ROWS):
-            length = int(mask[rows].sum(1).max())
+        for rows in torch.cat([order, order[-1:].expand(more)]).split(self.rows):
+            length = max(int(mask[rows].sum(1).max()), 1 + self.sharded)
             target, real = tokens[rows, :length], mask[rows, :length]
             hidden = first[image[rows], None]
             if length > 1:
@@ -284,6 +340,10 @@ class Speaker:
             row = torch.zeros(real.shape, device=picked.device).masked_scatter(real, picked)
             parts.append(F.pad(row, (0, longest - length)))
         return torch.cat(parts)[order.argsort()][place]
+
+    def _most(self, count: int) -> int:
+        """The largest count of all processes that share the LLM: they must run it equally often."""
+        return most_of_all(count, self.device) if self.sharded else count
 
     @torch.no_grad()
     def perplexity_logp(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T"]:

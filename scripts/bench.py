@@ -4,6 +4,7 @@
     python scripts/bench.py --trl                # also TRL's GRPO trainer (pip install -e ".[bench]")
     python scripts/bench.py --scaling            # how the step grows with N, C, L, T, dataset and adapter width
     python scripts/bench.py --profile            # where the time goes: a table, and trace.json for a trace viewer
+    python scripts/bench.py --device cuda --B 64 --N 8 --repeats 10    # on a GPU; there layers are compiled too
 
 `dixit` is this project. `hf float32` and `hf bfloat16` are Hugging Face `generate` and a plain update: the prefix
 is recomputed for every caption, logits of every place are kept, each listener encodes every caption padded to its
@@ -12,8 +13,8 @@ reward that costs nothing, so it has no listeners to pay for. `roofline` is the 
 memory traffic would take at the matrix-product and copy rates measured here, at dixit's dtype.
 
 Captions are sampled to their full length T by all (the end token is forbidden), so every variant does the same
-work. Adapter weights are random: speed does not depend on them. Leaves out data loading, which never blocks a step:
-features are memory-mapped.
+work. Adapter weights are random: speed does not depend on them. Under the table stand how many times as fast as each
+other variant dixit is, and which share of the measured matrix-product rate its update reaches. Leaves out data loading.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def synchronize(device: torch.device) -> None:
 class Bench:
     """A step of the game on random patches and real pretrained models."""
 
-    def __init__(self, shape: Shape, llm: str, dtype: str, device: str):
+    def __init__(self, shape: Shape, llm: str, dtype: str, device: str, compile: str = "auto"):
         self.shape, self.device = shape, torch.device(device)
-        config = SpeakerConfig(llm=llm, prefix=shape.K, max_tokens=shape.T, width=shape.width, dtype=dtype)
+        config = SpeakerConfig(llm=llm, prefix=shape.K, max_tokens=shape.T, width=shape.width, dtype=dtype,
+                               compile=compile)
         self.speaker = Speaker(config, 64, 512, device=device)
         self.speaker.eos = -1  # never drawn: captions have their full length
         self.optimizer = torch.optim.AdamW(self.speaker.trained.parameters(), lr=1e-6)
@@ -92,7 +94,8 @@ class Bench:
     def timed(self, seconds: dict[str, float], part: str, work: Callable[[], Any]) -> Any:
         synchronize(self.device)
         began = time.perf_counter()
-        made = work()
+        with torch.profiler.record_function(part):  # names the part in a trace
+            made = work()
         synchronize(self.device)
         seconds[part] = time.perf_counter() - began
         return made
@@ -177,9 +180,11 @@ def trl_seconds(shape: Shape, llm: str, device: str, steps: int) -> list[dict[st
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            synchronize(torch.device(device))
             times.append(-time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            synchronize(torch.device(device))
             times[-1] += time.perf_counter()
 
     with tempfile.TemporaryDirectory() as out:
@@ -243,7 +248,7 @@ def median_parts(runs: list[dict[str, float]]) -> dict[str, float]:
 def alone(variant: str, shape: Shape, arguments: argparse.Namespace, repeats: int = 2) -> dict[str, float]:
     """Seconds of each part and peak memory (GB) of a process that runs one variant alone."""
     words = [sys.executable, __file__, "--only", variant, "--repeats", str(repeats), "--llm", arguments.llm, "--device",
-             arguments.device, "--dtype", arguments.dtype]
+             arguments.device, "--dtype", arguments.dtype, "--compile", arguments.compile]
     for field in dataclasses.fields(Shape):
         words += [f"--{field.name}", str(getattr(shape, field.name))]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -272,14 +277,25 @@ def print_rows(rows: dict[str, dict[str, Any]], captions: int) -> None:
 
 
 def profile(bench: Bench, out: Path) -> None:
-    """One step under the PyTorch profiler."""
+    """One step under the PyTorch profiler: its parts, what takes most of it (operations, on a GPU kernels), a trace."""
     bench.dixit()
     with torch.profiler.profile() as found:
-        bench.dixit()
-    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=44))
+        seconds = bench.dixit()
+    print("part         seconds   share")
+    for part, time_ in seconds.items():
+        print(f"{part:11s} {time_:8.3f} {time_ / seconds['step']:7.0%}")
+    kind = bench.device.type
+
+    def own(event: Any) -> float:
+        return (event.self_cpu_time_total if kind == "cpu" else event.self_device_time_total) / 1e6
+
+    events = [e for e in found.key_averages() if e.device_type.name.lower() == kind]
+    print(f"\nown seconds   share    calls  on the {kind}")
+    for event in sorted(events, key=own, reverse=True)[:20]:
+        print(f"{own(event):11.3f} {own(event) / seconds['step']:7.0%} {event.count:8d}  {event.key[:80]}")
     out.mkdir(parents=True, exist_ok=True)
     found.export_chrome_trace(str(out / "trace.json"))
-    print(f"trace: {out / 'trace.json'}")
+    print(f"\ntrace: {out / 'trace.json'} (chrome://tracing or ui.perfetto.dev)")
 
 
 def main() -> None:
@@ -289,6 +305,7 @@ def main() -> None:
     parser.add_argument("--llm", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", choices=("auto", "yes", "no"), help="speaker.compile (default: yes on a GPU)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--trl", action="store_true", help="also time TRL's GRPO trainer")
@@ -297,9 +314,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("dixit", "hf float32", "hf bfloat16"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     shape = Shape(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Shape)})
+    on_gpu = torch.device(arguments.device).type == "cuda"
+    arguments.compile = arguments.compile or ("yes" if on_gpu else "auto")
     torch.manual_seed(0)
     if arguments.profile:
-        return profile(Bench(shape, arguments.llm, arguments.dtype, arguments.device), arguments.out)
+        return profile(Bench(shape, arguments.llm, arguments.dtype, arguments.device, arguments.compile),
+                       arguments.out)
     if arguments.scaling:
         found = scaling(arguments, shape)
         print("| letter | values | step, s | over the first | peak GB |\n|---|---|---|---|---|")
@@ -316,9 +336,10 @@ def main() -> None:
     benches: dict[str, Bench] = {}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for name in variants:
-        dtype = arguments.dtype if name == "dixit" else name.split()[1]
-        benches[name] = Bench(shape, arguments.llm, dtype, arguments.device)
-        if name != "dixit":
+        if name == "dixit":
+            benches[name] = Bench(shape, arguments.llm, arguments.dtype, arguments.device, arguments.compile)
+        else:
+            benches[name] = Bench(shape, arguments.llm, name.split()[1], arguments.device)
             benches[name].speaker.llm.set_attn_implementation("sdpa")  # what transformers takes by default
     for turn in range(arguments.repeats + 1):  # in turns, so that a busy minute slows all alike; the first is warm-up
         for name, bench in benches.items():
@@ -328,7 +349,7 @@ def main() -> None:
                     runs[name].append(parts)
     rows: dict[str, dict[str, Any]] = {name: median_parts(found) for name, found in runs.items()}
     if arguments.only:
-        peak = torch.cuda.max_memory_allocated() / 1e9 if arguments.device == "cuda" else peak_memory_gb()
+        peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else peak_memory_gb()
         print(json.dumps({**rows[arguments.only], "peak_gb": peak}))
         return
     if arguments.trl:
@@ -339,12 +360,18 @@ def main() -> None:
     for name in variants:
         rows[name]["peak_gb"] = alone(name, shape, arguments)["peak_gb"]
     print_rows(rows, shape.B * shape.N)
+    faster = {name: row["step"] / rows["dixit"]["step"] for name, row in rows.items()
+              if name not in ("dixit", "roofline")}
+    share = rows["roofline"]["update"] / rows["dixit"]["update"]
+    print("dixit's step is " + ", ".join(f"{ratio:.1f} times as fast as {name}'s" for name, ratio in faster.items())
+          + f"; its update reaches {share:.0%} of the measured rate of matrix products ({arguments.dtype})")
     print(f"matrix products {rates['flops'] / 1e9:.0f} GFLOP/s ({arguments.dtype}), {float32_flops / 1e9:.0f} "
           f"(float32); copies {rates['bytes'] / 1e9:.1f} GB/s; {torch.get_num_threads()} threads")
     write_json(arguments.out / "bench.json", {
         "command": command_line(), "commit": git_commit(), "shape": dataclasses.asdict(shape),
         "dtype": arguments.dtype, "device": arguments.device, "threads": torch.get_num_threads(),
-        "rates": {**rates, "float32_flops": float32_flops}, "seconds": rows,
+        "compile": arguments.compile, "rates": {**rates, "float32_flops": float32_flops}, "seconds": rows,
+        "times_as_fast_as": faster, "update_share_of_matmul_rate": share,
         "every_step": {name: [run["step"] for run in found] for name, found in runs.items()}})
     print(f"written to {arguments.out / 'bench.json'}")
 

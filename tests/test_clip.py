@@ -10,10 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dixit.clip import _cached, build_locked, clip_dir, image_embeddings, load_clip, patch_features, save_clip
+from dixit.clip import (
+    _cached,
+    build_locked,
+    clip_dir,
+    image_embeddings,
+    load_clip,
+    patch_features,
+    read_ahead,
+    save_clip,
+)
 from dixit.common import DixitError
-from dixit.config import load_config
+from dixit.config import ListenerConfig, load_config
 from dixit.data import load, pixels
+from dixit.listeners import ClipListener, score_all
 
 
 def make_towers(cache: Path) -> None:
@@ -99,6 +109,36 @@ def test_a_causal_text_tower_trimmed_to_the_longest_caption_says_the_same(tiny):
         torch.testing.assert_close(clip.embed_texts(some), plain, atol=1e-6, rtol=0)
 
 
+def test_equal_captions_are_encoded_once_for_all_listeners_that_hear_them(tiny):
+    clip, images = load_clip(str(tiny.clip)), torch.nn.functional.normalize(torch.randn(6, 32), dim=1)
+    listeners = [ClipListener(clip, images.roll(i, 0), ListenerConfig(f"l{i}", domain=domain))
+                 for i, domain in enumerate(("", "shape", ""))]  # two hear all, the one between them only shapes
+    texts = ["a red circle", "a blue star", "a red circle", "a green circle", "a blue star"]
+    candidates = torch.arange(6).expand(5, -1)
+    plain = []
+    for listener in listeners:
+        heard = [listener.hearing.understood(text) for text in texts]
+        with torch.no_grad():
+            words = torch.cat([clip.model.encode_text(clip.tokenizer([text]), normalize=True) for text in heard])
+        plain.append(clip.scale * words @ listener.images.T)
+    encoded: list[int] = []
+    hook = clip.model.token_embedding.register_forward_hook(lambda *call: encoded.append(len(call[2])))
+    clip.heard.clear()
+    scores = score_all(listeners, texts, candidates)
+    hook.remove()
+    assert encoded == [3, 2]  # three captions; "a circle" and "a star"
+    torch.testing.assert_close(scores, torch.stack(plain), atol=1e-5, rtol=0)
+
+
+def test_reading_ahead_changes_no_row(tmp_path):
+    rows = np.arange(5 * 3000, dtype=np.float16).reshape(5, 3000)
+    np.save(tmp_path / "rows.npy", rows)
+    store, wanted = np.load(tmp_path / "rows.npy", mmap_mode="r"), np.array([4, 0, 4])
+    for some in (store, rows):  # what is in memory already is left alone
+        read_ahead(some, wanted)
+        assert np.array_equal(some[wanted], rows[wanted])
+
+
 def test_cached_embeddings_are_those_of_the_images(here):
     _, _, _, config = here
     clip, dataset = load_clip("lite0"), load(load_config(config).data, "validation")
@@ -120,7 +160,7 @@ def test_cached_patches_are_those_of_the_images_in_any_batches(here):
     torch.testing.assert_close(torch.from_numpy(whole[:4].astype(np.float32)), direct, atol=0.02, rtol=0.01)
 
 
-def test_a_cache_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
+def test_a_cache_that_was_cut_off_goes_on_where_it_stopped(tmp_path, capfd):
     asked: list[int] = []
 
     def compute(start: int, stop: int, last: int = 1000) -> np.ndarray:
@@ -138,6 +178,7 @@ def test_a_cache_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
     assert asked == list(range(40, 103, 5))  # what was noted as done is not done again
     assert np.array_equal(made, np.arange(103, dtype=np.float32)[:, None] * [1, 2])
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".npy", ".sha256"]
+    assert capfd.readouterr().err.count("numbers: 0.0 MB for 103 rows, kept in") == 2  # said before it is computed
 
 
 def test_a_grey_listener_cannot_tell_two_hues_of_one_grey_value(here):

@@ -96,7 +96,9 @@ def test_sampled_logp_equals_rescored_logp(speaker, temperature):
     torch.testing.assert_close(again, logp * mask, atol=1e-5, rtol=0)
 
 
-def test_shared_prefix_equals_the_plain_path(speaker):
+@pytest.mark.parametrize("rows", [1024, 5])
+def test_shared_prefix_equals_the_plain_path(speaker, rows):
+    speaker.rows = rows  # captions scored together, those of like length
     tokens, mask, _ = speaker.sample(prefixes(speaker).detach(), draw(12, T))
     weights = draw(12, tokens.shape[1], seed=1)
     gradients, values = [], []
