@@ -3,7 +3,8 @@
 An audience is two listeners: one that should find the target, one that should not. A speaker for many audiences knows
 a listener by its observed picks: somebody named one attribute of a scene's objects ("A red shape and a blue shape."),
 and the listener picked among C candidates. N picks become a `profile`, and the profiles of both listeners, side by
-side, are the speaker's context (Adapter.context).
+side, are the speaker's context (Adapter.context). Captions have taught the adapter to name what is asked for (its
+topics, warm_start.CaptionTask); the game trains the map from contexts to topics, and nothing else.
 
 Leaves out an encoder of picks that is learned: attributes are those of the scenes, so picks need scene records.
 
@@ -28,7 +29,7 @@ from dixit.scenes import ATTRIBUTES, oracle_caption
 PRIOR = 0.3  # accuracy that is expected of a listener of which nothing is known
 STRENGTH = 2.0  # picks that the prior is worth
 NAMED = 300  # images whose attributes are named
-SCALE = 8.0  # of a context: as large as the queries it is added to, else its map learns much later than the rest
+SCALE = 4.0  # of a context: its largest values are then near 1 or 2
 WIDTH = 2 * len(ATTRIBUTES)  # of a context
 
 

@@ -10,6 +10,7 @@ Shapes: B images, S captions, C candidates, L listeners.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -158,3 +159,29 @@ def total_reward(terms: dict[str, Float[Tensor, "S"]], costs: dict[str, float]) 
 def caption_lengths(mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S"]:
     """Tokens per caption, the end token included."""
     return mask.sum(1).float()
+
+
+# ---- what is worth watching while the speaker learns ---------------------------------------------------------
+
+
+def commonest(texts: list[str]) -> tuple[str, float]:
+    """The caption most often said, and the share of the images it is said of: 1 if the speaker is constant."""
+    text, count = Counter(texts).most_common(1)[0]
+    return text, count / len(texts)
+
+
+def kernel(states: Float[Tensor, "B D"]) -> Float[Tensor, "B B"]:
+    """Inner products between images of the speaker's states, less their mean."""
+    x = states - states.mean(0)
+    return x @ x.T
+
+
+def kernel_distance(first: Float[Tensor, "B B"], now: Float[Tensor, "B B"]) -> float:
+    """1 - <K, K'> / (|K| |K'|): 0 if images still lie to each other as they did. Of centred kernels, 1 - linear CKA
+    (Kornblith et al. 2019)."""
+    return float(1 - ((first * now).sum() / (first.norm() * now.norm()).clamp(min=1e-12)).clamp(max=1))
+
+
+def participation_ratio(kernel: Float[Tensor, "B B"]) -> float:
+    """(sum l)^2 / sum l^2 over its eigenvalues l: how many dimensions the states fill; 0 if they are all alike."""
+    return float(kernel.trace().square() / kernel.square().sum().clamp(min=1e-12))

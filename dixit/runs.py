@@ -32,7 +32,12 @@ def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.dev
             path = trained_weights(Path(config.speaker.init))
         except DixitError as error:
             raise DixitError(f"speaker.init: {error}") from None
-        load_weights(speaker.trained, path, may_lack=("context.weight",))
+        new = ("context.", "topics.") if config.task == "caption" else ()
+        load_weights(speaker.trained, path, may_lack=("units.", *new))
+    if config.speaker.context and not config.speaker.units:  # captions teach topics, the game whom they serve
+        game = config.task == "game"
+        speaker.trained.requires_grad_(not game)
+        speaker.trained.context.requires_grad_(game)
     return speaker
 
 

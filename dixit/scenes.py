@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dixit.common import rng
+from dixit.common import rng, words
 
 SPLITS = ("train", "validation", "test", "combos")
 
@@ -219,6 +219,12 @@ def _caption(record: dict, r: np.random.Generator) -> str:
     chosen = set(r.choice(ATTRIBUTES, size=int(r.integers(1, most + 1)), replace=False).tolist())
     noun = str(r.choice(["shape", "thing"]))
     return _sentence([phrase(item, chosen, noun) for item in objects])
+
+
+def named(caption: str) -> tuple[float, ...]:
+    """1 for each of ATTRIBUTES that a caption has a word for, -1 for the others."""
+    said = set(words(caption))
+    return tuple(1.0 if said & WORD_CLASSES[a] else -1.0 for a in ATTRIBUTES)
 
 
 def captions(record: dict, n: int, r: np.random.Generator) -> list[str]:

@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dixit import audiences, game, policy
+from dixit import audiences, continual, game, policy
+from dixit.clip import read_ahead
 from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.data import load
@@ -49,7 +50,7 @@ class GameTask(Task):
         self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
         self.pairs = audiences.places(config.audiences, [c.name for c in config.listeners])
         self.named = self.held_named = None  # what is to be observed of the listeners
-        if config.speaker.context:
+        if config.speaker.context and not config.speaker.units:
             self.named = audiences.named_hits(self.listeners, self.data, config.game.candidates, config.seed)
             self.held_named = audiences.named_hits(self.held_listeners, self.held, config.game.candidates, config.seed)
         self.neighbours = None
@@ -58,6 +59,7 @@ class GameTask(Task):
                 raise DixitError("game.distractors hard needs listeners[0] of kind clip, to say what is near")
             self.neighbours = game.nearest(self.listeners[0].images.cpu(), 4 * (config.game.candidates - 1))
         self.trained = self.speaker.trained
+        self.units = continual.audience_units(self.trained)
         self.base = copy.deepcopy(self.trained).requires_grad_(False)
         self.baseline: float | None = None
         self.rollouts: dict[int, tuple] = {}  # ppo: the rollout that further epochs go over
@@ -85,11 +87,12 @@ class GameTask(Task):
 
     def round_pairs(self, step: int) -> list[tuple[int, int]]:
         """The audience of each round of a global batch, a pure function of (seed, step)."""
-        drawn = rng("audiences", self.config.seed, step).integers(len(self.pairs), size=self.config.train.batch)
-        return [self.pairs[i] for i in drawn]
+        return [self.pairs[i] for i in continual.rounds(self.config, step)]
 
     def context(self, step: int) -> Float[Tensor, "B c"] | None:
         """What the speaker knows of each round's audience, a pure function of (seed, step)."""
+        if self.config.speaker.units:
+            return continual.named_context(self.config, step).to(self.speaker.device)
         if self.named is None:
             return None
         config, pairs = self.config, self.round_pairs(step)
@@ -122,6 +125,8 @@ class GameTask(Task):
         config, settings, rules = self.config, self.config.train, self.config.policy
         seed, n, speaker = config.seed, rules.samples, self.speaker
         rollout = step - step % rules.epochs if rules.algorithm == "ppo" else step
+        if config.continual.remedy == "ewc_nodes" and part == 0:
+            self.hold_units(step)
         index = game.batch_indices(seed, rollout, settings.batch, len(self.data))
         candidates = self.candidates(rollout, index)
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
@@ -130,6 +135,8 @@ class GameTask(Task):
         draws = rng("sample", seed, rollout).random((settings.batch, n, config.speaker.max_tokens), dtype=np.float32)
         uniforms = torch.from_numpy(draws[mine]).flatten(0, 1).to(speaker.device)
         patches = patch_batch(self.store, index, speaker.device)
+        if part == 0:
+            read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
 
         context = self.context(rollout)
         prefix = self.trained(patches) if context is None else self.trained(patches, context[mine])
@@ -150,6 +157,8 @@ class GameTask(Task):
             loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
         else:
             loss = policy.policy_loss(logp, mask, advantage)
+        for units in self.units if config.continual.remedy == "ewc_nodes" else ():
+            loss = loss + config.continual.holding * continual.holding_cost(units)
         listening = weights.repeat_interleave(n * config.game.pools, 1) != 0  # (L, S*M)
         hit = (game.hits(logits) * listening).sum(1) / listening.sum(1).clamp(min=1)
         figures |= {f"accuracy/{c.name}": h for c, h in zip(config.listeners, hit.tolist(), strict=True)}
@@ -160,6 +169,29 @@ class GameTask(Task):
         if rules.algorithm == "ppo":
             self.rollouts[part] = (tokens, mask, logp.detach(), advantage, figures)
         return loss, figures
+
+    def hold_units(self, step: int) -> None:
+        """At the first step of a new audience: hold the units that what is said to the one before depends on."""
+        if not step or continual.block(self.config, step) == continual.block(self.config, step - 1):
+            return
+        index = game.batch_indices(self.config.seed, step - 1, self.config.train.batch, len(self.data))
+        draws = rng("importance", self.config.seed, step).random((len(index), self.config.speaker.max_tokens))
+        context = self.context(step - 1)
+        assert context is not None
+        found = continual.importance(
+            self.speaker, self.accelerator.unwrap_model(self.trained),
+            patch_batch(self.store, index, self.speaker.device), context,
+            torch.from_numpy(draws.astype(np.float32)).to(self.speaker.device))
+        for units, used in zip(self.units, found, strict=True):
+            continual.hold(units, used)
+
+    def after(self, step: int) -> None:
+        """Hebbian gating: Oja's rule on the same rounds, of all processes."""
+        if self.config.continual.remedy.startswith("hebbian_gate"):
+            context = self.context(step)
+            assert context is not None
+            for units in self.units:
+                continual.oja(units.gate.weight, context, self.config.continual.gating)
 
     def teach_listeners(self, texts: list[str], candidates: Int[Tensor, "S M C"]) -> None:
         """A step of gradient descent for listeners that learn, after they have been asked."""
@@ -194,28 +226,45 @@ class GameTask(Task):
         return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
-        """Greedy captions on validation pools: reward, each listener's accuracy, and the gap."""
+    def observe(self, step: int) -> dict[str, Any]:
+        """Greedy captions on validation pools: each listener's accuracy, and the gap.
+
+        Besides, how near the speaker is to saying one thing of every image, and what gap that would make; how far its
+        prefixes have left the geometry they began with, and how many dimensions they fill; and some captions.
+        """
         count = min(256, len(self.held))
         index = np.arange(count)
         pools = game.draw_candidates(index, np.arange(len(self.held)), self.config.game.candidates, "observe")
         patches = patch_batch(self.held_store, index, self.speaker.device)
         weights, context = self.weights[:, None].expand(-1, count), None
         if self.pairs:
-            pairs = [self.pairs[i % len(self.pairs)] for i in index]
+            mine = index % len(self.pairs)
+            pairs = [self.pairs[i] for i in mine]
+            if self.units:
+                context = continual.names(mine, len(self.pairs), self.config.continual.centred).to(patches.device)
             weights = audiences.weights(pairs, len(self.listeners)).to(self.weights.device)
             if self.held_named is not None:
                 profile = audiences.profiles(self.held_named, count, [max(self.config.picks)] * count, "observe")
                 context = audiences.contexts(profile, pairs).to(patches.device)
-        texts = []
+        texts, states = [], []
         for rows in torch.arange(count).split(64):
-            said = self.speaker.say(patches[rows], context=None if context is None else context[rows])
-            texts += [row[0] for row in said]
+            told = None if context is None else context[rows]
+            prefix = self.speaker.trained(patches[rows], told)
+            texts += self.speaker.decode(*self.speaker.sample(prefix)[:2])
+            states.append(torch.stack([self.base(patches[rows], told), prefix]).flatten(2).cpu().double())
         hits = game.hits(score_all(self.held_listeners, texts, pools))
         heard = (hits * (weights != 0)).sum(1) / (weights != 0).sum(1).clamp(min=1)
         figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, heard, strict=True)}
-        figures["gap"] = float(game.gap(hits, weights).mean())
-        return figures
+        gaps = game.gap(hits, weights)
+        figures["gap"] = float(gaps.mean())
+        for i, pair in enumerate(self.config.audiences):
+            figures["gap/" + "-".join(pair)] = float(gaps[i::len(self.pairs)].mean())
+        constant, share = game.commonest(texts)
+        same = game.hits(score_all(self.held_listeners, [constant] * count, pools))
+        first, now = map(game.kernel, torch.cat(states, 1))
+        return figures | {"gap_constant": float(game.gap(same, weights).mean()), "commonest_caption": share,
+                          "kernel_distance": game.kernel_distance(first, now),
+                          "prefix_dimensions": game.participation_ratio(now), "captions": texts[:4]}
 
     def state(self) -> dict[str, Any]:
         ears = [getattr(listener, "ear", None) for listener in self.listeners]

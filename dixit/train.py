@@ -28,11 +28,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 from dixit.common import (
@@ -48,6 +47,7 @@ from dixit.common import (
     write_json,
 )
 from dixit.config import Config, TrainConfig, config_hash, to_dict
+from dixit.sharding import shard_states, tell_deepspeed, whole, whole_states
 
 
 @runtime_checkable
@@ -58,6 +58,10 @@ class Task(Protocol):
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         """The loss and figures of micro-batch `part` of `step`: means over this process's share of the batch."""
+
+    def after(self, step: int) -> None:
+        """What changes weights besides the optimiser, right after its step; most tasks have nothing."""
+        return None
 
     def observe(self, step: int) -> dict[str, float]:
         """Figures on the validation split."""
@@ -75,14 +79,14 @@ def make_accelerator(config: Config) -> Accelerator:
 
     Raises DixitError if the processes do not meet, or are to work together in a way that this loop does not know.
     """
-    for name, key in (("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"), ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM")):
-        if os.environ.get(key, "").lower() == "true":  # such an engine steps before a gradient could be found broken
-            raise DixitError(f"training does not run under {name}; to shard gradients and the optimiser's numbers, as "
-                             "ZeRO-2 does, launch with configs/accelerate/fsdp2.yaml")
+    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
+        raise DixitError("training does not run under Megatron-LM; launch with a file from configs/accelerate")
     wait = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))
     try:
-        return Accelerator(mixed_precision=config.train.mixed_precision, log_with=list(config.train.trackers) or None,
-                           project_dir=str(config.folder), kwargs_handlers=[wait])
+        accelerator = Accelerator(mixed_precision=config.train.mixed_precision, kwargs_handlers=[wait],
+                                  log_with=list(config.train.trackers) or None, project_dir=str(config.folder))
+    except ImportError as error:  # what the launcher's file names, such as DeepSpeed, is not installed
+        raise DixitError(f"cannot train as the launcher's config says: {_first_line(error)}") from None
     except RuntimeError as error:
         if not _lost(error):
             raise
@@ -90,6 +94,9 @@ def make_accelerator(config: Config) -> Accelerator:
         raise DixitError(f"the processes did not meet at {place} within {config.train.timeout} s "
                          f"({_first_line(error)}); see that all hosts are up and reach that address, then run the same "
                          "command again") from None
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        tell_deepspeed(config.train, accelerator)
+    return accelerator
 
 
 def cuts(batch: int, parts: int, part: int, world: int) -> list[int]:
@@ -172,7 +179,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
     parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
-    _shard_states(optimizer, states)
+    shard_states(optimizer, states, parameters)
     if main:
         begin_folder(config, start)
     accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
@@ -192,15 +199,15 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
                 mine = share(settings.batch, settings.accumulate, part, accelerator)
                 weight = share_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
                 loss, part_figures = task.loss(step, part)
-                accelerator.backward(loss * weight)
+                # NaN tells every process by the gradients, and DeepSpeed, whose step is part of the last backward pass.
+                sound = math.isfinite(float(loss.detach()) + part_figures.get("reward", 0.0))
+                accelerator.sync_gradients = last
+                accelerator.backward(loss * (weight if sound else math.nan))
             for key, value in {"loss": float(loss.detach()), **part_figures}.items():
                 figures[key] = figures.get(key, 0.0) + value * weight
         figures = _mean_over_processes(figures, accelerator)
-        if settings.clip_norm:
-            norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        figures["grad_norm"] = float(_whole(norm))
+        norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+        figures["grad_norm"] = float(whole(torch.as_tensor(norm)))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
             skipped += 1
@@ -212,6 +219,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         else:
             skipped = 0
             optimizer.step()
+            task.after(step)
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         figures["lr"] = learning_rate(settings, step)
@@ -392,32 +400,14 @@ def best_figure(folder: Path) -> float:
     return -math.inf
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor in one piece, on the CPU. Of a sharded one all processes must ask together."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
-
-
-def _shard_states(optimizer: Any, states: dict[int, dict[str, Tensor]]) -> None:
-    """Give the states of a resumed optimiser to its parameters if they have been sharded since."""
-    parameters = optimizer.param_groups[0]["params"]
-    if not states or not isinstance(parameters[0], DTensor):
-        return
-    optimizer.state.clear()  # they are those of parameters that are no more
-    for index, parameter in enumerate(parameters):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        optimizer.state[parameter] = {
-            name: distribute_tensor(value.to(parameter.device), mesh, placements)
-            if value.shape == parameter.shape else value for name, value in states[index].items()}
-
-
 def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, task: Task,
                     figure: float | None = None, write: bool = True) -> None:
     """Write a checkpoint beside `place` and rename it there, so that it is whole or not at all.
 
     All processes call it, for shards to be brought together; `write` says which one writes.
     """
-    weights = {k: _whole(v) for k, v in module.state_dict().items()}
-    states = {f"{i}.{k}": _whole(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    weights = {k: whole(v) for k, v in module.state_dict().items()}
+    states = whole_states(optimizer, module)
     if not write:
         return
     scratch = None
@@ -459,7 +449,7 @@ def check(place: Path) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
-    """Load trained weights; those of `may_lack` that the file has not got stay as they are.
+    """Load trained weights; those that begin with one of `may_lack` and that the file has not got stay as they are.
 
     Raises DixitError if the file is missing, damaged or of another architecture.
     """
@@ -471,7 +461,7 @@ def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) 
         raise DixitError(f"the checkpoint {path} is damaged ({error}); delete its folder to go on from the one "
                          "before it") from None
     own = module.state_dict()
-    weights = {k: own[k] for k in may_lack if k in own} | weights
+    weights = {k: v for k, v in own.items() if k.startswith(may_lack)} | weights
     wrong = sorted(k for k in own.keys() | weights.keys()
                    if k not in own or k not in weights or own[k].shape != weights[k].shape)
     if wrong:

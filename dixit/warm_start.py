@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit import game
-from dixit.clip import as_maps, build_locked, patch_features, text_features
+from dixit import game, scenes
+from dixit.clip import as_maps, build_locked, patch_features, read_ahead, text_features
 from dixit.common import rng, words
 from dixit.config import Config
 from dixit.data import load
@@ -154,6 +154,7 @@ class WordTask(Task):
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.config.train
         index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
+        read_ahead(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
         return self._loss(self.store, self.targets, index[mine]).mean(), {}
 
@@ -164,8 +165,15 @@ class WordTask(Task):
         return {"loss": float(self._loss(self.held_store, self.held_targets, index).mean())}
 
 
+UNTOLD = 0.25  # share of the captions whose topics are not told
+
+
 class CaptionTask(Task):
-    """Supervised warm start: next-token loss on captions. No caption is used after this stage."""
+    """Supervised warm start: next-token loss on captions. No caption is used after this stage.
+
+    With `speaker.context` the adapter is told which attributes a caption names, so that it learns to name what it is
+    asked for; a share of the captions it is told nothing of.
+    """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
@@ -183,29 +191,47 @@ class CaptionTask(Task):
         fit = [text for text, length in zip(captions, lengths, strict=True) if length <= most]
         return fit or [captions[lengths.index(min(lengths))]]
 
-    def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray) -> Tensor:
-        """Nats of each caption, for the images `index` (B,) and draws `choice` (B, N) in [0, 1)."""
+    def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray,
+              told: np.ndarray | None = None) -> Tensor:
+        """Nats of each caption, for the images `index` (B,), draws `choice` (B, N) in [0, 1), and whether the speaker
+        is `told` (B, N) the caption's topics."""
         texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
-        prefix = self.trained(patch_batch(store, index, self.speaker.device))
+        patches = patch_batch(store, index, self.speaker.device)
+        if told is None:
+            prefix = self.trained(patches)
+        else:
+            topics = torch.tensor([scenes.named(text) for text in texts]) * torch.from_numpy(told.reshape(-1, 1))
+            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), topics=topics.to(patches))
         tokens, mask = self.speaker.encode(texts)
         return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train
         index = game.batch_indices(seed, step, settings.batch, len(self.data))
+        read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
-        return self._loss(self.store, self.captions, index[mine], choice[mine]).mean(), {}
+        told = rng("told", seed, step).random(choice.shape) >= UNTOLD if self.config.speaker.context else None
+        return self._loss(self.store, self.captions, index[mine], choice[mine],
+                          None if told is None else told[mine]).mean(), {}
 
     @torch.no_grad()
     def observe(self, step: int) -> dict[str, float]:
-        """Validation loss (nats per caption) and how many words of each class greedy captions get right."""
+        """Validation loss (nats per caption), how many words of each class greedy captions get right, and, with topics,
+        how many of them name what alone was asked for and nothing else."""
         index = np.arange(min(128, len(self.held)))
         loss = self._loss(self.held_store, self.held_captions, index, np.zeros((len(index), 1)))
         said = [row[0] for row in self.speaker.say(patch_batch(self.held_store, index, self.speaker.device))]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(said, self.held["record"][: len(said)]).items():
             figures[f"recall/{name}"] = recall
+        if self.config.speaker.context:
+            asked = 2 * torch.eye(len(scenes.ATTRIBUTES))[index % len(scenes.ATTRIBUTES)] - 1
+            patches = patch_batch(self.held_store, index, self.speaker.device)
+            prefix = self.accelerator.unwrap_model(self.trained)(patches, topics=asked.to(patches))
+            told = self.speaker.decode(*self.speaker.sample(prefix)[:2])
+            right = (torch.tensor([scenes.named(text) for text in told]) == asked).all(1).float()
+            figures["obeys"] = float(right.mean())
         return figures
 
 

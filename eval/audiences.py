@@ -1,10 +1,11 @@
 """One speaker, many audiences: `python -m eval.audiences RUN [--beside RUN ...] [eval.images=100 ...]`.
 
 The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
-listener. Observed picks are of validation scenes, the game is played on the test split; every image draws picks of its
-own. Beside it: the base speaker, the runs named by --beside (a specialist trained for one audience, which stands in
-that audience's row only; or a speaker that was trained on all and told nothing), and a ceiling, the written caption
-that names the one attribute that serves the audience best on the validation split.
+listener, or, with speaker.units, is told which audience it is. Observed picks are of validation scenes, the game is
+played on the test split; every image draws picks of its own. Beside it: the base speaker, the runs named by --beside (a
+specialist trained for one audience, as those of configs/pairs are, which stands in that audience's row only; or a
+speaker that was trained on all and told nothing), and a ceiling, the written caption that names the one attribute that
+serves the audience best on the validation split.
 
 Writes RUN/audiences.json, prints a table and the means over audiences: paired differences, 95 % intervals by bootstrap
 over images. Leaves out transfer to other images.
@@ -15,6 +16,7 @@ Shapes: R audiences, L listeners, n images.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -27,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dixit import audiences, game
+from dixit import audiences, continual, game
 from dixit.clip import patch_features
 from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
 from dixit.config import Config, ListenerConfig
@@ -61,6 +63,21 @@ def counterparts(config: Config) -> dict[str, tuple[ListenerConfig, ...]]:
     return groups
 
 
+def audiences_of(other: Config, config: Config) -> tuple[tuple[str, str], ...]:
+    """Whom another run was trained for: its `audiences`, or its two listeners by the names they have in `config`.
+
+    Raises DixitError if it was trained for somebody else.
+    """
+    if other.audiences:
+        return other.audiences
+    plain = {dataclasses.replace(c, name="", weight=0.0): c.name for c in config.listeners}
+    names = [plain.get(dataclasses.replace(c, name="", weight=0.0))
+             for c in sorted(other.listeners, key=lambda c: -c.weight)]
+    if len(names) != 2 or None in names:
+        raise DixitError(f"{other.folder} is no specialist for two of the listeners {', '.join(plain.values())}")
+    return ((str(names[0]), str(names[1])),)
+
+
 def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[LoadedRun]) -> tuple[Gaps, dict[str, Any]]:
     """Every speaker before every audience; and the captions. A specialist's gaps are NaN for audiences not its own."""
     config = run.config
@@ -89,7 +106,10 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
             hear("base", i, base)
-        for picks in config.picks if config.speaker.context else ():
+        if config.speaker.units:
+            context = continual.names(np.full(count, i), len(pairs), config.continual.centred)
+            hear("told its name", i, greedy(run, run.speaker.trained, store, context))
+        for picks in config.picks if config.speaker.context and not config.speaker.units else ():
             profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
             context = audiences.contexts(profile, [pairs[i]] * count)
             hear(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
@@ -99,9 +119,10 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
         best = ATTRIBUTES[int(means.argmax())]
         hear("ceiling", i, [oracle_caption(record, {best}) for record in records])
     for other in beside:
-        own = [i for i, pair in enumerate(names) if pair in other.config.audiences]
+        theirs = audiences_of(other.config, config)
+        own = [i for i, pair in enumerate(names) if pair in theirs]
         texts = greedy(other, other.speaker.trained, patch_features(other.clip, dataset, "colour"), None)
-        special = len(other.config.audiences) == 1
+        special = len(theirs) == 1
         for i in own if special else range(len(pairs)):
             hear("specialist" if special else "told nothing", i, texts)
     return gaps, said

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from dixit import audiences, game
+from dixit import audiences, game, scenes
 from dixit.common import DixitError
 from dixit.data import load
 from dixit.runs import load_run
-from eval.audiences import play, summarise, table
+from dixit.train import trained_weights
+from eval.audiences import audiences_of, play, summarise, table
 
 LISTENERS = ("listeners=[{name: colours, clip: EYE, domain: colour}, {name: shapes, clip: EYE, domain: shape}, "
              "{name: all, clip: EYE}]")
 OVERRIDES = ("heldout=[]", "speaker.context=10", "audiences=[[colours, shapes], [all, colours]]",
              "unseen=[[shapes, colours]]", "picks=[0, 16]")
+
+
+@pytest.fixture(scope="module")
+def topics_run(tiny, train, tmp_path_factory):
+    """A caption run that was told the captions' topics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIXIT_CACHE", str(tiny.cache))
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        train(tiny.caption_config, tmp_path_factory.mktemp("topics"), "speaker.context=10")
+    yield tmp_path_factory.getbasetemp() / "topics0"
 
 
 def overrides(home, base) -> list[str]:
@@ -54,18 +66,35 @@ def test_rounds_are_weighed_and_described_by_their_own_audience():
         audiences.places((("a", "d"),), ["a", "b", "c"])
 
 
-def test_training_for_many_audiences(home, train, caption_run, tmp_path):
-    task = train(home.game_config, tmp_path / "run", *overrides(home, caption_run))
-    weight = task.speaker.trained.context.weight
-    assert weight.shape == (32, 10) and weight.abs().max() > 0
-    assert torch.equal(task.base.context.weight, torch.zeros_like(weight))  # the base speaker hears of nobody
+def test_captions_teach_topics_and_leave_the_audience_to_the_game(home, train, caption_run, tmp_path):
+    task = train(home.caption_config, tmp_path / "topics", "speaker.context=10", f"speaker.init={caption_run}",
+                 "train.eval_every=4")
+    adapter = task.speaker.trained
+    start = load_file(trained_weights(caption_run))
+    assert not torch.equal(adapter.queries, start["queries"]) and not adapter.context.weight.any()
+    patches = torch.randn(2, *task.store.shape[1:])
+    with torch.no_grad():
+        asked, other = (adapter(patches, topics=torch.full((2, 5), t)) for t in (1.0, -1.0))
+        assert not torch.allclose(asked, other)
+        assert torch.equal(adapter(patches), adapter(patches, topics=torch.zeros(2, 5)))
+    assert "eval/obeys" in (tmp_path / "topics" / "log.jsonl").read_text()
+    assert scenes.named("A big red circle at the top left.") == (1, 1, -1, 1, 1)
+    assert scenes.named("A striped thing and a plain shape.") == (-1, -1, 1, -1, -1)
+
+
+def test_training_for_many_audiences(home, train, topics_run, tmp_path):
+    task = train(home.game_config, tmp_path / "run", *overrides(home, topics_run))
+    adapter, base = task.speaker.trained, dict(task.base.named_parameters())
+    moved = {name for name, p in adapter.named_parameters() if not torch.equal(p, base[name])}
+    assert moved == {"context.weight", "context.bias"} and adapter.context.weight.shape == (5, 10)
+    assert not task.base.context.weight.any()  # the base speaker hears of nobody
     for step in range(6):
         pairs, weights = task.round_pairs(step), task.audience(step)
         assert torch.equal(weights, audiences.weights(pairs, 3)) and set(pairs) <= {(0, 1), (2, 0)}
         context = task.context(step)
         assert context.shape == (4, 10) and torch.equal(context, task.context(step))
     # A second training, resumed halfway, ends equal.
-    words = [*overrides(home, caption_run), "train.schedule=constant"]
+    words = [*overrides(home, topics_run), "train.schedule=constant"]
     train(home.game_config, tmp_path / "halves", *words, "train.steps=2")
     again = train(home.game_config, tmp_path / "halves", *words)
     whole = train(home.game_config, tmp_path / "whole", *words)
@@ -73,12 +102,16 @@ def test_training_for_many_audiences(home, train, caption_run, tmp_path):
                                                  whole.speaker.trained.parameters(), strict=True))
 
 
-def test_the_evaluation_for_many_audiences(home, train, caption_run, tmp_path):
-    train(home.game_config, tmp_path / "run", *overrides(home, caption_run))
+def test_the_evaluation_for_many_audiences(home, train, caption_run, topics_run, tmp_path):
+    train(home.game_config, tmp_path / "run", *overrides(home, topics_run))
     train(home.game_config, tmp_path / "one", *overrides(home, caption_run), "speaker.context=0",
           "audiences=[[all, colours]]", "unseen=[]")
     train(home.game_config, tmp_path / "deaf", *overrides(home, caption_run), "speaker.context=0")
-    run, one, deaf = (load_run(tmp_path / name) for name in ("run", "one", "deaf"))
+    train(home.game_config, tmp_path / "pair", "heldout=[]",  # a pair of configs/pairs has names of its own
+          f"listeners=[{{name: x, clip: {home.clip}, domain: shape, weight: -1.0}}, {{name: y, clip: {home.clip}}}]")
+    run, one, deaf, pair = (load_run(tmp_path / name) for name in ("run", "one", "deaf", "pair"))
+    assert audiences_of(pair.config, run.config) == (("all", "shapes"),)
+    assert audiences_of(one.config, run.config) == (("all", "colours"),)
     dataset, validation = load(run.config.data, "test").select(range(10)), load(run.config.data, "validation")
     gaps, said = play(run, dataset, validation, [one, deaf])
     gap = gaps["training"]

@@ -317,3 +317,20 @@ def test_a_listener_that_returns_nan_is_named(eye, images):
     assert score_all([good, good], ["red"], candidates).shape == (2, 1, 2)
     with pytest.raises(DixitError, match="listener 2 returned NaN"):
         score_all([good, broken], ["red"], candidates)
+
+
+def test_the_commonest_caption():
+    assert game.commonest(["a", "b", "b", "c"]) == ("b", 0.5) and game.commonest(["a"] * 3) == ("a", 1.0)
+
+
+def test_kernels_by_hand():
+    square = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]) + 7  # the mean does not count
+    assert game.participation_ratio(game.kernel(square)) == pytest.approx(2)
+    assert game.participation_ratio(game.kernel(square * torch.tensor([1.0, 0]))) == pytest.approx(1)
+    assert game.participation_ratio(game.kernel(torch.ones(4, 2))) == 0  # all alike
+    turned = 3 * square @ torch.tensor([[0.6, -0.8], [0.8, 0.6]])  # neither turning nor scaling moves a kernel
+    first = game.kernel(square)
+    assert game.kernel_distance(first, game.kernel(turned)) == pytest.approx(0, abs=1e-6)
+    # One of two equal directions is left: <K, K'> = |K'|^2 and |K|^2 = 2 |K'|^2.
+    flat = game.kernel(square * torch.tensor([1.0, 0]))
+    assert game.kernel_distance(first, flat) == pytest.approx(1 - 1 / math.sqrt(2))

@@ -86,6 +86,20 @@ def test_the_folder_of_a_run_says_what_was_run(game_run, tiny):
     assert not list(game_run.rglob(".*tmp*"))
 
 
+def test_what_a_game_observes_besides_the_gap(home, train, caption_run, game_run, tmp_path):
+    seen = lines(game_run)[-1]
+    assert seen["eval/kernel_distance"] > 1e-7 and 1 <= seen["eval/prefix_dimensions"] <= 23  # of 24 images
+    assert 1 / 24 <= seen["eval/commonest_caption"] <= 1 and -1 <= seen["eval/gap_constant"] <= 1
+    said = load_run(game_run).speaker
+    task = train(home.game_config, tmp_path / "run", "train.steps=1", f"speaker.init={caption_run}")
+    assert seen["eval/captions"] == [row[0] for row in said.say(torch.tensor(task.held_store[:4]).float())]
+    task.trained = task.speaker.trained = task.base  # before it has learned anything
+    assert task.observe(0)["kernel_distance"] == pytest.approx(0, abs=1e-12)
+    task.speaker.decode = lambda tokens, mask: ["A red ring."] * len(tokens)  # says one thing of everything
+    found = task.observe(0)
+    assert found["commonest_caption"] == 1 and found["gap"] == found["gap_constant"]
+
+
 def test_a_run_starts_from_the_run_it_names(caption_run, game_run, home):
     run = load_run(game_run)
     started = weights(caption_run)

@@ -114,6 +114,9 @@ class Networks(nn.Module):
         """The loss of each network at this step; random draws are functions of (seed, step)."""
         raise NotImplementedError
 
+    def after(self, step: int) -> None:
+        """What changes weights besides gradient descent, right after its step: of all S, on every process."""
+
     def measure(self) -> dict[str, Tensor]:
         """What to record of each network: name -> (S, ...)."""
         raise NotImplementedError
@@ -148,6 +151,10 @@ class Simulation(Task):
             self.measure(step)
         losses = self.trained(step, self.mine) if self.world > 1 else self.networks(step)
         return losses.sum() * self.world, {}  # the loop takes the mean over processes
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        self.networks.after(step)
 
     def observe(self, step: int) -> dict[str, float]:
         self.measure(step)

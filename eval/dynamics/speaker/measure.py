@@ -179,7 +179,7 @@ def new_adapter(task: Any, config: Config, init: str = "") -> Adapter:
         adapter = Adapter(config.speaker, store.shape[1], store.shape[2], embedding.shape[1],
                           float(embedding.float().std()))
     if init:
-        load_weights(adapter, trained_weights(Path(init)), may_lack=("context.weight",))
+        load_weights(adapter, trained_weights(Path(init)), may_lack=("context.", "units."))
     return adapter.to(speaker.device)
 
 

@@ -193,7 +193,8 @@ class OcsCaptions(ShortCaptions):
     def bias(self) -> Tensor | float:
         return self.trained.bias if isinstance(self.trained, WithBias) else 0.0
 
-    def _loss(self, store: np.ndarray, captions: list[list[str]], index: np.ndarray, choice: np.ndarray) -> Tensor:
+    def _loss(self, store: np.ndarray, captions: list[list[str]], index: np.ndarray, choice: np.ndarray,
+              told: np.ndarray | None = None) -> Tensor:
         if not isinstance(self.trained, WithBias):
             return super()._loss(store, captions, index, choice)
         texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
