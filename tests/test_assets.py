@@ -1,10 +1,12 @@
 """dixit.assets on tiny archives made here: no network, no real asset."""
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -13,12 +15,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 
 from dixit import assets
 from dixit.archives import only, read_members
 from dixit.assets import Archive, Asset
 from dixit.common import DixitError
+from dixit.prepare import prepare_idx
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +186,26 @@ def test_killed_run_is_repaired(cache: Path) -> None:
         (cache / place / "half").write_bytes(b"half")
     assets.fetch(entry(path))
     assert leftovers(cache) == ["assets/tiny/DONE.json", "assets/tiny/a.txt", "downloads/tiny.whl"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_become_arrays(tmp_path: Path, packed: bool) -> None:
+    draw, members = np.random.default_rng(0), {}
+    for split, count in ("train", 5), ("t10k", 2):
+        pictures, kinds = draw.integers(0, 256, (count, 28, 28), np.uint8), draw.integers(0, 2, count, np.uint8)
+        members[f"pkg/{split}-images-idx3-ubyte"] = struct.pack(">4i", 2051, count, 28, 28) + pictures.tobytes()
+        members[f"pkg/{split}-labels-idx1-ubyte"] = struct.pack(">2i", 2049, count) + kinds.tobytes()
+    files = {f"{name}.gz": gzip.compress(data) for name, data in members.items()} if packed else members
+    prepare = prepare_idx(r"pkg/.*-ubyte" + r"\.gz" * packed, "shirt boot")
+    facts = prepare([make_wheel(tmp_path / "a.whl", files)], tmp_path)
+    images, labels = np.load(tmp_path / "test_images.npy"), np.load(tmp_path / "test_labels.npy")
+    assert facts == {"classes": ["shirt", "boot"], "train": 5, "test": 2} and labels.dtype == np.int64
+    np.testing.assert_array_equal(images, pictures[..., None])
+    np.testing.assert_array_equal(labels, kinds)
+    files[next(name for name in files if "train-labels" in name)] = files[
+        next(name for name in files if "t10k-labels" in name)]
+    with pytest.raises(DixitError, match="5 train images, 2 labels"):
+        prepare([make_wheel(tmp_path / "a.whl", files)], tmp_path)
 
 
 def test_failing_client_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
