@@ -5,10 +5,13 @@ suits the clue (two in a game of three), all are shuffled, and everyone but the 
 think is the storyteller's, never for a card of their own. If all or none find it, the storyteller gets nothing and
 every other player 2 points; else the storyteller and those who found it get 3. Besides, each vote for another player's
 card gives its owner 1. Hands are filled up, the next player tells. The game ends after a round in which someone reached
-`goal` points, or when the deck cannot fill all hands again.
+`goal` points or the last card of the deck was drawn.
+
+These are the rules of the first box (2008), here for up to 12 players. Leaves out what Odyssey (2011) adds: a second
+vote for seven or more, at most 3 points for votes on one's card, and shuffling the discards in again.
 
 A game knows everything; a player may only be shown a `view`. The seed decides the deck, the shuffles and nothing else,
-so a seed and the moves make the game again. Leaves out who plays (players.py), pictures, and the board.
+so a seed and the moves make the game again. Leaves out, too, who plays (players.py), pictures, and the board.
 """
 
 from __future__ import annotations
@@ -198,7 +201,7 @@ def _finish(game: Game) -> Game:
     done = Round(game.storyteller, game.clue, game.table, owners, game.votes, gained)
     deck, hands = list(game.deck), []
     missing = sum(game.hand - len(own) for own in game.hands)
-    over = max(scores) >= game.goal or missing > len(deck)
+    over = max(scores) >= game.goal or missing >= len(deck)  # the last card drawn ends it
     for own in game.hands:
         hands.append(own if over else own + tuple(deck.pop() for _ in range(game.hand - len(own))))
     return replace(

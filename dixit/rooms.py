@@ -12,6 +12,7 @@ import secrets
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,14 +26,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dixit import play
-from dixit.clip import load_clip
+from dixit.clip import Clip, load_clip
 from dixit.common import DixitError, atomic_path, read_json, rng, write_json
-from dixit.config import ListenerConfig
+from dixit.config import DataConfig, ListenerConfig
 from dixit.data import fingerprint, load, open_data, open_image, pixels
 from dixit.explain import captions, labels, looking_at, opinion
-from dixit.listeners import ClipListener
+from dixit.listeners import AttributeListener, Listener
 from dixit.perception import perceive
-from dixit.players import Agent, apply
+from dixit.players import Agent, apply, literal_clues
 from dixit.runs import LoadedRun
 
 PLAYERS, YOU = 4, 1  # an agent tells first, then you
@@ -46,7 +47,7 @@ MOST_OPEN = 500  # sessions in memory; the others are in their files
 
 @dataclass(frozen=True)
 class Deck:
-    """Cards, the clues of the trained speaker for them, and listeners that look at them. Images are (n, 3, H, W)."""
+    """Cards, what the agents' speaker says of them, and listeners that look at them. Images are (n, 3, H, W)."""
 
     name: str
     images: UInt8[Tensor, "n 3 H W"]
@@ -54,8 +55,8 @@ class Deck:
     clues: list[str]
     aside: UInt8[Tensor, "a 3 H W"]
     configs: tuple[ListenerConfig, ...]
-    listeners: list[ClipListener]
-    labels: list[str]
+    listeners: Sequence[Listener]
+    clips: list[Clip]  # of the listeners; none at the practice table
     hand: int
     key: str  # changes with the cards and with who looks at them
 
@@ -79,8 +80,21 @@ def open_deck(run: LoadedRun, name: str) -> Deck:
     clips = [load_clip(c.clip, c.pretrained) for c in configs]
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
     shown = Path(name).name if name.startswith("folder:") else name  # paths are nothing for a browser
-    return Deck(shown, images, [row[0] for row in dataset.select(chosen)["captions"]], clues, pixels(dataset, aside),
-                configs, looking_at(images, configs, clips), labels(configs), hand, key)
+    return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, aside), configs,
+                looking_at(images, configs, clips), clips, hand, key)
+
+
+def practice_deck() -> Deck:
+    """A table for who has trained nothing yet: drawn scenes, told by captions of their records and read by rule.
+
+    It needs no model: two of the agents know only some of the words.
+    """
+    dataset = load(DataConfig(test=CARDS), "test")
+    configs = tuple(ListenerConfig(name, kind="attributes", domain=domain)
+                    for name, domain in (("colours only", "colour"), ("shapes only", "shape"), ("everything", "")))
+    images, clues = pixels(dataset), [row[1] for row in dataset["captions"]]  # not those that stand for the images
+    return Deck("drawn scenes", images, literal_clues(dataset), clues, images[:0], configs,
+                [AttributeListener(dataset, c) for c in configs], [], HAND, f"practice-{fingerprint(dataset)}")
 
 
 def png(image: UInt8[Tensor, "3 H W"], perception: str) -> bytes:
@@ -126,7 +140,7 @@ class Session:
 class House:
     """Every session. Methods take a session's id and give plain values; one runs at a time, for models are shared."""
 
-    def __init__(self, run: LoadedRun, deck: Deck, folder: Path):
+    def __init__(self, run: LoadedRun | None, deck: Deck, folder: Path):
         self.run, self.deck, self.folder = run, deck, folder
         agents = [p for p in range(PLAYERS) if p != YOU]
         self.eyes = {p: i % len(deck.listeners) for i, p in enumerate(agents)}  # which listener an agent judges with
@@ -174,10 +188,11 @@ class House:
         """All that the page shows."""
         session, deck = self._session(who), self.deck
         looks = [{"name": label, "perception": c.perception}
-                 for label, c in zip(deck.labels, deck.configs, strict=True)]
+                 for label, c in zip(labels(deck.configs), deck.configs, strict=True)]
         state: dict[str, Any] = {
-            "run": self.run.config.name, "deck": deck.name, "key": deck.key, "cards": len(deck.clues), "goals": GOALS,
-            "letters": MOST_LETTERS, "looks": looks, "you": YOU, "names": NAMES, "eyes": self.eyes, "game": None}
+            "run": self.run.config.name if self.run else "", "deck": deck.name, "key": deck.key,
+            "cards": len(deck.clues), "goals": GOALS, "letters": MOST_LETTERS, "looks": looks, "you": YOU,
+            "names": NAMES, "eyes": self.eyes, "game": None}
         if session is not None:
             view = play.view(session.game, YOU)
             own, finished, table = _cards_of(view)
@@ -239,6 +254,8 @@ class House:
 
     def keep_image(self, who: str, content: bytes) -> dict[str, Any]:
         """Take an uploaded file. Raises DixitError, which says why, if it is no image, or too large a one."""
+        if self.run is None:
+            raise DixitError("only a trained speaker can look at images of your own")
         if not content:
             raise DixitError("the file is empty")
         image = open_image(io.BytesIO(content), self.run.config.data.image_size, "your file")
@@ -248,19 +265,18 @@ class House:
 
     def image(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
         """Captions of the visitor's image, and what each listener makes of them; no captions if there is none."""
-        if not (self.folder / f"{who}.png").is_file():
+        if self.run is None or not (self.folder / f"{who}.png").is_file():
             return {"said": {}}
         with self.lock:
             images = torch.cat([self._own(who)[None], self.deck.aside])
             said = {name: rows[0] for name, rows in captions(self.run, images[:1], samples=2).items()}
-            clips, everyone = [listener.clip for listener in self.deck.listeners], torch.arange(len(images))
-            listeners = looking_at(images, self.deck.configs, clips)
+            everyone, listeners = torch.arange(len(images)), looking_at(images, self.deck.configs, self.deck.clips)
             return {"said": said, "others": len(images) - 1, "opinions": {
                 name: [opinion(listener, row[0][0], everyone) for listener in listeners]
                 for name, row in said.items()}}
 
     def _own(self, who: str) -> UInt8[Tensor, "3 H W"]:
-        image = open_image(self.folder / f"{who}.png", self.run.config.data.image_size, "your file")
+        image = open_image(self.folder / f"{who}.png", self.deck.images.shape[-1], "your file")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     # --- pictures ---

@@ -1,9 +1,11 @@
-"""Dixit in the browser: `python -m dixit.web RUN [--data stamps|emoji|test|folder:PATH] [--port 8000]`.
+"""Dixit in the browser: `python -m dixit.web [RUN] [--data stamps|emoji|test|folder:PATH] [--port 8000]`.
 
-You against three agents. They tell with the captions of the run's trained speaker and judge with its listeners, each
-with its own eyes. You see each card as each listener sees it, what each of them picks and which words moved it, and
-may try an image of your own. The page /runs draws the figures of this run and those beside it while they train; of a
-run without a checkpoint yet, there is only that page.
+You against three agents of a trained run (without RUN: of the game in runs/ that was trained last). They tell with the
+captions of its trained speaker and judge with its listeners, each with its own eyes. You see each card as each listener
+sees it, what each of them picks and which words moved it, and may try an image of your own. Where nothing is trained
+yet there is a practice table: drawn scenes for cards, and agents that know some words and the rules. The page /runs
+draws the figures of this run and those beside it while they train; of a run without a checkpoint yet, there is only
+that page.
 
 Games are kept in RUN/web, so that a reload or a restart of the server loses nothing. Nothing comes from elsewhere:
 the page is three files in dixit/static. There are no passwords: the server can be reached from this machine only,
@@ -24,9 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dixit.assets import asset
 from dixit.common import DixitError, run_main
 from dixit.config import load_config
-from dixit.rooms import House, open_deck
+from dixit.rooms import House, open_deck, practice_deck
 from dixit.runs import load_run
 from dixit.train import checkpoints
 
@@ -47,6 +50,7 @@ except ImportError as missing:
 MOST_BYTES = 10_000_000  # of an upload; dixit.js says so too
 LOG_BYTES = 1_000_000  # of a log, read at a time
 PAGES = Path(__file__).parent / "static"
+RUNS = Path("runs")
 COOKIE, MONTH = "dixit", 30 * 24 * 3600
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (
@@ -216,21 +220,53 @@ def serve(app: Any, host: str, port: int) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[here])
 
 
+def newest_game(folder: Path) -> Path | None:
+    """The run in a folder of runs that trained last of those that can be played with."""
+    for log in sorted(folder.glob("**/log.jsonl"), key=lambda path: -path.stat().st_mtime):
+        try:
+            config = load_config(log.parent / "config.yaml")
+        except DixitError:  # another version's run
+            continue
+        if config.task == "game" and any(c.kind == "clip" for c in config.listeners) and checkpoints(log.parent):
+            return log.parent
+    return None
+
+
+def usual_cards() -> str:
+    """Photo stamps, or the run's own test images where the stamps have not been fetched."""
+    try:
+        asset("stamps")
+        return "stamps"
+    except DixitError:
+        print("the cards are the run's own test images; for photo stamps: python -m dixit.assets stamps",
+              file=sys.stderr)
+        return "test"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("--data", default="stamps", help="the cards; test: the run's own test split; or as in "
-                        "eval.transfer: stamps, emoji, cifar10, folder:PATH (default stamps)")
+    parser.add_argument("run", type=Path, nargs="?", help="a run's folder, e.g. runs/colour_vs_grey")
+    parser.add_argument("--data", help="the cards; test: the run's own test split; or as in eval.transfer: stamps, "
+                        "emoji, cifar10, folder:PATH (default: stamps, or test where there are none)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one")
     arguments = parser.parse_args()
-    folder, house = arguments.run, None
     hosts = LOOPBACK if is_local(arguments.host) else ["*"]
-    if (folder / "log.jsonl").is_file() and not checkpoints(folder):
+    folder, house = arguments.run or newest_game(RUNS), None
+    if folder is None:
+        if arguments.data:
+            raise DixitError(f"{RUNS} holds no trained game to look at {arguments.data}; scripts/quickstart trains one")
+        print(f"{RUNS} holds no trained game: at this practice table agents play by rule. scripts/quickstart trains a "
+              "speaker; run this command again then", file=sys.stderr)
+        folder = RUNS / "practice"
+        folder.mkdir(parents=True, exist_ok=True)
+        house = House(None, practice_deck(), folder / "web")
+    elif (folder / "log.jsonl").is_file() and not checkpoints(folder):
         print(f"{folder} has no checkpoint yet: only the page about training is served", file=sys.stderr)
     else:
         run = load_run(folder)
-        house = House(run, open_deck(run, arguments.data), folder / "web")
+        house = House(run, open_deck(run, arguments.data or usual_cards()), folder / "web")
+        print(f"playing with {folder}", file=sys.stderr)
     serve(make_app(folder, house, hosts), arguments.host, arguments.port)
 
 

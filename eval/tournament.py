@@ -3,7 +3,9 @@
 First, storytellers. Six players whose listeners are the run's training and held-out ones, mixed, play each deal once
 with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own
 caption), one associated word, a caption of any card. A round scores if some but not all find the card. Shares of
-scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired.
+scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired,
+and the differences also by bootstrap over cards, which the games have in common. A difference is called significant if
+both intervals are above 0.
 
 Then a tournament: the same five as players of one table, each with a listener of its own (random: none), seats dealt
 anew each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
@@ -66,17 +68,30 @@ class Seated:
         return tuple(self.back[c] for c in move) if view["phase"] == "submit" else move
 
 
-def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> dict[str, Float[np.ndarray, "games"]]:
-    """Each storyteller's share of scoring rounds in each game."""
+def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tuple[
+        dict[str, Float[np.ndarray, "games"]], dict[str, Float[np.ndarray, "cards 2"]]]:
+    """Each storyteller's share of scoring rounds in each game; and of each card, how often it was told and scored."""
     shares: dict[str, list[float]] = {name: [] for name in clues}
     tables = {name: [Agent(said, listener, 0) for listener in listeners] for name, said in clues.items()}
     count = len(next(iter(clues.values())))
+    told = {name: np.zeros((count, 2)) for name in clues}
     for number in tqdm(range(games), desc="storytellers", disable=None):
         cards, seats = deal(count, number), deal_seats(len(listeners), SEATS, number)
         for name, agents in tables.items():
             game = play.new_game(SEATS, len(cards), number, hand_for(cards, SEATS))
-            shares[name].append(scoring_share(play_out(game, [Seated(agents[i], cards) for i in seats])))
-    return {name: np.array(values) for name, values in shares.items()}
+            game = play_out(game, [Seated(agents[i], cards) for i in seats])
+            shares[name].append(scoring_share(game))
+            for r in game.rounds:
+                told[name][cards[r.table[r.owners.index(r.storyteller)]]] += 1, r.points[r.storyteller] > 0
+    return {name: np.array(values) for name, values in shares.items()}, told
+
+
+def over_cards(told: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> dict[str, list[float]]:
+    """95 % intervals of the trained speaker's share of scoring rounds minus each one's, by bootstrap over cards."""
+    n = len(told["trained"])
+    drawn = rng("told cards", seed).multinomial(n, np.full(n, 1 / n), size=2000)  # how often each card is in a sample
+    shares = {name: (drawn @ counts[:, 1]) / (drawn @ counts[:, 0]).clip(1) for name, counts in told.items()}
+    return {name: np.quantile(shares["trained"] - share, [0.025, 0.975]).tolist() for name, share in shares.items()}
 
 
 def strengths(wins: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
@@ -142,23 +157,26 @@ def main() -> None:
     clues = {"trained": said["trained"]["texts"], "base": said["base"]["texts"], "literal": anything,
              "association": associations(dataset, seeing.clip, seeing.images),
              "random": [anything[i] for i in rng("any clue", config.eval.seed).permutation(len(anything))]}
-    shares = storytellers(clues, made, arguments.games)
+    shares, told = storytellers(clues, made, arguments.games)
+    cards = over_cards(told, config.eval.seed)
     rows = torch.from_numpy(np.stack([*shares.values(), *(shares["trained"] - v for v in shares.values())]))
     low, high = bootstrap(rows, config.eval.seed).tolist()
     k = len(shares)
     telling = {name: {"share": float(rows[i].mean()), "low": low[i], "high": high[i],
                       "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
-                      "difference_high": high[k + i]} for i, name in enumerate(shares)}
+                      "difference_high": high[k + i], "cards_low": cards[name][0], "cards_high": cards[name][1],
+                      "significant": min(low[k + i], cards[name][0]) > 0} for i, name in enumerate(shares)}
     ratings = tournament(clues, made, arguments.games, config.eval.seed)
     write_json(arguments.run / "tournament.json", {
         "command": command_line(), "commit": git_commit(), "games": arguments.games, "data": arguments.data,
         "cards": len(dataset), "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": telling,
         "tournament": ratings})
-    print(f"\n| storyteller, {arguments.games} games | scoring rounds | 95 % | trained minus this | 95 % |\n"
-          "|---|---|---|---|---|")
+    print(f"\n| storyteller, {arguments.games} games | scoring rounds | 95 % | trained minus this | 95 % over games | "
+          "95 % over cards | significant |\n|---|---|---|---|---|---|---|")
     for name, row in telling.items():
         print(f"| {name} | {row['share']:.3f} | {row['low']:.3f} to {row['high']:.3f} | "
-              f"{row['trained_minus_this']:+.3f} | {row['difference_low']:+.3f} to {row['difference_high']:+.3f} |")
+              f"{row['trained_minus_this']:+.3f} | {row['difference_low']:+.3f} to {row['difference_high']:+.3f} | "
+              f"{row['cards_low']:+.3f} to {row['cards_high']:+.3f} | {'yes' if row['significant'] else 'no'} |")
     print("\n| player | rating | 95 % | points |\n|---|---|---|---|")
     for name, row in sorted(ratings.items(), key=lambda item: -item[1]["rating"]):
         print(f"| {name} | {row['rating']:.0f} | {row['low']:.0f} to {row['high']:.0f} | {row['points']:.1f} |")

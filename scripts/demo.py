@@ -1,10 +1,10 @@
 """Talk with a trained speaker: `python scripts/demo.py RUN`.
 
 Give the path of an image, a folder of images, or the number of one. You see the captions of the base and the trained
-speaker, each with its probability, and for each listener what it picks among distractors and which words moved it
-(each word's effect on its log-probability of the target, by leaving the word out). Of a folder, the numbers and the
-distractors are then its images. `l` names the listeners and `l 1 4` chooses two of them. Images are shown where the
-terminal can (--images), else written to a folder.
+speaker, each with its probability, and for each listener how much it believes in its pick and in the target, among
+distractors, and which words moved it (each word's effect on its log-probability of the target, by leaving the word
+out). Of a folder, the numbers and the distractors are then its images. `l` names the listeners; `l 1 4` chooses two and
+asks them about the same captions. Images are shown where the terminal can (--images), else written to a folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dixit.clip import Clip, load_clip  # noqa: E402
 from dixit.common import DixitError, run_main  # noqa: E402
 from dixit.data import load, open_data, open_image, pixels  # noqa: E402
-from dixit.explain import captions, labels, looking_at, opinion  # noqa: E402
+from dixit.explain import Said, captions, labels, looking_at, opinion  # noqa: E402
 from dixit.perception import perceive  # noqa: E402
 from dixit.runs import LoadedRun, load_run  # noqa: E402
 from dixit.terminal import WAYS, inline, way_of  # noqa: E402
@@ -45,6 +45,9 @@ class Talk:
     way: str
     r: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     folder: str = ""  # of images that the terminal cannot show
+    images: torch.Tensor | None = None  # of the last round, the target first
+    labels: list[str] = field(default_factory=list)  # of these images
+    said: dict[str, list[Said]] = field(default_factory=dict)  # in the last round
 
     def __post_init__(self) -> None:
         self.everyone = [c for c in (*self.run.config.listeners, *self.run.config.heldout) if c.kind == "clip"]
@@ -73,6 +76,8 @@ class Talk:
         self.asked = [int(n) - 1 for n in dict.fromkeys(numbers)] or self.asked
         for i, (name, c) in enumerate(zip(self.names, self.everyone, strict=True)):
             print(f"  {'*' if i in self.asked else ' '} {i + 1} {name}: sees {c.perception}")
+        if numbers and self.images is not None:
+            self.tell()
 
     def play(self, target: str, path: Path) -> None:
         """One round, printed."""
@@ -85,38 +90,50 @@ class Talk:
         else:
             image = torch.from_numpy(np.array(open_image(path, size))).permute(2, 0, 1)[None]
         others = [int(i) for i in self.r.permutation(len(self.pool)) if str(i) != target][: c - 1]
-        images = torch.cat([image, pixels(self.pool, others)])
-        names = ["the target", *[f"{self.pool_name} {i}" for i in others]]
+        self.images = torch.cat([image, pixels(self.pool, others)])
+        self.labels = ["the target", *[f"{self.pool_name} {i}" for i in others]]
+        self.said = captions(self.run, image, samples=3, seed=int(self.r.integers(2**31)))
+        self.tell()
+
+    def tell(self) -> None:
+        """What was said in the last round, and what the listeners that are asked make of it."""
+        assert self.images is not None
         configs = [self.everyone[i] for i in self.asked]
         for i in self.asked:
             if i not in self.clips:
                 self.clips[i] = load_clip(self.everyone[i].clip, self.everyone[i].pretrained)
-        listeners = looking_at(images, configs, [self.clips[i] for i in self.asked])
+        listeners = looking_at(self.images, configs, [self.clips[i] for i in self.asked])
+        target = self.images[:1].float() / 255
         seen = dict.fromkeys(["colour", *[c.perception for c in configs]])
-        self.show([perceive(image.float() / 255, perception)[0] for perception in seen])
-        for who, rows in captions(self.run, image, samples=3, seed=int(self.r.integers(2**31))).items():
+        self.show("target", [perceive(target, perception)[0] for perception in seen], 24)
+        print(f"(in {' and '.join(seen)})  candidates: {', '.join(self.labels)}")
+        self.show("candidates", list(self.images.float() / 255), 10)
+        width = max(map(len, self.labels))
+        for who, rows in self.said.items():
             (said, probability), *more = rows[0]
             print(f"\n{who} speaker: {said}   (probability {probability:.2g})")
             for text, p in more:
                 print(f"  also sampled: {text}   ({p:.2g})")
             for i, listener in zip(self.asked, listeners, strict=True):
-                found = opinion(listener, said, torch.arange(len(images)))
-                belief, pick = found["belief"], found["pick"]
-                print(f"  {self.names[i]:>8} picks {names[pick]:<16} {'#' * round(BAR * belief[pick]):<{BAR}} "
-                      f"{belief[pick]:.2f}   (target {belief[0]:.2f})")
+                found = opinion(listener, said, torch.arange(len(self.images)))
+                pick = found["pick"]
+                print(f"  {self.names[i]} picks {self.labels[pick]}")
+                for place in dict.fromkeys([pick, 0]):
+                    belief = found["belief"][place]
+                    print(f"    {self.labels[place]:<{width}} {'#' * round(BAR * belief):<{BAR}} {belief:.2f}")
                 moved = sorted(found["words"], key=lambda pair: -abs(pair[1]))[:4]
-                print("           words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in moved))
+                print("    words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in moved))
 
-    def show(self, views: list[torch.Tensor]) -> None:
-        """The target as it is and as the listeners see it, side by side."""
+    def show(self, name: str, views: list[torch.Tensor], columns: int) -> None:
+        """Images side by side, each so many columns wide; as a file where the terminal cannot."""
         row = torch.cat([torch.nn.functional.pad(v, (0, 4), value=1.0) for v in views], dim=2)
         picture = Image.fromarray((row * 255).round().byte().permute(1, 2, 0).numpy())
         if self.way != "files":
-            print(inline(picture, self.way, 24 * len(views)))
+            print(inline(picture, self.way, columns * len(views)))
         elif sys.stdout.isatty():
             self.folder = self.folder or tempfile.mkdtemp(prefix="dixit-")
-            picture.save(Path(self.folder) / "target.png")
-            print(f"as the listeners see it: {self.folder}/target.png")
+            picture.save(Path(self.folder) / f"{name}.png")
+            print(f"{name}: {self.folder}/{name}.png")
 
 
 def given_path(text: str) -> Path:

@@ -31,15 +31,15 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 class Server:
-    """`python -m dixit.web RUN`, which may be stopped and started again."""
+    """`python -m dixit.web WORDS...`, which may be stopped and started again."""
 
-    def __init__(self, run: Path, data: str, environment: dict[str, str]):
-        self.run, self.data, self.environment, self.port = run, data, environment, 0
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str]):
+        self.words, self.folder, self.environment, self.port = words, folder, environment, 0
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "dixit.web", str(self.run), "--data", self.data, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE)
+        command = [sys.executable, "-m", "dixit.web", *self.words, "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stdout and self.process.stderr
         noise: list[str] = []
         threading.Thread(target=noise.extend, args=(self.process.stderr,), daemon=True).start()
@@ -61,7 +61,8 @@ def server(request: pytest.FixtureRequest, tiny, tmp_path_factory) -> Iterator[S
     else:
         source, environment = request.getfixturevalue("game_run"), tiny.environment
     cards = os.environ.get("DIXIT_WEB_DATA") or f"folder:{request.getfixturevalue('folder_of_cards')}"
-    made = Server(Path(shutil.copytree(source, folder / source.name)), cards, environment)
+    run = shutil.copytree(source.resolve(), folder / source.name, ignore=shutil.ignore_patterns("web"))
+    made = Server([str(run), "--data", cards], ROOT, environment)
     made.start()
     yield made
     made.stop()
@@ -181,7 +182,8 @@ def test_a_whole_game_against_three_agents(visitor):
         moves.append(one_move(page, EVIL))
         if moves[-1] == "vote" or (moves[-1] == "tell" and phase(page) == "result"):
             page.locator("#why .mind").last.wait_for()
-            assert page.locator("#why .mind").count() == 4 and page.locator("#why .word").count() >= 4
+            assert page.locator("#why .mind").count() == page.evaluate("state.looks.length")
+            assert page.locator("#why .word").count() >= 4
             assert page.locator("#table .card.told").count() == 1
             assert all(now >= then for now, then in zip(points(page), last, strict=True))
             last = points(page)
@@ -293,7 +295,7 @@ def test_uploads_good_and_bad(visitor, tmp_path):
     page.locator("#file").set_input_files(tmp_path / "good.jpg")
     page.locator("#own-body .mind").first.wait_for()
     assert status.inner_text() == "Done." and page.locator("#own-body details").count() == 2
-    assert page.locator("#own-body details[open] .mind").count() == 4
+    assert page.locator("#own-body details[open] .mind").count() == page.evaluate("state.looks.length")
     settled(page)
     page.locator("#own").scroll_into_view_if_needed()
     keep(page, "own_image")
@@ -342,35 +344,59 @@ def test_two_visitors_a_reload_and_a_restart(visitor, server):
 
 
 def test_curves_grow_while_a_run_trains(visitor, server):
-    live = server.run.parent / "live"
+    run = Path(server.words[0])
+    live = run.parent / "live"
     live.mkdir()
-    shutil.copy(server.run / "config.yaml", live)
+    shutil.copy(run / "config.yaml", live)
     log = live / "log.jsonl"
 
     def write(steps: range) -> None:
         with log.open("a") as file:
             for step in steps:
                 row = {"step": step, "reward": step / 50, "loss": 1 / step, "accuracy/colour": .5 + step / 200,
-                       "accuracy/grey": .5, "length": 9, "grad_norm": 1.5, "ocs": .25}
-                file.write(json.dumps(row | ({"captions": [f"step {step} {EVIL}"]} if step % 10 == 0 else {})) + "\n")
+                       "accuracy/grey": .5, "length": 9, "grad_norm": 1.5}
+                seen = {"eval/captions": ["A ring.", f"{step} {EVIL}"], "eval/commonest_caption": 1 / step,
+                        "eval/kernel_distance": step / 80, "eval/prefix_dimensions": 9, "eval/gap_constant": 0.1}
+                file.write(json.dumps(row | (seen if step % 10 == 0 else {})) + "\n")
 
     write(range(1, 41))
     page = visitor("/runs")
     page.locator("#charts svg").first.wait_for()
     page.locator("#run").select_option("live")
-    until(page, "document.getElementById('progress').innerText.includes('step 40 ')")
+    until(page, "document.getElementById('progress').innerText.includes('live: step 40 ')")
     titles = page.locator("#charts h3").all_inner_texts()
     assert titles[:2] == ["Reward", "Gap between the listeners"] and "Accuracy of each listener" in titles
-    assert "step 40" in page.locator("#texts p").first.inner_text() and EVIL in page.locator("#texts").inner_text()
+    assert {"Constant solution", "Kernel", "Geometry"} <= set(titles)
+    said = page.locator("#texts tr").first
+    assert said.locator("th").inner_text() == "step 40"
+    assert said.locator("td").all_inner_texts() == ["A ring.", f"40 {EVIL}"]
+    assert said.locator("td.soft").all_inner_texts() == ["A ring."]  # nothing new
     before = page.locator("#charts polyline").last.get_attribute("points")
     write(range(41, 61))
-    until(page, "document.getElementById('progress').innerText.includes('step 60 ')")  # by itself
+    until(page, "document.getElementById('progress').innerText.includes('live: step 60 ')")  # by itself
     assert page.locator("#charts polyline").last.get_attribute("points") != before
-    assert page.locator("#texts p").first.inner_text().startswith("step 60")
+    assert page.locator("#texts th").first.inner_text() == "step 60"
     label = page.locator("#charts svg").first.get_attribute("aria-label")
     assert "up to step 60" in label and "reward 1.2" in label
     page.locator("summary").click()
-    assert {"grad_norm", "ocs"} <= set(page.locator("#others h3").all_inner_texts())
+    assert "grad_norm" in page.locator("#others h3").all_inner_texts()
     keep(page, "runs")
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_a_newcomer_with_nothing_trained_plays_at_once(chromium, tiny, tmp_path):
+    server = Server([], tmp_path, tiny.environment)  # an empty folder: no runs
+    server.start()
+    page = chromium.new_page(viewport=DESK)
+    page.goto(server.url)
+    settled(page)
+    assert page.locator("#practice").is_visible() and "scripts/quickstart" in page.locator("#practice").inner_text()
+    assert not page.locator("#own").is_visible() and not page.locator("#lens").is_visible()
+    begin(page)
+    assert [one_move(page), one_move(page)] == ["submit", "vote"]
+    page.locator("#why .mind").last.wait_for()
+    settled(page)
+    keep(page, "practice")
+    page.close()
+    server.stop()

@@ -134,7 +134,7 @@ class Table(RuleBasedStateMachine):
         for p in range(self.game.players):
             assert self.game.scores[p] == sum(r.points[p] for r in self.game.rounds)
         if self.game.phase == "over":
-            assert max(self.game.scores) >= self.game.goal or len(self.game.deck) < self.game.players * 2
+            assert max(self.game.scores) >= self.game.goal or len(self.game.deck) <= self.game.players * self.game.lays
             assert winners(self.game)
 
     @invariant()
@@ -173,7 +173,25 @@ def test_a_whole_game_ends_and_its_seed_makes_it_again():
     game = whole(1)
     assert game == whole(1) != whole(2)
     assert [r.storyteller for r in game.rounds] == [i % 5 for i in range(len(game.rounds))]
-    assert max(game.scores) >= 30 or len(game.deck) < 5
+    assert max(game.scores) >= 30 or len(game.deck) <= 5
+
+
+@pytest.mark.parametrize(("players", "cards", "rounds"), [
+    (6, 84, 8),  # 48 cards are left after dealing, 6 a round: the eighth draws the last
+    (4, 25, 1), (4, 28, 1), (4, 29, 2),  # hands can be filled once only if there are more than four
+    (3, 41, 4), (12, 84, 1),  # three players lay down five cards a round
+])
+def test_the_last_card_of_the_deck_ends_the_game(players, cards, rounds):
+    game = new_game(players, cards, goal=1000)
+    while game.phase != "over":
+        player = waiting_for(game)[0]
+        if game.phase == "tell":
+            game = tell(game, game.hands[player][0], "clue")
+        elif game.phase == "submit":
+            game = submit(game, player, game.hands[player][:game.lays])
+        else:
+            game = vote(game, player, view(game, player)["may_vote"][0])
+    assert len(game.rounds) == rounds
 
 
 @pytest.mark.parametrize(("players", "cards", "words"), [

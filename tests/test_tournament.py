@@ -11,7 +11,7 @@ import torch
 
 from dixit import play
 from dixit.players import Agent, RandomPlayer, deal_seats, play_out
-from eval.tournament import Seated, deal, scoring_share, storytellers, strengths, tournament
+from eval.tournament import Seated, deal, over_cards, scoring_share, storytellers, strengths, tournament
 
 CARDS = 60
 
@@ -51,9 +51,23 @@ def test_an_agent_lays_down_what_suits_the_clue_best():
 
 def test_an_audience_of_one_mind_never_scores_and_a_mixed_one_does():
     clear = {"clear": CLUES}
-    assert storytellers(clear, [Knows(True)], 4)["clear"].tolist() == [0.0] * 4  # all find every card
-    mixed = storytellers(clear | {"dark": ["card 0"] * CARDS}, [Knows(True), Knows(False)], 6)
+    shares, told = storytellers(clear, [Knows(True)], 4)
+    assert shares["clear"].tolist() == [0.0] * 4 and told["clear"][:, 1].sum() == 0  # all find every card
+    mixed, told = storytellers(clear | {"dark": ["card 0"] * CARDS}, [Knows(True), Knows(False)], 6)
     assert mixed["clear"].mean() > 0.9 > mixed["dark"].mean()
+    tellings, scored = told["clear"].sum(0)  # every game has as many rounds: 60 cards, 36 dealt, 6 a round
+    assert tellings == 6 * 4 and scored == pytest.approx(24 * mixed["clear"].mean())
+
+
+def test_intervals_over_cards():
+    r = np.random.default_rng(0)
+    rounds = np.full(200, 5.0)
+    # Cards score always or never: what 1,000 rounds tell of the share is what 200 cards do.
+    good, bad = (np.stack([rounds, rounds * (r.random(200) < share)], 1) for share in (0.7, 0.4))
+    low, high = over_cards({"trained": good, "other": bad}, 0)["other"]
+    width = 2 * 1.96 * np.std(good[:, 1] / 5 - bad[:, 1] / 5) / np.sqrt(200)
+    assert 0 < low < 0.3 < high and high - low == pytest.approx(width, rel=0.1)
+    assert over_cards({"trained": good}, 0)["trained"] == [0, 0]
 
 
 def test_strengths_are_those_of_the_model():
@@ -89,4 +103,5 @@ def test_the_command(command, game_run, tmp_path):
     found = json.loads((run / "tournament.json").read_text())
     assert found["storytellers"]["trained"]["trained_minus_this"] == 0 and found["cards"] == 24
     assert set(found["tournament"]) == {"trained", "base", "literal", "association", "random"}
-    assert "| literal |" in done.stdout
+    assert "| literal |" in done.stdout and "significant" in done.stdout
+    assert found["storytellers"]["trained"]["significant"] is False

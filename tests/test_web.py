@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -290,6 +291,33 @@ def test_a_silent_speaker_makes_a_legal_storyteller(loaded):
     assert opinion(listener, "", torch.arange(4))["words"] == []
 
 
+def test_a_practice_table_needs_nothing_trained(home, tmp_path):
+    deck = rooms.practice_deck()
+    assert sum(a != b for a, b in zip(deck.texts, deck.clues, strict=True)) > 60  # the alt text gives no clue away
+    house = House(None, deck, tmp_path / "web")
+    client = visit(house, tmp_path)
+    for state in play_through(client, house, 1):
+        assert state["run"] == ""
+    assert state["game"]["winners"]
+    seen = client.post("/api/explain", json={"round": 0}).json()["opinions"]
+    assert len(seen) == 3 and all(sum(one["belief"]) == pytest.approx(1, abs=1e-5) for one in seen)
+    answer = client.post("/api/image", content=png_bytes((50, 50)))
+    assert "only a trained speaker" in answer.json()["error"] and client.get("/api/image").json() == {"said": {}}
+
+
+def test_the_newest_game_is_played(game_run, caption_run, tmp_path, home, capsys):
+    assert web.newest_game(tmp_path / "nowhere") is None
+    for i, (name, source) in enumerate({"old": game_run, "pairs/new": game_run, "words": caption_run}.items()):
+        shutil.copytree(source, tmp_path / name)
+        os.utime(tmp_path / name / "log.jsonl", (i, i))
+    shutil.copytree(game_run, tmp_path / "begun")
+    shutil.rmtree(tmp_path / "begun" / "checkpoints")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "log.jsonl").touch()
+    assert web.newest_game(tmp_path) == tmp_path / "pairs/new"
+    assert web.usual_cards() == "test" and "python -m dixit.assets stamps" in capsys.readouterr().err
+
+
 def test_decks_that_cannot_be_played(loaded, home, tmp_path, folder_of_cards):
     run, deck = loaded
     assert len(deck.clues) == len(deck.images) == 70 - rooms.ASIDE and deck.hand == 6
@@ -385,8 +413,9 @@ def test_the_terminal_demo(command, game_run, folder_of_cards, tmp_path):
              str(tmp_path / "notes.txt"), "l 9", "h", "q"]
     done = command("scripts/demo.py", game_run, "--images", "blocks", input="\n".join(asked))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained speaker: ") == done.stdout.count("base speaker: ") == 3
-    assert done.stdout.count("(probability ") == 6 and done.stdout.count("words: ") == 12
+    rounds = re.findall(r"base speaker: .*\n(?:  also .*\n)+", done.stdout)
+    assert len(rounds) == done.stdout.count("trained speaker: ") == 4 and done.stdout.count("words: ") == 4 * 4
+    assert len(set(rounds)) == 3 and rounds[1] == rounds[2]  # other listeners are asked about the same captions
     assert "70 images of" in done.stdout and "* 4 grey, other_eye: sees grey" in done.stdout
     for error in ("only 70 images", "notes.txt is not a readable image", "listeners from 1 to 4"):
         assert f"error: {error}" in done.stdout or error in done.stdout

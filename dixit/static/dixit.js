@@ -9,7 +9,7 @@ function make(tag, properties = {}, ...children) {
   for (const [key, value] of Object.entries(properties)) {
     if (key in element) element[key] = value; else element.setAttribute(key, value);
   }
-  element.append(...children.filter(child => child !== null));
+  element.append(...children.filter(child => child));
   return element;
 }
 
@@ -81,7 +81,9 @@ async function refresh() {
 function show(next) {
   const before = state && state.key;
   state = next;
-  $('about').textContent = `${state.run} · ${state.cards} cards: ${state.deck}`;
+  $('about').textContent = `${state.run || 'practice table'} · ${state.cards} cards: ${state.deck}`;
+  $('lens').hidden = $('own').hidden = !state.run; // both need a trained run's eyes
+  $('practice').hidden = Boolean(state.run);
   if (before !== state.key) {
     $('goal').replaceChildren(...state.goals.map((points, i) =>
       make('option', {value: points}, `${points} points, ${['a short game', 'a longer one', 'a whole one'][i]}`)));
@@ -254,7 +256,8 @@ function showLens(card) {
 }
 
 function mind(name, opinion, images, names) { // what one listener makes of a clue; the target is first
-  const right = opinion.pick === 0;
+  const right = opinion.pick === 0, most = opinion.belief[opinion.pick];
+  const torn = opinion.belief.filter(p => most - p < 1e-6).length > 1; // it understands nothing that would decide
   const bars = opinion.belief.map((p, i) => make('div', {className: i ? 'bar' : 'bar target'},
     make('img', {src: images[i], alt: names[i]}),
     make('meter', {min: 0, max: 1, value: p, 'aria-label': `${name} believes in ${names[i]}`}),
@@ -263,8 +266,8 @@ function mind(name, opinion, images, names) { // what one listener makes of a cl
     className: `word ${effect > .05 ? 'for' : effect < -.05 ? 'against' : ''}`}, `${word} ${effect < 0 ? '−' : '+'}${
     Math.abs(effect).toFixed(2)}`));
   return make('div', {className: 'mind'},
-    make('div', {}, make('b', {}, name), ' ', make('span', {className: right ? 'good' : 'bad'},
-      right ? 'finds it' : `picks ${names[opinion.pick]}`)),
+    make('div', {}, make('b', {}, name), ' ', make('span', {className: torn ? 'soft' : right ? 'good' : 'bad'},
+      torn ? 'cannot tell' : right ? 'finds it' : `picks ${names[opinion.pick]}`)),
     ...bars, make('div', {className: 'words'}, ...chips));
 }
 
@@ -318,12 +321,14 @@ let ownCount = 0;
 
 async function sendImage(file) {
   if (!file) return;
+  $('own-status').className = '';
   $('own-status').textContent = 'The speaker looks at it …';
   try {
     if (file.size > MOST_BYTES) throw new Error(`that is over ${MOST_BYTES / 1e6} MB; make it smaller`);
     showOwn(await ask('/api/image', file, file.type || 'application/octet-stream'));
     $('own-status').textContent = 'Done.';
   } catch (error) {
+    $('own-status').className = 'bad';
     $('own-status').textContent = `That did not work: ${error.message}.`;
   }
   $('file').value = '';
@@ -385,9 +390,17 @@ async function startGame() {
 
 // --- training, as it goes ---
 
-const GROUPS = [['Reward', /^(eval\/)?reward$/], ['Gap between the listeners', /gap/],
-  ['Accuracy of each listener', /^(eval\/)?accuracy\//], ['Loss', /^(eval\/)?loss$/],
-  ['Recall', /recall/], ['Caption length and entropy', /^(eval\/)?(length|entropy)$/]];
+const GROUPS = [ // title, figures, what to look for
+  ['Reward', /^(eval\/)?reward$/],
+  ['Gap between the listeners', /gap/, 'gap_constant: the gap if the commonest caption were said of every image'],
+  ['Accuracy of each listener', /^(eval\/)?accuracy\//],
+  ['Loss', /^(eval\/)?loss$/],
+  ['Recall', /recall/],
+  ['Caption length', /^(eval\/)?length$/, 'tokens'],
+  ['Entropy', /^(eval\/)?entropy$/, 'nats a token; near 0 the speaker tries nothing new'],
+  ['Constant solution', /commonest_caption/, 'the share of images that get the commonest caption; 1: all the same'],
+  ['Kernel', /kernel_distance/, 'how far the prefixes’ kernel has moved from the start: 0 lazy, towards 1 rich'],
+  ['Geometry', /prefix_dimensions/, 'how many dimensions the prefixes of the images fill (participation ratio)']];
 const INKS = ['#7a6ff0', '#e07b39', '#2f9e77', '#c2477f', '#3f88c5', '#a08a1f', '#888'];
 const WINDOW = 20; // steps of a running mean
 
@@ -415,7 +428,7 @@ function runningMean(points) {
   });
 }
 
-function chart(title, rows, keys) {
+function chart(title, rows, keys, note = '') {
   const series = keys.map(key => [key, rows.filter(row => key in row).map(row => [row.step, row[key]])]);
   const all = series.flatMap(([, points]) => points);
   const [W, H, left, low] = [420, 200, 46, 22];
@@ -453,7 +466,8 @@ function chart(title, rows, keys) {
     key.style.setProperty('--key', INKS[i % INKS.length]);
     return key;
   }));
-  return make('section', {className: 'chart'}, make('h3', {}, title), picture, legend);
+  return make('section', {className: 'chart'}, make('h3', {}, title), note && make('p', {className: 'soft'}, note), picture,
+    legend);
 }
 
 function drawRun(name, rows, steps) {
@@ -465,20 +479,26 @@ function drawRun(name, rows, steps) {
   const keys = new Set(), texts = new Map();
   for (const row of rows) {
     for (const [key, value] of Object.entries(row)) {
-      if (typeof value !== 'number') texts.set(key, [...(texts.get(key) || []), [row.step, [].concat(value).join(' · ')]]);
+      if (typeof value !== 'number') texts.set(key, [...(texts.get(key) || []), [row.step, [].concat(value)]]);
       else if (key !== 'step') keys.add(key);
     }
   }
   const used = new Set(), charts = [];
-  for (const [title, pattern] of GROUPS) {
+  for (const [title, pattern, note] of GROUPS) {
     const mine = [...keys].filter(key => pattern.test(key) && !used.has(key));
     mine.forEach(key => used.add(key));
-    if (mine.length) charts.push(chart(title, rows, mine));
+    if (mine.length) charts.push(chart(title, rows, mine, note));
   }
   $('charts').replaceChildren(...charts);
   $('others').replaceChildren(...[...keys].filter(key => !used.has(key)).map(key => chart(key, rows, [key])));
-  $('texts').replaceChildren(...[...texts].map(([key, said]) => make('section', {className: 'chart'},
-    make('h3', {}, key), ...said.slice(-6).reverse().map(([step, text]) => make('p', {}, `step ${step}: ${text}`)))));
+  $('texts').replaceChildren(...[...texts].map(([key, said]) => sayings(key, said)));
+}
+
+function sayings(title, said) { // the last texts, newest first; what is as it was the time before is dimmed
+  const rows = said.slice(-6).map(([step, texts], i, all) => make('tr', {}, make('th', {scope: 'row'}, `step ${step}`),
+    ...texts.map((text, j) => make('td', {className: i && all[i - 1][1][j] === text ? 'soft' : ''}, text))));
+  return make('section', {className: 'chart'}, make('h3', {}, title === 'eval/captions' ? 'What is said of the same images'
+    : title), make('table', {}, ...rows.reverse()));
 }
 
 async function startRuns() {
