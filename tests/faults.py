@@ -71,7 +71,7 @@ class Toy(loop.Task):
         return (loss if broken is None else loss * broken), {"reward": float(-loss.detach())}
 
     def observe(self, step: int) -> dict[str, float]:
-        return {"loss": float(loop._whole(next(self.trained.parameters())).square().mean())}
+        return {"loss": float(loop.whole(next(self.trained.parameters())).square().mean())}
 
     def state(self) -> dict[str, Any]:
         return {"seen": self.seen}

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,55 @@ def test_captions_with_uneven_shares_and_micro_batches(home, train, alone, tmp_p
     close_run(alone(home.caption_config, *overrides), tmp_path / "run")
 
 
+@pytest.fixture
+def contrast(home):
+    """Train heads of a CLIP as ClipTask does, on patches and texts that are random numbers."""
+    from accelerate.state import AcceleratorState
+
+    from dixit.config import load_config
+    from dixit.train import make_accelerator
+    from dixit.train import train as loop
+    from dixit.warm_start import ClipTask
+
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.text = torch.nn.Linear(16, 8), torch.nn.Linear(6, 8)
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, maps: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            unit = torch.nn.functional.normalize
+            return unit(self.image(maps.flatten(1))), unit(self.text(texts)), self.scale.exp()
+
+    class Pairs(ClipTask):
+        def __init__(self, config: object, accelerator: object) -> None:
+            self.config, self.accelerator = config, accelerator
+            draw = torch.Generator().manual_seed(0)
+            self.sets = [(torch.randn(40, 4, 4, generator=draw).numpy(), [[i] for i in range(40)], "colour")]
+            self.texts = torch.randn(40, 6, generator=draw)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.trained = Heads()
+
+        def observe(self, step: int) -> dict[str, float]:
+            return {}
+
+    def run(folder: Path) -> None:
+        config = load_config(home.caption_config, [f"out={folder}", *STEPS, "train.batch=10", "train.clip_norm=0"])
+        AcceleratorState._reset_state()
+        accelerator = make_accelerator(config)
+        loop(config, Pairs(config, accelerator), accelerator)
+    return run
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_contrastive_loss_sees_the_candidates_of_all_processes(home, contrast, tmp_path, world):
+    """Ten images and captions, each a candidate for all others, on 2 and 4 processes (uneven shares) as on one."""
+    assert together(world, lambda: contrast(tmp_path / "run"), tmp_path / "said") == [0] * world
+    contrast(tmp_path / "alone")
+    close_run(tmp_path / "alone", tmp_path / "run")
+
+
 def test_a_batch_with_fewer_rows_than_processes_is_refused(home, train, tmp_path):
     def work() -> None:
         train(home.game_config, tmp_path / "run", "train.batch=1")
@@ -118,13 +168,14 @@ def test_a_run_goes_on_with_other_processes(home, train, alone, tmp_path):
 
 def sharded(train, *given: object) -> None:
     """Train with accelerate's FSDP2, which it offers on GPUs only, made to run on CPUs."""
+    from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     from dixit import train as loop
 
     def made(config: object, real=loop.make_accelerator) -> object:
         accelerator = real(config)
-        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="no_wrap", reshard_after_forward=False)
         return accelerator
@@ -139,7 +190,7 @@ def test_a_sharded_adapter_trains_as_a_whole_one_and_goes_on_exactly(home, train
     from torch.distributed.tensor import DTensor
 
     settings = [*ADAMW, "train.batch=8", "train.save_every=1", "train.keep_last=9", "train.schedule=constant",
-                "train.best=gap", "train.eval_every=2"]
+                "train.best=gap", "train.eval_every=2", "train.clip_norm=0.05"]
     run, again = tmp_path / "run", tmp_path / "again"
 
     def work(place: Path, steps: int) -> None:
@@ -169,10 +220,116 @@ def test_a_sharded_adapter_trains_as_a_whole_one_and_goes_on_exactly(home, train
     close_run(run, again, weights=2e-4)
 
 
-def test_engines_that_step_by_themselves_are_refused(home, train, tmp_path, monkeypatch):
+def zero(train, stage: int, *given: object) -> None:
+    """Train under DeepSpeed, which accelerate offers on GPUs only, made to run on CPUs."""
+    import deepspeed.ops
+    from accelerate.state import PartialState
+    from accelerate.utils import DeepSpeedPlugin, DistributedType
+
+    from dixit import train as loop
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled first, for minutes
+
+    def made(config: object, real=loop.make_accelerator) -> object:
+        accelerator, plugin = real(config), DeepSpeedPlugin(zero_stage=stage)
+        plugin.select(_from_accelerator_state=True)
+        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        accelerator.state.deepspeed_plugins, accelerator.deepspeed_engine_wrapped = plugin, None
+        loop.tell_deepspeed(config.train, accelerator)
+        return accelerator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_accelerator", made)
+        train(*given)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_trains_as_one_process_and_goes_on_exactly(home, train, alone, tmp_path, stage):
+    """ZeRO on two processes with uneven micro-batches; then resumed under it, and on one process without it."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    settings = [*ADAMW, "train.batch=10", "train.save_every=1", "train.keep_last=9", "train.schedule=constant",
+                "train.best=gap", "train.eval_every=2", "train.clip_norm=0.05", "train.steps=4"]
+    run, again = tmp_path / "run", tmp_path / "again"
+
+    def work(place: Path) -> None:
+        zero(train, stage, home.game_config, place, *STEPS, *settings, "train.accumulate=2")
+
+    assert together(2, lambda: work(run), tmp_path / "said") == [0, 0], (tmp_path / "said" / "0").read_text()
+    close_run(alone(home.game_config, *settings), run, weights=2e-4)  # for AdamW, see above
+    shutil.copytree(run, again)
+    for step in (3, 4):
+        shutil.rmtree(again / "checkpoints" / f"step_{step:06d}")
+    assert together(2, lambda: work(again), tmp_path / "said") == [0, 0], (tmp_path / "said" / "0").read_text()
+    for name in FILES:
+        first, second = (load_file(trained_weights(r).with_name(name)) for r in (run, again))
+        assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    for step in (3, 4):
+        shutil.rmtree(again / "checkpoints" / f"step_{step:06d}")
+    train(home.game_config, again, *STEPS, *settings)
+    close_run(run, again, weights=2e-4)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_deepspeed_makes_no_step_of_a_loss_that_is_not_finite(home, train, tmp_path, value):
+    """Of one process alone, and though its gradient is finite."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+
+    def work() -> None:
+        from dixit.tasks import GameTask
+
+        def broken(self: GameTask, step: int, part: int, real=GameTask.loss) -> tuple:
+            loss, figures = real(self, step, part)
+            return loss + (float(value) if (step, os.environ["RANK"]) == (1, "1") else 0.0), figures
+
+        GameTask.loss = broken
+        zero(train, 2, home.game_config, tmp_path / "run", *STEPS, *ADAMW, "train.save_every=1", "train.keep_last=9")
+
+    assert together(2, work, tmp_path / "said") == [0, 0], (tmp_path / "said" / "0").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row.get("skipped") for row in rows] == [None, 1.0, None]
+    one, two, three = (load_file(place / FILES[0]) for place in checkpoints(tmp_path / "run"))
+    assert all(torch.equal(one[k], two[k]) for k in one) and any(not torch.equal(two[k], three[k]) for k in two)
+
+
+@pytest.mark.parametrize(("stage", "words"), [(3, []), (2, ["train.mixed_precision=bf16"])])
+def test_what_deepspeed_must_not_do_is_refused(home, train, tmp_path, stage, words):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    work = lambda: zero(train, stage, home.game_config, tmp_path / "run", *words)  # noqa: E731
+    assert together(2, work, tmp_path / "said") == [2, 2]
+    assert "error: under DeepSpeed training needs zero_stage 1 or 2" in (tmp_path / "said" / "0").read_text()
+
+
+def test_a_launcher_that_asks_for_what_is_not_installed_is_one_line(home, train, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(DixitError, match="does not run under DeepSpeed; .* configs/accelerate/fsdp2.yaml"):
+    if find_spec("deepspeed") is None:
+        with pytest.raises(DixitError, match="^cannot train as the launcher's config says: .*DeepSpeed"):
+            train(home.game_config, tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(DixitError, match="does not run under Megatron-LM"):
         train(home.game_config, tmp_path / "run")
+
+
+def test_a_sharded_llm_speaks_as_a_whole_one(home, train, alone, tmp_path):
+    """Its layers on two processes, whose captions differ in number and length; then resumed with the LLM whole."""
+    settings = ["train.batch=5", "policy.samples=3", "game.kl_cost=0.1", "train.save_every=1", "train.eval_every=2",
+                "train.schedule=constant", "train.keep_last=9"]
+
+    def work() -> None:
+        from torch.distributed.tensor import DTensor
+
+        from dixit import speaker
+
+        speaker.ROWS = 2  # as if there were many captions
+        task = train(home.game_config, tmp_path / "run", *STEPS, *settings, "speaker.shard=true")
+        layers = [p for name, p in task.speaker.llm.named_parameters() if ".layers." in name]
+        assert all(isinstance(p, DTensor) for p in layers) and not task.speaker.llm.lm_head.weight.requires_grad
+        assert sum(p.to_local().numel() for p in layers) == sum(p.numel() for p in layers) / 2
+
+    assert together(2, work, tmp_path / "said") == [0, 0], (tmp_path / "said" / "0").read_text()
+    close_run(alone(home.game_config, *settings), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000003")
+    train(home.game_config, tmp_path / "run", *STEPS, *settings, "speaker.shard=true")  # one process holds it whole
+    close_run(alone(home.game_config, *settings), tmp_path / "run")
 
 
 def test_frozen_models_are_held_once_and_only_the_adapter_is_wrapped(home, train, tmp_path):
