@@ -64,7 +64,7 @@ class Units(nn.Module):
         self.gate = nn.Linear(context, units, bias=False)
         self.relu = nn.ReLU()
         self.outputs = nn.Linear(units, width, bias=False)
-        nn.init.normal_(self.gate.weight, std=0.01)
+        nn.init.normal_(self.gate.weight, std=0.1)
         nn.init.zeros_(self.outputs.weight)
         self.register_buffer("importance", torch.zeros(units))
         for name, parameter in list(self.named_parameters()):

@@ -1,0 +1,343 @@
+"""Audiences met one after another in the game: what the speaker forgets, and what keeps it from forgetting.
+
+Rewards only, scenes of one object. First colours must serve one listener and not the other, then the other way round;
+only the audience units behind the frozen speaker `init` are trained (dixit/continual.py), by each remedy, in blocks or
+interleaved. Recorded: the gap of every audience j after training on i, hence forgetting, backward and forward transfer;
+which units an audience uses (Fisher information of its captions on a unit's activation), the overlap of two audiences'
+shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart, and the dimensions of the
+prefix. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch et al. (2023).
+
+The practical claim, its bars declared before the runs: Hebbian gating keeps 90 % of every earlier audience's gap, where
+plain training loses a third, at a cost of at most 5 % of the newest audience's gap. Controls: names that are not
+centred (no gate should form), and audiences interleaved (nothing to forget).
+
+Each training is kept in OUT/continual/CONDITION_SEED/cell.json and is not run again unless its settings change: a
+measurement may be stopped and run again, and seeds or conditions may be added. Remedies whose first block is that of
+another condition begin at its end. Sizes and rates are [stand-in]. Leaves out what the likeness of audiences does
+(similarity.py), and listeners that change.
+
+Shapes: n held-out images, A audiences, L listeners, C candidates, H units of all layers, D LLM width.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dixit import audiences, continual, game
+from dixit.common import DixitError, read_json, rng, write_json
+from dixit.config import Config, config_hash
+from dixit.listeners import ClipListener, score_all
+from dixit.runs import patch_batch
+from dixit.tasks import GameTask
+from dixit.train import checkpoints, step_name, train
+from eval import geometry
+from eval.dynamics.speaker.measure import (
+    Finding,
+    accelerator,
+    again,
+    configure,
+    curve,
+    forget,
+    new_adapter,
+    one_object,
+)
+
+# ---- setting ---------------------------------------------------------------------------------------------
+
+CONDITIONS = ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish", "hebbian_gate uncentred",
+              "none interleaved")
+SAME_START = {"replay": "none", "ewc_nodes": "none", "hebbian_gate+sluggish": "hebbian_gate"}  # their first block
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One step is `batch` images x `messages` messages."""
+
+    game: str = "configs/continual.yaml"
+    init: str = "runs/caption_scenes"  # the trained speaker; {seed} is filled in
+    conditions: tuple[str, ...] = CONDITIONS  # a remedy, and "uncentred" or "interleaved"
+    block: int = 24  # steps for each audience
+    every: int = 8
+    batch: int = 8
+    messages: int = 4
+    tokens: int = 12
+    lr: float = 1e-3
+    holding: float = 1.0  # of ewc_nodes
+    candidates: int = 10
+    rounds: int = 40  # held-out images
+    pools: int = 32  # of candidates, for each of them
+    used: int = 16  # images that say which units are used
+
+
+TINY = Settings(block=4, every=2, batch=4, messages=2, tokens=6, candidates=3, rounds=4, pools=4, used=4)
+
+AT_THE_END = ("reuse", "entropy/0", "entropy/1", "units of one audience", "cosine of unit patterns", "drive")
+
+# ---- the game --------------------------------------------------------------------------------------------
+
+
+class ContinualGame(GameTask):
+    """The game on scenes of one object; observes every audience's gap, and what it does to the units."""
+
+    def prepare(self, settings: Settings) -> None:
+        """Keep the scenes of one object, and draw pools for the held-out ones."""
+        rows, held = one_object(self.data), one_object(self.held)
+        self.data, self.held = self.data.select(rows), self.held.select(held)
+        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
+        for listeners, kept in (self.listeners, rows), (self.held_listeners, held):
+            for listener in listeners:
+                assert isinstance(listener, ClipListener)
+                listener.images = listener.images[kept]
+        everyone = np.arange(len(self.held))
+        self.rounds = everyone[:settings.rounds]
+        self.pools = torch.stack([game.draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
+                                  for i in range(settings.pools)], 1)  # (n, pools, C)
+        self.block, self.used = settings.block, settings.used
+
+    @property
+    def names(self) -> Float[Tensor, "A A"]:
+        count = len(self.pairs)
+        return continual.names(np.arange(count), count, self.config.continual.centred).to(self.speaker.device)
+
+    @torch.no_grad()
+    def gaps(self, patches: Float[Tensor, "n P Dv"], context: Float[Tensor, "n A"],
+             audience: int) -> tuple[float, float]:
+        """An audience's gap and its reward sub_prob, of greedy captions: means over images and pools."""
+        prefix = self.speaker.trained(patches, context)
+        texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
+        everyone = torch.arange(len(self.held)).expand(len(texts), -1)
+        logits = score_all(self.held_listeners, texts, everyone).cpu()  # (L, n, all)
+        tried = logits[:, :, None].expand(-1, -1, self.pools.shape[1], -1).gather(-1, self.pools.expand(
+            len(logits), -1, -1, -1)).flatten(1, 2)
+        weights = audiences.weights([self.pairs[audience]] * tried.shape[1], len(logits))
+        return (float(game.gap(game.hits(tried), weights).mean()),
+                float(game.listener_reward("sub_prob", tried, weights).mean()))
+
+    def states(self, patches: Float[Tensor, "n P Dv"]) -> tuple[Float[np.ndarray, "An H"], Float[np.ndarray, "An D"]]:
+        """Every audience's unit activations and prefixes for the same images, means over K; audiences in order."""
+        active: list[Tensor] = []
+        hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a.mean(1))) for units in self.units]
+        with torch.no_grad():
+            prefix = torch.cat([self.speaker.trained(patches, name.expand(len(patches), -1)).mean(1)
+                                for name in self.names])
+        for hook in hooks:
+            hook.remove()
+        layers = len(self.units)
+        units = torch.cat([torch.cat(active[i::layers]) for i in range(layers)], 1)
+        return units.double().cpu().numpy(), prefix.double().cpu().numpy()
+
+    def shares(self, patches: Float[Tensor, "n P Dv"], step: int) -> Float[np.ndarray, "A H"]:
+        """Which share of what each audience is told hangs on each unit, over all layers."""
+        draws = rng("used", self.config.seed, step).random((len(patches), self.config.speaker.max_tokens))
+        uniforms = torch.from_numpy(draws.astype(np.float32)).to(self.speaker.device)
+        found = [torch.cat(continual.importance(self.speaker, self.speaker.trained, patches,
+                                                name.expand(len(patches), -1), uniforms)) for name in self.names]
+        return np.stack([(f / f.sum().clamp(min=1e-30)).double().cpu().numpy() for f in found])
+
+    def observe(self, step: int) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        patches = patch_batch(self.held_store, self.rounds, self.speaker.device)
+        for j, name in enumerate(self.names):
+            figures[f"gap/{j}"], figures[f"reward/{j}"] = self.gaps(patches, name.expand(len(patches), -1), j)
+        units, prefix = self.states(patches)
+        two, context = slice(0, 2 * len(patches)), np.repeat([0.0, 1.0], len(patches))  # the first two audiences
+        gate = torch.cat([part.gate.weight for part in self.units]).detach() @ self.names.T
+        index = geometry.selectivity_index(units[two], context)
+        figures |= {"dimensions of the prefix": geometry.participation_ratio(prefix),
+                    "cosine of unit patterns": geometry.pattern_cosine(units[two], context),
+                    "units of one audience": float((np.abs(index) > 0.9).mean()),
+                    "drive": float(gate.abs().mean()) / continual.LENGTH}
+        if step and step % self.block == 0:
+            p = self.shares(patches[:self.used], step)
+            figures |= {"reuse": reuse(p)} | {f"entropy/{j}": entropy(row) for j, row in enumerate(p)}
+        return figures
+
+
+def reuse(p: Float[np.ndarray, "*S A H"]) -> Any:
+    """Sum of min(p1, p2) over units, of the first two audiences: 1 where both use the same units alike."""
+    return np.minimum(p[..., 0, :], p[..., 1, :]).sum(-1)[()]
+
+
+def entropy(p: Float[np.ndarray, "*S H"]) -> Any:
+    """Of shares of units, over its largest value log H."""
+    return (-(p * np.log(np.maximum(p, 1e-30))).sum(-1) / np.log(p.shape[-1]))[()]
+
+
+def condition(name: str) -> list[str]:
+    """Overrides of a condition's name."""
+    remedy, *more = name.split()
+    if more not in ([], ["uncentred"], ["interleaved"]):
+        raise DixitError(f"'{name}' is no condition; write a remedy, and uncentred or interleaved")
+    return [f"continual.remedy={remedy}", f"continual.centred={'uncentred' not in more}",
+            f"continual.order={'interleaved' if 'interleaved' in more else 'blocked'}"]
+
+
+def kept(path: Path, key: dict[str, Any]) -> Any:
+    """What a file holds, if it was made for this key."""
+    found = read_json(path) if path.is_file() else {}
+    return found.get("values") if found.get("key") == key else None
+
+
+def learn(play: ContinualGame, settings: Settings, config: Config, init: str, start: Path) -> list[dict[str, float]]:
+    """What was observed in a training; from the folder if it was finished before. A training that was stopped goes on
+    from the end of its last block; one whose first block is another's (in `start`) begins at its end."""
+    folder, block = config.folder, step_name(settings.block)
+    key = {"config": config_hash(config), "init": init,
+           "seen": [settings.block, settings.every, settings.rounds, settings.pools, settings.used]}
+    values = kept(folder / "cell.json", key)
+    if values is not None:
+        return values
+    if not (folder / "key.json").is_file() or read_json(folder / "key.json") != key:
+        forget(folder)
+        write_json(folder / "key.json", key)
+    if not checkpoints(folder) and (start / "checkpoints" / block).is_dir():
+        shutil.copytree(start / "checkpoints" / block, folder / "checkpoints" / block)
+        shutil.copyfile(start / "log.jsonl", folder / "log.jsonl")
+    adapter = new_adapter(play, config, init)
+    adapter.requires_grad_(False).units.requires_grad_(True)
+    one = again(play, config, adapter)
+    one.units, one.base = continual.audience_units(adapter), copy.deepcopy(adapter).requires_grad_(False)
+    first = [] if checkpoints(folder) else [{"step": 0.0, **one.observe(0)}]
+    if first:
+        write_json(folder / "first.json", first)
+    train(config, one, accelerator(folder))
+    for place in checkpoints(folder):
+        if place.name != block:
+            shutil.rmtree(place)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    seen = [{"step": float(line["step"]), **{k.removeprefix("eval/"): v for k, v in line.items()
+                                             if k.startswith("eval/")}} for line in lines if "eval/gap/0" in line]
+    first = read_json((folder if (folder / "first.json").is_file() else start) / "first.json")
+    write_json(folder / "cell.json", {"key": key, "values": [*first, *seen]})
+    return [*first, *seen]
+
+
+# ---- findings --------------------------------------------------------------------------------------------
+
+Records = dict[str, list[list[dict[str, float]]]]  # condition -> seed -> what was observed
+LEAST = 0.1  # gap after its own block, below which nothing can be said of what is kept of it
+
+
+def stages(records: list[dict[str, float]], block: int) -> Float[np.ndarray, "A A"]:
+    """The gap of each audience j after the block of i."""
+    at = {int(line["step"]): line for line in records}
+    count = sum(key.startswith("gap/") for key in records[0])
+    return np.array([[at[(i + 1) * block][f"gap/{j}"] for j in range(count)] for i in range(count)])
+
+
+def share_kept(after: Float[np.ndarray, "A A"]) -> float:
+    """The least share of an earlier audience's gap that is left at the end; NaN if one was hardly learned."""
+    own = np.diag(after)[:-1]
+    return float((after[-1, :-1] / own).min()) if own.min() >= LEAST else float("nan")
+
+
+def blocked_figures(records: list[dict[str, float]], block: int, every: int) -> dict[str, float]:
+    """Of a training in blocks: how the first audience is forgotten, and transfer."""
+    after, first = stages(records, block), [line["gap/0"] for line in records if line["step"] >= block]
+    before = np.array([records[0][f"gap/{j}"] for j in range(len(after))])
+    return {"gap of the first audience after its block": first[0],
+            "share of an earlier gap that is kept": share_kept(after),
+            "forgetting per step at first": (first[0] - first[1]) / every,
+            "largest forgetting": first[0] - min(first[1:]), "forgetting at the end": first[0] - first[-1],
+            **{f"{name} transfer": value for name, value in geometry.transfer(after, before).items()}}
+
+
+def findings(settings: Settings, records: Records) -> list[Finding]:
+    """Verdicts; the practical claim where both its conditions were run."""
+    last = {name: np.array([[line[f"gap/{j}"] for j in range(sum(k.startswith("gap/") for k in line))]
+                            for line in (one[-1] for one in rows)]) for name, rows in records.items()}
+    found = [Finding(f"before: gap of audience {j + 1}", [one[0][f"gap/{j}"] for one in next(iter(records.values()))])
+             for j in range(next(iter(last.values())).shape[1])]
+    kept: dict[str, np.ndarray] = {}
+    for name, rows in records.items():
+        found += [Finding(f"{name}: gap of audience {j + 1} at the end", last[name][:, j])
+                  for j in range(last[name].shape[1])]
+        if "interleaved" not in name:
+            figures = [blocked_figures(one, settings.block, settings.every) for one in rows]
+            kept[name] = np.array([one["share of an earlier gap that is kept"] for one in figures])
+            found += [Finding(f"{name}: {what}", [one[what] for one in figures]) for what in figures[0]]
+        found += [Finding(f"{name}: {what} at the end", [one[-1][what] for one in rows]) for what in AT_THE_END]
+    if {"none", "hebbian_gate"} <= kept.keys():
+        gated, lost = kept["hebbian_gate"], 1 - kept["none"]
+        plain = last["none"][:, -1]
+        cost = 1 - last["hebbian_gate"][:, -1] / np.where(plain >= LEAST, plain, np.nan)
+        found += [
+            Finding("claim: share of an earlier gap that Hebbian gating keeps (null: nothing)", gated, 0.0, 0.9,
+                    "hebbian_gate keeps what earlier audiences were taught", "do not rely on hebbian_gate alone"),
+            Finding("claim: share that plain training loses (null: nothing)", lost, 0.0, 1 / 3,
+                    "plain training forgets: use a remedy", "plain training forgets too little to need a remedy"),
+            Finding("claim: share of the newest gap that gating costs (null: nothing)", cost, 0.0, 0.05,
+                    "gating costs the newest audience: give it more units or steps", "gating is as good as free"),
+            Finding("the practical claim, all three: least of kept/0.9, lost/(1/3), (1 - cost)/0.95 (null: 0)",
+                    np.min([gated / 0.9, lost * 3, (1 - cost) / 0.95], 0), 0.0, 1.0,
+                    "use hebbian_gate for audiences met one after another", "the claim does not hold as declared")]
+    for name in [name for name in kept if "none" in kept and name != "none"]:
+        found.append(Finding(f"{name}: share of an earlier gap that is kept (null: plain training)", kept[name],
+                             kept["none"], 0.2, f"{name} keeps earlier audiences", f"{name} keeps no more"))
+    if {"none", "none interleaved"} <= last.keys():
+        found.append(Finding("interleaved: gap of the first audience at the end (null: in blocks)",
+                             last["none interleaved"][:, 0], last["none"][:, 0], 0.1,
+                             "interleave audiences where they can be", "the order of audiences does not matter"))
+    return found
+
+
+# ---- figure ----------------------------------------------------------------------------------------------
+
+
+def draw(settings: Settings, records: Records) -> Figure:
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    first, second, right = figure.subplots(1, 3)
+    for i, (name, rows) in enumerate(records.items()):
+        for j, axis in enumerate((first, second)):
+            values, steps = curve(rows, f"gap/{j}"), [line["step"] for line in rows[0]]
+            axis.plot(steps, values.mean(0), color=f"C{i}", label=name)
+            axis.plot(steps, values.T, color=f"C{i}", alpha=0.25, linewidth=0.8)
+    for j, axis in enumerate((first, second)):
+        axis.set(title=f"gap of audience {j + 1}", xlabel="step")
+        axis.axvline(settings.block, color="black", linewidth=0.8)
+    first.legend(fontsize=7)
+    for i, what in enumerate(AT_THE_END):
+        right.barh(np.arange(len(records)) - 0.2 * i, [np.mean([one[-1][what] for one in rows]) for rows in
+                                                       records.values()], 0.18, label=what)
+    right.set_yticks(np.arange(len(records)) - 0.3, list(records), fontsize=7)
+    right.set(title="units at the end")
+    right.invert_yaxis()
+    right.legend(fontsize=7)
+    return figure
+
+
+def config_of(settings: Settings, name: str, seed: int, folder: Path) -> Config:
+    count = len(configure(settings.game, 0, folder).audiences)
+    return configure(
+        settings.game, seed, folder / f"{name.replace(' ', '_')}_{seed}", "speaker.init=''", *condition(name),
+        f"speaker.max_tokens={settings.tokens}", f"train.batch={settings.batch}", f"policy.samples={settings.messages}",
+        f"game.candidates={settings.candidates}", f"continual.holding={settings.holding}", f"train.lr={settings.lr}",
+        "train.warmup=0", f"train.steps={count * settings.block}", f"train.eval_every={settings.every}",
+        f"train.save_every={settings.block}", "train.keep_last=9")
+
+
+def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
+    """The measurement: every condition, seed by seed."""
+    play = ContinualGame(config_of(settings, "none", 0, folder), accelerator(folder))
+    play.prepare(settings)
+    records: Records = {}
+    for seed in range(seeds):
+        configs = {name: config_of(settings, name, seed, folder) for name in settings.conditions}
+        for name in sorted(configs, key=lambda name: name in SAME_START):
+            config, start = configs[name], configs.get(SAME_START.get(name, name), configs[name]).folder
+            records.setdefault(name, []).append(
+                learn(play, settings, config, settings.init.format(seed=seed), start))
+        for config in configs.values():
+            shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
+    return findings(settings, records), draw(settings, records)
