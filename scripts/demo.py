@@ -10,6 +10,7 @@ asks them about the same captions. Images are shown where the terminal can (--im
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,7 @@ class Talk:
         self.show("candidates", list(self.images.float() / 255), 10)
         width = max(map(len, self.labels))
         for who, rows in self.said.items():
-            (said, probability), *more = rows[0]
+            (said, probability), *more = [(" ".join(text.split()), p) for text, p in rows[0]]  # each on one line
             print(f"\n{who} speaker: {said}   (probability {probability:.2g})")
             for text, p in more:
                 print(f"  also sampled: {text}   ({p:.2g})")
@@ -125,11 +126,11 @@ class Talk:
                 print("    words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in moved))
 
     def show(self, name: str, views: list[torch.Tensor], columns: int) -> None:
-        """Images side by side, each so many columns wide; as a file where the terminal cannot."""
+        """Images side by side, each so many columns wide if there is room; as a file where the terminal cannot."""
         row = torch.cat([torch.nn.functional.pad(v, (0, 4), value=1.0) for v in views], dim=2)
         picture = Image.fromarray((row * 255).round().byte().permute(1, 2, 0).numpy())
         if self.way != "files":
-            print(inline(picture, self.way, columns * len(views)))
+            print(inline(picture, self.way, min(columns * len(views), shutil.get_terminal_size().columns)))
         elif sys.stdout.isatty():
             self.folder = self.folder or tempfile.mkdtemp(prefix="dixit-")
             picture.save(Path(self.folder) / f"{name}.png")

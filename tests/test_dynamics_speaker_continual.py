@@ -36,8 +36,9 @@ def game(tiny):
 
 
 def line(step, *gaps):
-    return {"step": float(step), "reuse": 0.5, "entropy/0": 0.9, "entropy/1": 0.9, "units of one audience": 0.1,
-            "cosine of unit patterns": 0.9, "drive": 0.1} | {f"gap/{j}": gap for j, gap in enumerate(gaps)}
+    return {"step": float(step), "sampled": 0.3, "reuse": 0.5, "entropy/0": 0.9, "entropy/1": 0.9,
+            "units of one audience": 0.1, "cosine of unit patterns": 0.9, "drive": 0.1} \
+        | {f"gap/{j}": gap for j, gap in enumerate(gaps)}
 
 
 def test_shares_of_units_by_hand():
