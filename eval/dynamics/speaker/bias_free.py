@@ -34,6 +34,7 @@ from dixit import game
 from dixit.common import seed_of
 from dixit.config import Config
 from dixit.runs import patch_batch
+from dixit.train import Task
 from eval.dynamics.speaker.measure import (
     Finding,
     ShortWords,
@@ -177,7 +178,7 @@ class Given(nn.Module):
         return self.adapter.prefix(self.f)
 
 
-class OddRegression:
+class OddRegression(Task):
     """The null: the same network on z and -z with an odd target, half the mean squared error; observes E."""
 
     def __init__(self, trained: MlpAdapter, z: Float[Tensor, "N Z"], target: Float[Tensor, "N E"]):
@@ -192,10 +193,7 @@ class OddRegression:
     def observe(self, step: int) -> dict[str, float]:
         return even_of(self.trained, self.z)
 
-    def state(self) -> dict[str, float]:
-        return {}
-
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Nothing: a measurement starts afresh."""
 
 
