@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dixit.common import rng
 from dixit.config import Config
-from dixit.speaker import Speaker, Units
+from dixit.speaker import Speaker, Units, held
 
 LENGTH = 2.0  # of a context that names an audience: a unit that it inhibits with weight 1 is silent
 LAG = 1e-6  # what the context remembers less of than this, it is not asked for
@@ -111,11 +111,6 @@ def hold(units: Units, found: Float[Tensor, "H"]) -> None:
         units.importance += found / found.mean().clamp(min=1e-12)
         for name, parameter in units.named_parameters():
             getattr(units, held(name)).copy_(parameter)
-
-
-def held(name: str) -> str:
-    """The buffer that remembers a parameter of Units."""
-    return "held_" + name.replace(".", "_")
 
 
 def holding_cost(units: Units) -> Tensor:

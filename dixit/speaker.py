@@ -50,6 +50,11 @@ class Block(nn.Module):
         return q + self.mlp(self.norm_mlp(q))
 
 
+def held(name: str) -> str:
+    """The buffer of Units that remembers a parameter."""
+    return "held_" + name.replace(".", "_")
+
+
 class Units(nn.Module):
     """Hidden units behind a block, which the context may make active for one audience and silent for another.
 
@@ -68,7 +73,7 @@ class Units(nn.Module):
         nn.init.zeros_(self.outputs.weight)
         self.register_buffer("importance", torch.zeros(units))
         for name, parameter in list(self.named_parameters()):
-            self.register_buffer("held_" + name.replace(".", "_"), torch.zeros_like(parameter))
+            self.register_buffer(held(name), torch.zeros_like(parameter))
 
     def forward(self, q: Float[Tensor, "B K W"], context: Float[Tensor, "B c"]) -> Float[Tensor, "B K W"]:
         x = F.layer_norm(q, q.shape[-1:])

@@ -154,7 +154,8 @@ class WordTask(Task):
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.config.train
         index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
-        read_ahead(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
+        if part == 0:
+            read_ahead(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
         return self._loss(self.store, self.targets, index[mine]).mean(), {}
 
@@ -208,7 +209,8 @@ class CaptionTask(Task):
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train
         index = game.batch_indices(seed, step, settings.batch, len(self.data))
-        read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
+        if part == 0:
+            read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
         mine = share(settings.batch, settings.accumulate, part, self.accelerator)
         told = rng("told", seed, step).random(choice.shape) >= UNTOLD if self.config.speaker.context else None

@@ -6,7 +6,6 @@ Leaves out accuracy and reward, which are the game's own (dixit/game.py).
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dixit.common import rng, words
+from dixit.game import commonest
 from dixit.scenes import WORD_CLASSES
 
 
@@ -49,7 +49,7 @@ def vocabulary(texts: list[str]) -> int:
 
 def most_repeated(texts: list[str]) -> float:
     """The share of images that get the commonest caption."""
-    return max(Counter(texts).values()) / len(texts) if texts else 0.0
+    return commonest(texts)[1] if texts else 0.0
 
 
 def word_class_rates(texts: list[str]) -> dict[str, Float[Tensor, "S"]]:

@@ -287,8 +287,8 @@ def test_the_kernel_is_that_of_the_logit(home, tmp_path):
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(logit, list(adapter.parameters()))]))
     brute = (torch.stack(rows) @ torch.stack(rows).T).numpy()
     np.testing.assert_allclose(task.kernel(), brute, rtol=1e-3)
-    assert rich.kernel_distance(brute, 3 * brute) == pytest.approx(0, abs=1e-7)
-    assert rich.kernel_distance(np.diag([1.0, 0]), np.diag([0, 1.0])) == 1
+    assert rich.kernel_change(brute, 3 * brute) == pytest.approx(0, abs=1e-7)
+    assert rich.kernel_change(np.diag([1.0, 0]), np.diag([0, 1.0])) == 1
 
 
 def test_verdicts_of_rich_follow_the_numbers():

@@ -281,7 +281,7 @@ def usage(gram: Float[np.ndarray, "*S F F"], heads: Float[np.ndarray, "*S 2 K"])
 
 def entropy(shares: Float[np.ndarray, "... K"]) -> Values:
     """-sum p ln p/ln K: 0 when one node does all, 1 when all do the same."""
-    return -(shares * np.log(np.maximum(shares, 1e-300))).sum(-1) / np.log(shares.shape[-1])
+    return -(shares * np.log(np.maximum(shares, np.finfo(shares.dtype).tiny))).sum(-1) / np.log(shares.shape[-1])
 
 
 def participation(shares: Float[np.ndarray, "... K"]) -> Values:

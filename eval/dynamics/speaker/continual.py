@@ -38,7 +38,7 @@ from torch import Tensor
 from dixit import audiences, continual, game
 from dixit.common import DixitError, read_json, rng, write_json
 from dixit.config import Config, config_hash
-from dixit.listeners import ClipListener, score_all
+from dixit.listeners import score_all
 from dixit.runs import patch_batch
 from dixit.tasks import GameTask
 from dixit.train import checkpoints, step_name, train
@@ -50,9 +50,10 @@ from eval.dynamics.speaker.measure import (
     configure,
     curve,
     forget,
+    keep_one_object,
     new_adapter,
-    one_object,
 )
+from eval.dynamics.teacher_student import entropy, reuse
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -93,13 +94,7 @@ class ContinualGame(GameTask):
 
     def prepare(self, settings: Settings) -> None:
         """Keep the scenes of one object, and draw pools for the held-out ones."""
-        rows, held = one_object(self.data), one_object(self.held)
-        self.data, self.held = self.data.select(rows), self.held.select(held)
-        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
-        for listeners, kept in (self.listeners, rows), (self.held_listeners, held):
-            for listener in listeners:
-                assert isinstance(listener, ClipListener)
-                listener.images = listener.images[kept]
+        keep_one_object(self)
         everyone = np.arange(len(self.held))
         self.rounds = everyone[:settings.rounds]
         self.pools = torch.stack([game.draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
@@ -161,18 +156,8 @@ class ContinualGame(GameTask):
                     "drive": float(gate.abs().mean()) / continual.LENGTH}
         if step and step % self.block == 0:
             p = self.shares(patches[:self.used], step)
-            figures |= {"reuse": reuse(p)} | {f"entropy/{j}": entropy(row) for j, row in enumerate(p)}
+            figures |= {"reuse": float(reuse(p[:2]))} | {f"entropy/{j}": float(entropy(row)) for j, row in enumerate(p)}
         return figures
-
-
-def reuse(p: Float[np.ndarray, "*S A H"]) -> Any:
-    """Sum of min(p1, p2) over units, of the first two audiences: 1 where both use the same units alike."""
-    return np.minimum(p[..., 0, :], p[..., 1, :]).sum(-1)[()]
-
-
-def entropy(p: Float[np.ndarray, "*S H"]) -> Any:
-    """Of shares of units, over its largest value log H."""
-    return (-(p * np.log(np.maximum(p, 1e-30))).sum(-1) / np.log(p.shape[-1]))[()]
 
 
 def condition(name: str) -> list[str]:

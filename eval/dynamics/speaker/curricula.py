@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from dixit import game
 from dixit.common import rng, seed_of
 from dixit.config import Config
-from dixit.listeners import ClipListener, score_all
+from dixit.listeners import score_all
 from dixit.runs import patch_batch
 from dixit.speaker import Adapter
 from dixit.tasks import GameTask
@@ -42,8 +42,8 @@ from eval.dynamics.speaker.measure import (
     accelerator,
     again,
     configure,
+    keep_one_object,
     new_adapter,
-    one_object,
     steps,
     teach,
 )
@@ -109,13 +109,8 @@ class CurriculumGame(GameTask):
 
     def prepare(self, settings: Settings) -> None:
         """Take the scenes of one object out of all, and draw the hard pools of the held-out ones."""
-        count, rows, held = settings.candidates, one_object(self.data), one_object(self.held)
-        self.data, self.held = self.data.select(rows), self.held.select(held)
-        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
-        for listeners, kept in (self.listeners, rows), (self.held_listeners, held):
-            for listener in listeners:
-                assert isinstance(listener, ClipListener)
-                listener.images = listener.images[kept]
+        count = settings.candidates
+        keep_one_object(self)
         eyes: list[Any] = [self.listeners[0], self.held_listeners[0]]
         self.near, far = (game.nearest(eye.images.cpu(), min(4 * (count - 1), len(eye.images) - 1)) for eye in eyes)
         self.rounds = np.arange(min(settings.rounds, len(self.held)))

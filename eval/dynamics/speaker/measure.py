@@ -31,7 +31,9 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from dixit.config import Config, load_config
+from dixit.listeners import ClipListener
 from dixit.speaker import Adapter, Speaker
+from dixit.tasks import GameTask
 from dixit.train import Task, load_weights, train, trained_weights
 from dixit.warm_start import CaptionTask, WordTask
 from eval.dynamics.probe import _LastingAccelerator
@@ -188,6 +190,19 @@ def one_object(dataset: Dataset) -> list[int]:
     return [i for i, record in enumerate(dataset["record"]) if len(json.loads(record)["objects"]) == 1]
 
 
+def keep_one_object(task: CaptionTask | WordTask | GameTask) -> tuple[list[int], list[int]]:
+    """Leave a task only its scenes of one object, in both splits; which of the images these were."""
+    rows, held = one_object(task.data), one_object(task.held)
+    task.data, task.held = task.data.select(rows), task.held.select(held)
+    task.store, task.held_store = np.asarray(task.store[rows]), np.asarray(task.held_store[held])
+    if isinstance(task, GameTask):
+        for listeners, kept in (task.listeners, rows), (task.held_listeners, held):
+            for listener in listeners:
+                assert isinstance(listener, ClipListener)
+                listener.images = listener.images[kept]
+    return rows, held
+
+
 class ShortCaptions(CaptionTask):
     """The caption warm start on scenes of one object, with the captions that fit into `speaker.max_tokens`.
 
@@ -196,9 +211,7 @@ class ShortCaptions(CaptionTask):
 
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        rows, held = one_object(self.data), one_object(self.held)
-        self.data, self.held = self.data.select(rows), self.held.select(held)
-        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
+        rows, held = keep_one_object(self)
         self.captions = [self.captions[i] for i in rows]
         self.held_captions = [self.held_captions[i] for i in held]
 
@@ -211,9 +224,7 @@ class ShortWords(WordTask):
 
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        rows, held = one_object(self.data), one_object(self.held)
-        self.data, self.held = self.data.select(rows), self.held.select(held)
-        self.store, self.held_store = np.asarray(self.store[rows]), np.asarray(self.held_store[held])
+        rows, held = keep_one_object(self)
         self.targets, self.held_targets = self.targets[rows], self.held_targets[held]
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ from eval.dynamics.speaker.measure import (
     steps,
     teach,
 )
+from eval.geometry import kernel_change
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -152,11 +153,6 @@ def rescale(adapter: Adapter, alpha: float) -> Adapter:
     return other
 
 
-def kernel_distance(first: Float[np.ndarray, "m m"], now: Float[np.ndarray, "m m"]) -> float:
-    """S = 1 - <K0, Kt>/(|K0||Kt|)."""
-    return float(1 - (first * now).sum() / np.linalg.norm(first) / np.linalg.norm(now))
-
-
 # ---- simulation ------------------------------------------------------------------------------------------
 
 
@@ -202,7 +198,7 @@ class KernelCaptions(ShortCaptions):
         kernel = self.kernel()
         if self.first is None:
             self.first, self.before = kernel, copy.deepcopy(self.trained)
-        figures = {"S": kernel_distance(self.first, kernel)}
+        figures = {"S": kernel_change(self.first, kernel)}
         with torch.no_grad():
             prefix = self.trained(patch_batch(self.held_store, np.array(self.items), self.speaker.device))
             nats = -self.speaker.logprobs(prefix, self.item_tokens, self.item_mask).sum(1)

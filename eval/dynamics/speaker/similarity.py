@@ -51,9 +51,10 @@ from dixit.runs import patch_batch
 from dixit.scenes import oracle_caption
 from eval import geometry
 from eval.dynamics.probe import Networks, simulate
-from eval.dynamics.speaker.continual import ContinualGame, config_of, entropy, kept, reuse
+from eval.dynamics.speaker.continual import ContinualGame, config_of, kept
 from eval.dynamics.speaker.continual import Settings as GameSettings
 from eval.dynamics.speaker.measure import Finding, accelerator, final_states, new_adapter
+from eval.dynamics.teacher_student import entropy, reuse
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -405,7 +406,7 @@ def first_order(play: ContinualGame, settings: Settings, seed: int, folder: Path
         after = record["score"][[(j + 1) * settings.block // settings.every for j in range(count)]]  # (stages, S, A)
         own = np.stack([after[j, :, j] for j in range(count)], 1)
         figures = {"kept": (after[-1] / own)[:, :-1].min(1), "first": after[-1, :, 0], "newest": after[-1, :, -1],
-                   "reuse": reuse(record["share"][-1])}
+                   "reuse": reuse(record["share"][-1][:, :2])}
         if count == 2:
             states = [geometry_figures(s) for s in record["states"][-1].reshape(len(after[0]), 50, -1)]
             figures |= {what: np.array([one[what] for one in states]) for what in states[0]}
