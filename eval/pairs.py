@@ -7,6 +7,7 @@ files after each.
 
     scripts/run_pairs colour_vs_grey --baselines                          also the speakers that train nothing
     scripts/run_pairs colour_vs_grey --seeds 0 --set game.kl_cost=0.02    a variant, with a row of its own
+    scripts/run_pairs --ceilings                                          no games: what can be gained from each pair
 
 Leaves out transfer to other images (eval/transfer.py), which takes the runs this leaves in runs/pairs.
 """
@@ -14,6 +15,7 @@ Leaves out transfer to other images (eval/transfer.py), which takes the runs thi
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -23,13 +25,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
-from dixit.common import DixitError, atomic_write_text, git_commit, locked, read_json, run_main, write_json
+from dixit.common import (
+    DixitError,
+    atomic_write_text,
+    command_line,
+    git_commit,
+    locked,
+    read_json,
+    run_main,
+    write_json,
+)
+from dixit.config import load_config
+from dixit.game import draw_candidates, gap, hits
+from dixit.listeners import make_listeners, score_all
 from dixit.runs import load_run
+from dixit.scenes import full_caption, oracle_caption
 from eval.baselines import untrained_speakers
 from eval.drift import panel, word_shift
-from eval.evaluate import dataset_of, speak
+from eval.evaluate import dataset_of, speak, weights_of
 from eval.metrics import mean_and_error
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +116,30 @@ def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool, changes: l
             "figures": drift["speakers"], "gained": shift[:8], "lost": shift[:-9:-1], "rounds": rounds}
 
 
+def ceilings(speaker: Path, pairs: list[Path]) -> dict[str, Any]:
+    """What each pair of listeners leaves to be gained, without a game: gaps of a base speaker, of ground-truth captions
+    and of the pair's oracle, as training and held-out listeners hear them."""
+    base = load_run(speaker)
+    rows: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    for path in tqdm(pairs, desc="ceilings", disable=None):
+        config = load_config(path)
+        dataset = dataset_of(base, config.data, "test", config.eval.images)
+        if not texts:
+            texts = {"base": speak(base, dataset)["trained"]["texts"]}
+        records = [json.loads(record) for record in dataset["record"]]
+        said = texts | {"ground truth": [full_caption(r) for r in records],
+                        "oracle": [oracle_caption(r, frozenset(config.oracle)) for r in records]}
+        pools = draw_candidates(np.arange(len(records)), np.arange(len(records)), config.game.candidates, "eval",
+                                config.eval.seed)
+        groups = {group: (make_listeners(who, dataset, base.speaker.device), weights_of(who))
+                  for group, who in (("training", config.listeners), ("heldout", config.heldout)) if who}
+        rows[config.name] = {"oracle names": list(config.oracle), **{
+            f"{who}/{group}": mean_and_error(gap(hits(score_all(made, words, pools)).cpu(), weights))
+            for group, (made, weights) in groups.items() for who, words in said.items()}}
+    return {"command": command_line(), "commit": git_commit(), "seed": base.config.seed, "pairs": rows}
+
+
 def over_seeds(cells: list[dict], speaker: str, key: str) -> dict[str, float] | None:
     """Mean over seeds of a figure, and its standard error over seeds and images.
 
@@ -155,6 +196,7 @@ def results_page(folder: Path) -> str:
                                   show(r["change"]), yes[r["significant"]], show(r["held"]), kept,
                                   yes[r["learnable"]], true]) + " |"
 
+    ceiling = read_json(folder / "ceilings.json")["pairs"] if (folder / "ceilings.json").is_file() else {}
     variants = [r for r in rows if "+" in r["pair"]]
     controls = [r for r in rows if r["pair"].startswith("control_") and r not in variants]
     pairs = [r for r in rows if r not in variants and r not in controls]
@@ -167,6 +209,16 @@ def results_page(folder: Path) -> str:
              "speaker's. Kept: the held-out listeners' change over the training listeners'. True claims: the share of "
              "claimed attributes that are true of the scene, over the base speaker's share.", "", *head,
              *map(row_of, pairs)]
+    if ceiling:
+        lines += ["", "## Ceilings", "", "What there is to be gained, without a game (`scripts/run_pairs --ceilings`, "
+                  "seed 0): the gap of the base speaker, of captions that name everything, and of the oracle, which "
+                  "names only what is said in the last column.", "",
+                  "| pair | base | ground truth | oracle | oracle, held-out | learnable | the oracle names |",
+                  "|---" * 7 + "|"]
+        lines += ["| " + " | ".join([
+            name, show(c["base/training"]), show(c["ground truth/training"]), show(c["oracle/training"]),
+            show(c.get("oracle/heldout")), yes[c["oracle/training"]["mean"] - c["base/training"]["mean"] >= LEARNABLE],
+            ", ".join(c["oracle names"])]) + " |" for name, c in ceiling.items()]
     if controls:
         lines += ["", "## Controls", "", "Their rows judge by colour minus grey, as colour_vs_grey does (identical: by "
                   "the held-out listeners).", "", *head, *map(row_of, controls)]
@@ -205,6 +257,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="where runs are kept (default runs/pairs)")
     parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a variant: change the config")
+    parser.add_argument("--ceilings", action="store_true", help="what can be gained from each pair; trains no game")
     parser.add_argument("--page-only", action="store_true", help="write the page from the cells there are")
     arguments = parser.parse_args()
     for name in arguments.pair:
@@ -213,7 +266,10 @@ def main() -> None:
     runs = arguments.runs or Path("runs/pairs_quick" if arguments.quick else "runs/pairs")
     results = runs / "results" if arguments.quick else ROOT / "eval" / "results" / "pairs"
     page = runs / "RESULTS.md" if arguments.quick else ROOT / "eval" / "RESULTS.md"
-    tasks = [] if arguments.page_only else [
+    if arguments.ceilings:
+        write_json(results / "ceilings.json", ceilings(
+            base_speaker(runs, 0, torch.get_num_threads()), [ROOT / "configs" / "pairs" / f"{p}.yaml" for p in PAIRS]))
+    tasks = [] if arguments.page_only or arguments.ceilings else [
         (pair, seed) for pair in arguments.pair or PAIRS for seed in arguments.seeds
         if not (results / variant(pair, arguments.set) / f"seed_{seed}.json").is_file()]
 

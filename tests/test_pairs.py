@@ -15,7 +15,7 @@ from dixit.listeners import make_listeners
 from dixit.runs import load_run
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
 from eval.evaluate import dataset_of
-from eval.pairs import cell, over_seeds, results_page, summary, variant
+from eval.pairs import ceilings, cell, over_seeds, results_page, summary, variant
 
 
 def made(seed: int, base: float, trained: float, se: float = 0.02) -> dict:
@@ -112,3 +112,17 @@ def test_baselines_speak_for_every_image(home, game_run):
     assert set(said) == {"best of 2", "contrastive decoding"}
     assert all(len(row["texts"]) == 10 for row in said.values())
     assert said == untrained_speakers(run, dataset, samples=2, tokens_tried=2)
+
+
+def test_ceilings_are_those_of_the_evaluation(home, game_run, tmp_path):
+    """The trained speaker of a run as base: its gap and the oracle's are those that its own cell gives."""
+    shutil.copytree(game_run, tmp_path / "tiny_5")
+    figures = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)["figures"]
+    found = ceilings(game_run, [game_run / "config.yaml"])
+    (row,) = found["pairs"].values()
+    for ours, theirs in ("base", "trained"), ("oracle", "oracle"), ("ground truth", "ground truth"):
+        for group in ("training", "heldout"):
+            assert row[f"{ours}/{group}"] == figures[theirs][f"{group}/gap"]
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "ceilings.json").write_text(json.dumps(found))
+    assert "## Ceilings" in results_page(tmp_path / "cells")
