@@ -12,7 +12,7 @@ import yaml
 
 from dixit.common import DixitError
 from dixit.runs import patch_batch
-from eval.dynamics.speaker import continual, similarity
+from eval.dynamics.speaker import continual, forgetting, similarity
 from eval.dynamics.speaker.measure import accelerator, new_adapter
 from eval.dynamics.speaker.similarity import Expansion, FirstOrder, Plan
 
@@ -97,6 +97,45 @@ def test_the_game_is_resumed_and_shares_first_blocks(home, game, caption_run, tm
     assert list(again["none: gap of audience 1 at the end"].values) == [7.0]
     other = dataclasses.replace(settings, lr=0.02, conditions=("none",))  # but what is of other settings is
     assert continual.run(other, 1, tmp_path)[0] and cell("none_0")[-1]["gap/0"] != 7.0
+
+
+def test_forgetting_against_similarity_in_the_game(home, game, caption_run, tmp_path):
+    settings = dataclasses.replace(forgetting.TINY, game=str(game), init=str(caption_run))
+    found, figure = forgetting.run(settings, 1, tmp_path)
+    values = {f.name: f.values[0] for f in found}
+    assert len(values) == len(found) and len(figure.axes) == 3 and not list(tmp_path.glob("*/checkpoints"))
+    for what, opposite in ("gradient", -1), ("features", 1), ("readout", 1):  # the same captions, the reward reversed
+        assert values[f"similarity before training, {what}, by design 1"] == pytest.approx(1, abs=1e-5)
+        assert values[f"similarity before training, {what}, by design -1"] == pytest.approx(opposite, abs=1e-5)
+    for arm in forgetting.ARMS:
+        folders = [tmp_path / f"{arm} {level}".replace(",", "").replace(" ", "_") / "none_0" for level in ("1", "-1")]
+        cells = [json.loads((folder / "cell.json").read_text())["values"] for folder in folders]
+        assert [x["step"] for x in cells[0]] == [0, 2, 4, 6, 8]
+        assert [x["gap/0"] for x in cells[0][:3]] == [x["gap/0"] for x in cells[1][:3]]  # one first block
+    with pytest.raises(DixitError, match="no audience of similarity 0.3; choose levels of 1, 0.5"):
+        forgetting.run(dataclasses.replace(settings, levels=(0.3,)), 1, tmp_path)
+
+
+def test_private_heads_are_put_in_and_out(home, game, caption_run, tmp_path):
+    settings = dataclasses.replace(forgetting.TINY, game=str(game), init=str(caption_run))
+    play = forgetting.ForgettingGame(forgetting.game_of(settings, "private heads", 1.0, 0, tmp_path),
+                                     accelerator(tmp_path))
+    play.prepare(settings)
+    play.arm = "private heads, paired"
+    before = play.speaker.trained(patch_batch(play.store, np.arange(2), play.speaker.device), torch.zeros(2, 2))
+    play.begin()
+    after = play.speaker.trained(patch_batch(play.store, np.arange(2), play.speaker.device), torch.zeros(2, 2))
+    assert torch.allclose(before, after, atol=1e-4) and play.start[0].std() > 0.05  # pairs of units cancel
+    assert not play.names.any() and not play.context(0).any()
+    first = [torch.full_like(head, 3.0) for head in play.start]
+    play._put(first)
+    play.loss(settings.block, 0)  # the second audience comes
+    assert all(torch.equal(units.outputs.weight, head) for units, head in zip(play.units, play.start, strict=True))
+    with play.head(0):
+        assert all((units.outputs.weight == 3).all() for units in play.units)
+    with play.head(1):
+        assert not (play.units[0].outputs.weight == 3).any()
+    assert torch.equal(play.units[0].outputs.weight, play.start[0])
 
 
 def test_no_such_condition():

@@ -101,6 +101,9 @@ class ContinualGame(GameTask):
                                   for i in range(settings.pools)], 1)  # (n, pools, C)
         self.block, self.used = settings.block, settings.used
 
+    def begin(self) -> None:
+        """What else is done to the units of a new training."""
+
     @property
     def names(self) -> Float[Tensor, "A A"]:
         count = len(self.pairs)
@@ -193,7 +196,9 @@ def learn(play: ContinualGame, settings: Settings, config: Config, init: str, st
     adapter = new_adapter(play, config, init)
     adapter.requires_grad_(False).units.requires_grad_(True)
     one = again(play, config, adapter)
-    one.units, one.base = continual.audience_units(adapter), copy.deepcopy(adapter).requires_grad_(False)
+    one.units = continual.audience_units(adapter)
+    one.begin()
+    one.base = copy.deepcopy(adapter).requires_grad_(False)
     first = [] if checkpoints(folder) else [{"step": 0.0, **one.observe(0)}]
     if first:
         write_json(folder / "first.json", first)
@@ -309,14 +314,14 @@ def draw(settings: Settings, records: Records) -> Figure:
     return figure
 
 
-def config_of(settings: Settings, name: str, seed: int, folder: Path) -> Config:
+def config_of(settings: Settings, name: str, seed: int, folder: Path, *more: str) -> Config:
     count = len(configure(settings.game, 0, folder).audiences)
     return configure(
         settings.game, seed, folder / f"{name.replace(' ', '_')}_{seed}", "speaker.init=''", *condition(name),
         f"speaker.max_tokens={settings.tokens}", f"train.batch={settings.batch}", f"policy.samples={settings.messages}",
         f"game.candidates={settings.candidates}", f"continual.holding={settings.holding}", f"train.lr={settings.lr}",
         "train.warmup=0", f"train.steps={count * settings.block}", f"train.eval_every={settings.every}",
-        f"train.save_every={settings.block}", "train.keep_last=9")
+        f"train.save_every={settings.block}", "train.keep_last=9", *more)
 
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:

@@ -1,0 +1,267 @@
+"""Which second audience makes the speaker forget the first? The game itself, rewards only.
+
+The first audience is colours against shapes; the second shares both of its listeners, one, none, one in the opposite
+part, or both in opposite parts. By design the cosine of what the two pay is then 1, 1/2, 0, -1/2 and -1. What it is for
+the speaker is estimated before training, from the game's policy gradient G in the heads of the audience units, on the
+same sampled captions for all audiences: the cosine of two audiences' G, of their G'G (features) and of their GG'
+(readout; Lee, Goldt, Saxe 2021). The speaker is trained for the first audience, and from there for each of the second
+ones.
+
+Arms: one head, the audience being named to the units (Lee et al. 2022 find forgetting that falls as tasks become
+alike), or private heads, one map out of the units for each audience and no name (a hump in between). The control are
+private heads of units that come in pairs of opposite effect, large from the start, so that no unit waits to be used
+(the hump should go). Forgetting is the first audience's gap after its own block less that at the end; re-use is the
+overlap of the units' shares, as in continual.py, whose trainings these are, kept and taken up again likewise.
+
+Bars declared before the runs: a hump is .05 of gap above the worse end, a slope .1 from like to opposite audiences.
+Sizes and rates are those of continual.py [stand-in]. Leaves out remedies (continual.py), and similarity that is set
+exactly (similarity.py, to first order).
+
+Shapes: A audiences, n held-out images, H units of a layer, W width of the adapter.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from dixit import audiences, continual, game, policy
+from dixit.common import DixitError, rng
+from dixit.config import Config
+from dixit.listeners import score_all
+from dixit.runs import patch_batch
+from eval.dynamics.speaker.continual import TINY as TINY_GAME
+from eval.dynamics.speaker.continual import ContinualGame, Records, config_of, learn
+from eval.dynamics.speaker.continual import Settings as GameSettings
+from eval.dynamics.speaker.measure import Finding, accelerator, new_adapter
+
+ARMS = ("one head", "private heads", "private heads, paired")
+SECOND = {1.0: ("colours", "shapes"), 0.5: ("colours", "places"), 0.0: ("textures", "sizes"),
+          -0.5: ("sizes", "colours"), -1.0: ("shapes", "colours")}  # cosine with the first, by design -> audience
+LARGE = 0.1  # standard deviation of paired heads; small ones reach .02 at most in 20 steps of .001
+
+
+@dataclass(frozen=True)
+class Settings(GameSettings):
+    """As the game of continual.py."""
+
+    conditions: tuple[str, ...] = ARMS
+    levels: tuple[float, ...] = tuple(SECOND)
+    estimate: int = 128  # images that similarity is estimated from
+
+
+TINY = Settings(block=TINY_GAME.block, every=TINY_GAME.every, batch=4, messages=2, tokens=6, candidates=3, rounds=4,
+                pools=4, used=4, levels=(1.0, -1.0), estimate=6)
+
+
+class ForgettingGame(ContinualGame):
+    """The continual game with one head or private ones. `first` is the first audience's head, once the second came."""
+
+    arm: str = ARMS[0]
+    start: list[Tensor]
+    first: list[Tensor] | None = None
+
+    def begin(self) -> None:
+        self.first = None
+        if self.arm.endswith("paired"):
+            for i, units in enumerate(self.units):
+                half = units.outputs.weight.shape[1] // 2
+                draws = rng("paired heads", self.config.seed, i).standard_normal((len(units.outputs.weight), half))
+                with torch.no_grad():
+                    for layer in units.inputs, units.gate:
+                        layer.weight[half:] = layer.weight[:half]
+                    units.inputs.bias[half:] = units.inputs.bias[:half]
+                    head = LARGE * torch.from_numpy(draws).to(units.outputs.weight)
+                    units.outputs.weight.copy_(torch.cat([head, -head], 1))
+        self.start = [units.outputs.weight.detach().clone() for units in self.units]
+
+    @property
+    def private(self) -> bool:
+        return self.arm.startswith("private")
+
+    @property
+    def names(self) -> Float[Tensor, "A A"]:
+        return super().names * (not self.private)
+
+    def context(self, step: int) -> Float[Tensor, "B A"]:
+        named = super().context(step)
+        assert named is not None
+        return named * (not self.private)
+
+    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        if self.private and step == self.block and part == 0:
+            self.first = [units.outputs.weight.detach().clone() for units in self.units]
+            self._put(self.start)
+        return super().loss(step, part)
+
+    @torch.no_grad()
+    def _put(self, heads: list[Tensor]) -> None:
+        for units, head in zip(self.units, heads, strict=True):
+            units.outputs.weight.copy_(head)
+
+    @contextmanager
+    def head(self, audience: int) -> Iterator[None]:
+        """The head of an audience: before the second audience came there is one, that of whoever is taught."""
+        if self.first is None or audience:
+            yield
+            return
+        now = [units.outputs.weight.detach().clone() for units in self.units]
+        self._put(self.first)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def gaps(self, patches: Float[Tensor, "n P Dv"], context: Float[Tensor, "n A"],
+             audience: int) -> tuple[float, float]:
+        with self.head(audience):
+            return super().gaps(patches, context, audience)
+
+    def shares(self, patches: Float[Tensor, "n P Dv"], step: int) -> Float[np.ndarray, "A H"]:
+        rows = []
+        for audience in range(len(self.names)):
+            with self.head(audience):
+                rows.append(super().shares(patches, step)[audience])
+        return np.stack(rows)
+
+
+def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed: int,
+              pairs: list[tuple[int, int]]) -> list[list[Float[Tensor, "W H"]]]:
+    """Policy gradient of each audience in the heads of the units, layer by layer, on captions that all of them hear."""
+    heads = [units.outputs.weight for units in continual.audience_units(adapter)]
+    found = [[torch.zeros_like(head) for head in heads] for _ in pairs]
+    rows = game.batch_indices(seed, 0, min(settings.estimate, len(play.data)), len(play.data))
+    everyone, n, tokens = np.arange(len(play.data)), settings.messages, settings.tokens
+    for i, index in enumerate(np.array_split(rows, max(1, len(rows) // settings.batch))):
+        draws = rng("similarity", seed, i).random((len(index) * n, tokens), dtype=np.float32)
+        patches = patch_batch(play.store, index, play.speaker.device)
+        prefix = adapter(patches, torch.zeros(len(index), 2, device=patches.device)).repeat_interleave(n, 0)
+        own = prefix.detach().requires_grad_(True)  # each caption its prefix, so that one pass through the LLM will do
+        said, mask, _ = play.speaker.sample(own.detach(), torch.from_numpy(draws).to(patches.device))
+        texts = play.speaker.decode(said, mask)
+        slopes = torch.autograd.grad((play.speaker.logprobs(own, said, mask) * mask).sum(), own)[0]  # (S, K, D)
+        pools = play.config.game.pools
+        drawn = game.draw_candidates(np.repeat(index, pools), everyone, settings.candidates, "similarity", seed, i)
+        tried = drawn.unflatten(0, (-1, pools)).repeat_interleave(n, 0).flatten(0, 1)
+        logits = score_all(play.listeners, [text for text in texts for _ in range(pools)], tried)
+        for pair, total in zip(pairs, found, strict=True):
+            weights = audiences.weights([pair] * logits.shape[1], len(logits)).to(logits.device)
+            paid = game.listener_reward("sub_prob", logits, weights).unflatten(0, (-1, n, pools)).mean(2)
+            advantage = policy.leave_one_out_advantage(paid).flatten()
+            for sum_, slope in zip(total, torch.autograd.grad(prefix, heads, advantage[:, None, None] * slopes,
+                                                              retain_graph=True), strict=True):
+                sum_ += slope
+    return found
+
+
+def alike(one: list[Float[Tensor, "W H"]], other: list[Float[Tensor, "W H"]]) -> dict[str, float]:
+    """How alike two audiences' gradients are, means over layers."""
+    def cosine(a: Tensor, b: Tensor) -> float:
+        return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30))
+
+    both = list(zip(one, other, strict=True))
+    return {"gradient": float(np.mean([cosine(a, b) for a, b in both])),
+            "features": float(np.mean([cosine(a.T @ a, b.T @ b) for a, b in both])),
+            "readout": float(np.mean([cosine(a @ a.T, b @ b.T) for a, b in both]))}
+
+
+# ---- findings --------------------------------------------------------------------------------------------
+
+
+def findings(settings: Settings, records: Records, estimates: list[dict[str, dict[str, float]]]) -> list[Finding]:
+    """`records` by "ARM, LEVEL", `estimates` a seed each: level -> how alike, before training."""
+    levels, found = [f"{level:g}" for level in settings.levels], []
+    for what in estimates[0][levels[0]]:
+        rows = np.array([[one[level][what] for level in levels] for one in estimates])
+        found += [Finding(f"similarity before training, {what}, by design {level}", rows[:, i])
+                  for i, level in enumerate(levels)]
+    for arm in settings.conditions:
+        own = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block)
+                         for one in records[f"{arm}, {level}"]] for level in levels]).T  # (seeds, levels)
+        end = np.array([[one[-1]["gap/0"] for one in records[f"{arm}, {level}"]] for level in levels]).T
+        second = np.array([[one[-1]["gap/1"] - one[0]["gap/1"] for one in records[f"{arm}, {level}"]]
+                           for level in levels]).T
+        used = np.array([[one[-1]["reuse"] for one in records[f"{arm}, {level}"]] for level in levels]).T
+        lost = own - end
+        found += [Finding(f"{arm}: gap of the first audience after its block", own[:, 0])]
+        found += [Finding(f"{arm}, {level}: forgetting", lost[:, i]) for i, level in enumerate(levels)]
+        found += [Finding(f"{arm}, {level}: gap gained by the second audience", second[:, i])
+                  for i, level in enumerate(levels)]
+        found += [Finding(f"{arm}, {level}: re-use of units", used[:, i]) for i, level in enumerate(levels)]
+        found += [Finding(f"{arm}: entropy of the first audience's units",
+                          [one[-1]["entropy/0"] for one in records[f"{arm}, {levels[0]}"]])]
+        if len(levels) > 2:
+            found += [Finding(f"{arm}: forgetting between the ends over that at the worse end (null: 0)",
+                              lost[:, 1:-1].max(1) - lost[:, [0, -1]].max(1), 0.0, 0.05,
+                              "audiences that are half alike forget each other most: interleave those",
+                              "half-alike audiences are not the worst case")]
+        found += [Finding(f"{arm}: forgetting by opposite audiences over that by like ones (null: 0)",
+                          lost[:, -1] - lost[:, 0], 0.0, 0.1, "the less alike audiences are, the more is forgotten",
+                          "unlike audiences do not forget each other more than like ones")]
+    return found
+
+
+def draw(settings: Settings, records: Records, estimates: list[dict[str, dict[str, float]]]) -> Figure:
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    measured = [np.mean([one[f"{level:g}"]["gradient"] for one in estimates]) for level in settings.levels]
+    for arm in settings.conditions:
+        cells = [records[f"{arm}, {level:g}"] for level in settings.levels]
+        lost = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block) - one[-1]["gap/0"]
+                          for one in cell] for cell in cells])
+        used = np.array([[one[-1]["reuse"] for one in cell] for cell in cells])
+        for axis, x, y in (left, settings.levels, lost), (middle, measured, lost), (right, settings.levels, used):
+            axis.errorbar(x, y.mean(1), y.std(1) / y.shape[1] ** 0.5, fmt="-o", capsize=2, label=arm)
+    left.set(title="forgetting of the first audience", xlabel="similarity, by design")
+    middle.set(title="the same", xlabel="similarity, cosine of policy gradients before training")
+    right.set(title="re-use of units", xlabel="similarity, by design")
+    left.legend(fontsize=7)
+    return figure
+
+
+def game_of(settings: Settings, arm: str, level: float, seed: int, folder: Path) -> Config:
+    pair = "[" + ",".join(SECOND[level]) + "]"
+    place = folder / f"{arm} {level:g}".replace(",", "").replace(" ", "_")
+    return config_of(settings, "none", seed, place, f"audiences=[[colours,shapes],{pair}]")
+
+
+def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
+    """The measurement: every arm and level, seed by seed. First blocks are shared by the levels of an arm."""
+    for level in settings.levels:
+        if level not in SECOND:
+            raise DixitError(f"there is no audience of similarity {level:g}; choose levels of "
+                             f"{', '.join(f'{x:g}' for x in SECOND)}")
+    first = settings.levels[0]
+    play = ForgettingGame(game_of(settings, ARMS[0], first, 0, folder), accelerator(folder))
+    play.prepare(settings)
+    names = [c.name for c in play.config.listeners]
+    second = audiences.places(tuple(SECOND[level] for level in settings.levels), names)
+    records: Records = {}
+    estimates = []
+    for seed in range(seeds):
+        init = settings.init.format(seed=seed)
+        config = game_of(settings, ARMS[0], first, seed, folder)
+        adapter = new_adapter(play, config, init)
+        adapter.requires_grad_(False).units.requires_grad_(True)
+        slopes = gradients(play, adapter, settings, seed, [play.pairs[0], *second])
+        estimates.append({f"{level:g}": alike(slopes[0], slope)
+                          for level, slope in zip(settings.levels, slopes[1:], strict=True)})
+        for arm in settings.conditions:
+            play.arm = arm
+            configs = [game_of(settings, arm, level, seed, folder) for level in settings.levels]
+            for level, config, pair in zip(settings.levels, configs, second, strict=True):
+                play.pairs = [play.pairs[0], pair]
+                records.setdefault(f"{arm}, {level:g}", []).append(
+                    learn(play, settings, config, init, configs[0].folder))
+            for config in configs:
+                shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
+    return findings(settings, records, estimates), draw(settings, records, estimates)
