@@ -301,6 +301,22 @@ def ablated_accuracy(x: Points, readout: Float[np.ndarray, "units"], bias: float
     return accuracy(np.where(units, 0.0, x) @ readout + bias, labels)
 
 
+def explained(x: Points, labels: PerCondition) -> float:
+    """The share of the variance of x, over all units, that lies between the groups of `labels`: epsilon squared (Kelley
+    1935), 0 on average where labels say nothing, and 1 where they say all. 0 too if nothing varies, or all groups have
+    one member.
+
+    >>> explained(np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0, 0, 1, 1]))
+    1.0
+    """
+    groups, n = np.unique(labels), len(x)
+    total = float(((x - x.mean(0)) ** 2).sum())
+    if total == 0 or n == len(groups):
+        return 0.0
+    within = sum(float(((part - part.mean(0)) ** 2).sum()) for part in (x[labels == g] for g in groups))
+    return 1 - (within / (n - len(groups))) / (total / (n - 1))
+
+
 # ---- rich or lazy ------------------------------------------------------------------------------------------
 
 

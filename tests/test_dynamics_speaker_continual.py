@@ -37,7 +37,8 @@ def game(tiny):
 
 def line(step, *gaps):
     return {"step": float(step), "sampled": 0.3, "reuse": 0.5, "entropy/0": 0.9, "entropy/1": 0.9,
-            "units of one audience": 0.1, "cosine of unit patterns": 0.9, "drive": 0.1} \
+            "units of one audience": 0.1, "cosine of unit patterns": 0.9, "drive": 0.1, "serves/0": 0.5,
+            "hinders/0": 0.2, "serves/1": 0.5, "hinders/1": 0.2} \
         | {f"gap/{j}": gap for j, gap in enumerate(gaps)}
 
 
@@ -141,6 +142,17 @@ def test_private_heads_are_put_in_and_out(home, game, caption_run, tmp_path):
 def test_no_such_condition():
     with pytest.raises(DixitError, match="'none sluggish' is no condition"):
         continual.condition("none sluggish")
+    assert continual.condition("hebbian_gate+sluggish interleaved lag=0.1")[-1] == "continual.sluggish=0.1"
+
+
+def test_what_a_lagging_context_costs():
+    settings = dataclasses.replace(continual.TINY, block=4, every=4)
+    ends = {"hebbian_gate interleaved": 0.4, "hebbian_gate+sluggish interleaved lag=0.1": 0.1}
+    records = {name: [[line(0, 0.0, 0.0), line(4, end, end), line(8, end + noise, end)] for noise in (-0.01, 0.0, 0.01)]
+               for name, end in ends.items()}
+    found = {f.name: f for f in continual.findings(settings, records)}
+    cost = found["hebbian_gate+sluggish interleaved lag=0.1: mean gap that the lag costs (null: 0)"]
+    assert np.mean(cost.values) == pytest.approx(0.3) and cost.verdict == "present"
 
 
 # ---- the first order -------------------------------------------------------------------------------------

@@ -300,3 +300,19 @@ def test_the_fit_is_a_minimum():
 def test_bad_input_is_told_in_one_line(wrong):
     with pytest.raises(DixitError, match="geometry: .*"):
         wrong()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10))
+def test_variance_explained_by_groups(seed, scale):
+    """1 where groups say all, about 0 where they say nothing; the same however the axes are turned and scaled."""
+    r = np.random.default_rng(seed)
+    labels = r.permutation(np.repeat(np.arange(4), 100))
+    points = r.standard_normal((400, 5))
+    turn = np.linalg.qr(r.standard_normal((5, 5)))[0]
+    assert geo.explained(r.standard_normal((4, 5))[labels], labels) == pytest.approx(1)
+    assert abs(geo.explained(points, labels)) < 0.05
+    mixed = points + 2 * r.standard_normal((4, 5))[labels]
+    value = geo.explained(mixed, labels)
+    assert geo.explained(scale * mixed @ turn + 3, labels) == pytest.approx(value)
+    assert geo.explained(np.ones((6, 2)), np.arange(6) % 2) == 0 == geo.explained(points[:4], np.arange(4))

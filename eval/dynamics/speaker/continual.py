@@ -4,12 +4,15 @@ Rewards only, scenes of one object. First colours must serve and shapes must not
 only the audience units behind the frozen speaker `init` are trained (dixit/continual.py), by each remedy, in blocks or
 interleaved. Recorded: the gap of every audience j after training on i, hence forgetting, backward and forward transfer;
 which units an audience uses (Fisher information of its captions on a unit's activation), the overlap of two audiences'
-shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart, and the dimensions of the
-prefix. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch et al. (2023).
+shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart; and, at every
+observation, the geometry of the prefix: its dimensions, and whether it varies with the attribute that serves an
+audience or with the one that hinders. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch et al.
+(2023).
 
 The practical claim, its bars declared before the runs: Hebbian gating keeps 90 % of every earlier audience's gap, where
 plain training loses a third, at a cost of at most 5 % of the newest audience's gap. Controls: names that are not
-centred (no gate should form), and audiences interleaved (nothing to forget).
+centred (no gate should form), and audiences interleaved (nothing to forget). A context that lags (lag=0.1: a tenth of
+it is new in each round) is tried where audiences are interleaved, for there it mixes them up.
 
 A gap is that of greedy captions on few held-out images; the reward of sampled captions over the last steps of the
 newest audience's training, on many images, is given beside it. Each training is kept in OUT/continual/CONDITION_SEED/
@@ -35,7 +38,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dixit import audiences, continual, game
+from dixit import audiences, continual, game, scenes
 from dixit.common import DixitError, read_json, rng, write_json
 from dixit.config import Config, config_hash
 from dixit.listeners import score_all
@@ -58,7 +61,8 @@ from eval.dynamics.teacher_student import entropy, reuse
 # ---- setting ---------------------------------------------------------------------------------------------
 
 CONDITIONS = ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish", "hebbian_gate uncentred",
-              "none interleaved")
+              "none interleaved", "hebbian_gate interleaved", *(f"hebbian_gate+sluggish interleaved lag={share}"
+                                                                 for share in (0.03, 0.1, 0.3)))
 SAME_START = {"replay": "none", "ewc_nodes": "none", "hebbian_gate+sluggish": "hebbian_gate"}  # their first block
 
 
@@ -100,6 +104,9 @@ class ContinualGame(GameTask):
         self.pools = torch.stack([game.draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
                                   for i in range(settings.pools)], 1)  # (n, pools, C)
         self.block, self.used = settings.block, settings.used
+        objects = [json.loads(self.held["record"][int(i)])["objects"][0] for i in self.rounds]
+        self.labels = {kind: np.array([scenes.position(o["cell"]) if kind == "position" else o[kind] for o in objects])
+                       for kind in scenes.ATTRIBUTES}
 
     def begin(self) -> None:
         """What else is done to the units of a new training."""
@@ -153,6 +160,11 @@ class ContinualGame(GameTask):
         two, context = slice(0, 2 * len(patches)), np.repeat([0.0, 1.0], len(patches))  # the first two audiences
         gate = torch.cat([part.gate.weight for part in self.units]).detach() @ self.names.T
         index = geometry.selectivity_index(units[two], context)
+        for j, who in enumerate(self.pairs[:2]):
+            mine = prefix[j * len(patches):(j + 1) * len(patches)]
+            kinds = [self.config.listeners[i].domain for i in who]
+            serves, hinders = (geometry.explained(mine, self.labels[k]) if k else 0.0 for k in kinds)
+            figures |= {f"serves/{j}": serves, f"hinders/{j}": hinders}
         figures |= {"dimensions of the prefix": geometry.participation_ratio(prefix),
                     "cosine of unit patterns": geometry.pattern_cosine(units[two], context),
                     "units of one audience": float((np.abs(index) > 0.9).mean()),
@@ -166,10 +178,12 @@ class ContinualGame(GameTask):
 def condition(name: str) -> list[str]:
     """Overrides of a condition's name."""
     remedy, *more = name.split()
-    if more not in ([], ["uncentred"], ["interleaved"]):
-        raise DixitError(f"'{name}' is no condition; write a remedy, and uncentred or interleaved")
+    lags = [word.removeprefix("lag=") for word in more if word.startswith("lag=")]
+    if len(lags) > 1 or {word for word in more if not word.startswith("lag=")} - {"uncentred", "interleaved"}:
+        raise DixitError(f"'{name}' is no condition; write a remedy, and uncentred, interleaved or lag=0.1, say")
     return [f"continual.remedy={remedy}", f"continual.centred={'uncentred' not in more}",
-            f"continual.order={'interleaved' if 'interleaved' in more else 'blocked'}"]
+            f"continual.order={'interleaved' if 'interleaved' in more else 'blocked'}",
+            *(f"continual.sluggish={lag}" for lag in lags)]
 
 
 def kept(path: Path, key: dict[str, Any]) -> Any:
@@ -247,6 +261,12 @@ def blocked_figures(records: list[dict[str, float]], block: int, every: int) -> 
             **{f"{name} transfer": value for name, value in geometry.transfer(after, before).items()}}
 
 
+def tells(rows: list[list[dict[str, float]]], audience: int) -> Float[np.ndarray, "seeds times"]:
+    """How much more of the variance of an audience's prefix goes with the attribute that serves it than with the one
+    that hinders, over images of one object."""
+    return curve(rows, f"serves/{audience}") - curve(rows, f"hinders/{audience}")
+
+
 def findings(settings: Settings, records: Records) -> list[Finding]:
     """Verdicts; the practical claim where both its conditions were run."""
     last = {name: np.array([[line[f"gap/{j}"] for j in range(sum(k.startswith("gap/") for k in line))]
@@ -262,6 +282,10 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
             kept[name] = np.array([one["share of an earlier gap that is kept"] for one in figures])
             found += [Finding(f"{name}: {what}", [one[what] for one in figures]) for what in figures[0]]
         found += [Finding(f"{name}: {what} at the end", [one[-1][what] for one in rows]) for what in AT_THE_END]
+        found += [Finding(f"{name}: variance of audience {j + 1}'s prefix by what serves less that by what hinders, at "
+                          "the end (null: before)", tells(rows, j)[:, -1], tells(rows, j)[:, 0], 0.1,
+                          "the prefix comes to hold what serves the audience", "the prefix holds what it held")
+                  for j in range(2)]
     if {"none", "hebbian_gate"} <= kept.keys():
         gated, lost = kept["hebbian_gate"], 1 - kept["none"]
         sampled = {name: np.array([one[-1]["sampled"] for one in records[name]]) for name in ("none", "hebbian_gate")}
@@ -286,6 +310,12 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
         found.append(Finding("interleaved: gap of the first audience at the end (null: in blocks)",
                              last["none interleaved"][:, 0], last["none"][:, 0], 0.1,
                              "interleave audiences where they can be", "the order of audiences does not matter"))
+    fresh = "hebbian_gate interleaved"
+    for name in [name for name in last if "lag=" in name and "interleaved" in name and fresh in last]:
+        found.append(Finding(f"{name}: mean gap that the lag costs (null: 0)",
+                             last[fresh].mean(1) - last[name].mean(1), 0.0, 0.05,
+                             "keep the context fresh where audiences are interleaved",
+                             "a lagging context does no harm"))
     return found
 
 
@@ -293,15 +323,19 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
 
 
 def draw(settings: Settings, records: Records) -> Figure:
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    first, second, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    (first, second, right), (one_tells, other_tells, dimensions) = figure.subplots(2, 3)
     for i, (name, rows) in enumerate(records.items()):
-        for j, axis in enumerate((first, second)):
-            values, steps = curve(rows, f"gap/{j}"), [line["step"] for line in rows[0]]
-            axis.plot(steps, values.mean(0), color=f"C{i}", label=name)
-            axis.plot(steps, values.T, color=f"C{i}", alpha=0.25, linewidth=0.8)
-    for j, axis in enumerate((first, second)):
-        axis.set(title=f"gap of audience {j + 1}", xlabel="step")
+        steps, shown = [line["step"] for line in rows[0]], f"C{i % 10}"
+        for axis, values in ((first, curve(rows, "gap/0")), (second, curve(rows, "gap/1")), (one_tells, tells(rows, 0)),
+                             (other_tells, tells(rows, 1)), (dimensions, curve(rows, "dimensions of the prefix"))):
+            axis.plot(steps, values.mean(0), color=shown, label=name, linestyle="-" if i < 10 else "--")
+            axis.plot(steps, values.T, color=shown, alpha=0.25, linewidth=0.8)
+    for j, (gap, told) in enumerate(((first, one_tells), (second, other_tells))):
+        gap.set(title=f"gap of audience {j + 1}", xlabel="step")
+        told.set(title=f"prefix of audience {j + 1}: variance by what serves less by what hinders", xlabel="step")
+    dimensions.set(title="dimensions of the prefix", xlabel="step")
+    for axis in (first, second, one_tells, other_tells, dimensions):
         axis.axvline(settings.block, color="black", linewidth=0.8)
     first.legend(fontsize=7)
     for i, what in enumerate(AT_THE_END):
