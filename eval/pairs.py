@@ -244,6 +244,12 @@ def results_page(folder: Path) -> str:
             said = [f"{speaker} “{turn[speaker]['says']}” → {', '.join(turn[speaker]['found_by']) or 'nobody'}"
                     for speaker in ("base", "trained", "oracle") if speaker in turn]
             lines.append(f"- image {turn['image']}: {'; '.join(said)}")
+    others = [(path, read_json(path).get("command")) for name in ("transfer", "audiences", "tournament")
+              for path in sorted((folder.parent / name).glob("*.json"))]
+    if others:
+        lines += ["", "## Other figures", "", "Made from the runs in `runs/pairs` and of `configs/audiences.yaml` by these "
+                  "commands; the README says what they show.", ""]
+        lines += [f"- [{path.stem}](results/{path.parent.name}/{path.name}): `{command}`" for path, command in others]
     return "\n".join(lines) + "\n"
 
 
