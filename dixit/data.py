@@ -23,6 +23,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -62,8 +63,13 @@ Source = tuple[int, str, Row]  # how many rows, a text that changes with their c
 def load(data: DataConfig, split: str, training: bool = False) -> datasets.Dataset:
     """The rows of one split, made on first use. `training` says that something will be fitted to them.
 
+    Sets whose names are joined by "+" follow one another.
+
     Raises DixitError on bad input, and if something is to be trained on a transfer or test set.
     """
+    if "+" in data.name:
+        parts = [load(replace(data, name=name), split, training) for name in data.name.split("+")]
+        return datasets.concatenate_datasets(parts)
     _check(data, split, training)
     if data.name == "scenes":
         count, content, row = _scenes(data, split)

@@ -53,6 +53,8 @@ class GameTask(Task):
         if config.speaker.context and not config.speaker.units:
             self.named = audiences.named_hits(self.listeners, self.data, config.game.candidates, config.seed)
             self.held_named = audiences.named_hits(self.held_listeners, self.held, config.game.candidates, config.seed)
+        # Of several sets, scenes are told from scenes, and others from others: else one word for the set would do.
+        self.scene = np.array([bool(r) for r in self.data["record"]]) if "+" in config.data.name else None
         self.neighbours = None
         if config.game.distractors == "hard":
             if not isinstance(self.listeners[0], ClipListener):
@@ -70,9 +72,17 @@ class GameTask(Task):
         targets = np.repeat(index, m)
         if self.neighbours is not None:
             drawn = game.draw_hard(targets, self.neighbours, c, *key)
+        elif self.config.game.distractors == "in_batch":
+            drawn = game.draw_candidates(targets, index, c, *key)
+        elif self.scene is None:
+            drawn = game.draw_candidates(targets, np.arange(len(self.data)), c, *key)
         else:
-            pool = index if self.config.game.distractors == "in_batch" else np.arange(len(self.data))
-            drawn = game.draw_candidates(targets, pool, c, *key)
+            drawn = torch.empty(len(targets), c, dtype=torch.long)
+            for scene in True, False:
+                mine = self.scene[targets] == scene
+                if mine.any():
+                    drawn[mine] = game.draw_candidates(targets[mine], np.flatnonzero(self.scene == scene), c, *key,
+                                                       "scenes" if scene else "others")
         return drawn.unflatten(0, (-1, m))
 
     def audience(self, step: int) -> Float[Tensor, "L B"]:

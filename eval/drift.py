@@ -315,7 +315,7 @@ def panel(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> 
     heard = _heard(run, dataset, torch.tensor(picks["pools"]), rewritten)
     picks |= {name: {"texts": texts} for name, texts in rewritten.items()}
     references = [list(row) for row in dataset["captions"]]
-    records = [json.loads(r) for r in dataset["record"] if r]
+    records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     for name, row in speakers.items():
         texts = said[name]["texts"]
         row["no_doubled_word"] = mean_and_error(no_doubled_word(texts))

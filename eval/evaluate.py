@@ -55,7 +55,7 @@ def speak(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, Any]]:
             base = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
             kl.append((((logp - base) * mask).sum(1)).cpu())
         said[name] = {"texts": texts, "kl": torch.cat(kl)}
-    records = [json.loads(r) for r in dataset["record"] if r]
+    records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     if records:
         said["ground truth"] = {"texts": [scenes.full_caption(r) for r in records]}
         if run.config.oracle:

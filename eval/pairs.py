@@ -247,8 +247,8 @@ def results_page(folder: Path) -> str:
     others = [(path, read_json(path).get("command")) for name in ("transfer", "audiences", "tournament")
               for path in sorted((folder.parent / name).glob("*.json"))]
     if others:
-        lines += ["", "## Other figures", "", "Made from the runs in `runs/pairs` and of `configs/audiences.yaml` by these "
-                  "commands; the README says what they show.", ""]
+        lines += ["", "## Other figures", "", "Made from the runs in `runs/pairs` and of `configs/audiences.yaml` by "
+                  "these commands; the README says what they show.", ""]
         lines += [f"- [{path.stem}](results/{path.parent.name}/{path.name}): `{command}`" for path, command in others]
     return "\n".join(lines) + "\n"
 

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 
-from dixit import game
+from dixit import game, tasks
 from dixit.common import DixitError
 from dixit.config import TrainConfig, load_config
+from dixit.data import fingerprint, load
 from dixit.listeners import score_all
 from dixit.runs import load_run
 from dixit.train import checkpoints, learning_rate, trained_weights
@@ -279,6 +282,27 @@ def test_the_reward_is_the_mean_over_pools(home, train, tmp_path):
     single = [game.listener_reward("sub_logp", score_all(task.listeners, texts, one), task.weights)
               for one in pools.repeat_interleave(2, 0).unbind(1)]
     torch.testing.assert_close(whole, torch.stack(single).mean(0))
+
+
+def test_of_two_sets_each_image_is_told_from_its_own(home, train, tmp_path):
+    """Scenes and a folder of images: rows in order, the same for every process, distractors of the target's set."""
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(folder / f"red {i}.png")
+    (tmp_path / "images" / "validation").mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 32), (0, 60 * i, 0)).save(tmp_path / "images" / "validation" / f"green {i}.png")
+    config = load_config(home.game_config, [f"out={tmp_path / 'run'}", "data.name=scenes+folder",
+                                            f"data.path={tmp_path / 'images'}", "game.pools=3"])
+    task = tasks.GameTask(config, Accelerator(cpu=True))
+    assert len(task.data) == 70 and [bool(r) for r in task.data["record"]] == [True] * 64 + [False] * 6
+    assert fingerprint(task.data) == fingerprint(load(config.data, "train"))
+    pools = task.candidates(3, np.array([2, 69, 64, 63]))
+    assert (pools[[0, 3]] < 64).all() and (pools[[1, 2]] >= 64).all() and pools[:, 0, 0].tolist() == [2, 69, 64, 63]
+    assert all(len(set(row)) == 4 for row in pools.flatten(0, 1).tolist())
+    train(home.game_config, tmp_path / "run", "data.name=scenes+folder", f"data.path={tmp_path / 'images'}")
+    assert len(lines(tmp_path / "run")) == 4
 
 
 def test_a_batch_that_does_not_divide_is_refused(home, train, tmp_path):
