@@ -35,16 +35,19 @@ from eval import metrics
 
 
 @torch.no_grad()
-def speak(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Greedy captions of every image by the base and the trained speaker, and written ones.
+def speak(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the base
+    speaker's, if they are known.
 
     Returns speaker name -> {"texts", "kl"}, kl being the log-probability of each caption under its speaker
     minus that under the base speaker.
     """
     store = patch_features(run.clip, dataset, "colour")
-    said: dict[str, dict[str, Any]] = {}
+    said: dict[str, dict[str, Any]] = {} if base is None else {"base": {"texts": base, "kl": torch.zeros(len(base))}}
     speaker = run.speaker
-    modules = {"base": run.base, "trained": speaker.trained} if run.base is not None else {"trained": speaker.trained}
+    modules = {"trained": speaker.trained}
+    if run.base is not None and base is None:
+        modules = {"base": run.base, **modules}
     batch = run.config.eval.batch
     for name, module in modules.items():
         texts, kl = [], []
@@ -52,8 +55,8 @@ def speak(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, Any]]:
             patches = torch.from_numpy(np.asarray(store[start:start + batch], dtype=np.float32)).to(speaker.device)
             tokens, mask, logp = speaker.sample(module(patches))
             texts += speaker.decode(tokens, mask)
-            base = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
-            kl.append((((logp - base) * mask).sum(1)).cpu())
+            under = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
+            kl.append((((logp - under) * mask).sum(1)).cpu())
         said[name] = {"texts": texts, "kl": torch.cat(kl)}
     records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     if records:

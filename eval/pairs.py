@@ -27,8 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from tqdm import tqdm
 
+from dixit.clip import patch_features
 from dixit.common import (
     DixitError,
     atomic_write_text,
@@ -40,10 +42,12 @@ from dixit.common import (
     write_json,
 )
 from dixit.config import load_config
+from dixit.data import fingerprint
 from dixit.game import draw_candidates, gap, hits
 from dixit.listeners import make_listeners, score_all
-from dixit.runs import load_run
+from dixit.runs import LoadedRun, load_run
 from dixit.scenes import full_caption, oracle_caption
+from eval.audiences import greedy
 from eval.baselines import untrained_speakers
 from eval.drift import panel, word_shift
 from eval.evaluate import dataset_of, speak, weights_of
@@ -86,6 +90,17 @@ def variant(pair: str, changes: list[str]) -> str:
     return "+".join([pair, *changes]).replace("/", "_")
 
 
+def known(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
+    """The captions of a run's base speaker, which are the same for all pairs of a seed: kept in a file."""
+    key = {"base": run.config.speaker.init, "images": fingerprint(dataset)}
+    found = read_json(path) if path.is_file() else {}
+    if found.get("key") != key:
+        assert run.base is not None
+        found = {"key": key, "texts": greedy(run, run.base, patch_features(run.clip, dataset, "colour"), None)}
+        write_json(path, found)
+    return found["texts"]
+
+
 def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool, changes: list[str],
          baselines: bool) -> dict[str, Any]:
     """Train (or go on training) and evaluate one pair with one seed."""
@@ -97,7 +112,7 @@ def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool, changes: l
     began = time.perf_counter()
     run = load_run(out)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
-    said = speak(run, dataset)
+    said = speak(run, dataset, known(runs / f"base_{seed}_said.json", run, dataset))
     if baselines:
         said |= untrained_speakers(run, dataset)
     drift, picks = panel(run, dataset, said)

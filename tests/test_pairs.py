@@ -14,7 +14,7 @@ from dixit import game
 from dixit.listeners import make_listeners
 from dixit.runs import load_run
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
-from eval.evaluate import dataset_of
+from eval.evaluate import dataset_of, measure, speak
 from eval.pairs import ceilings, cell, over_seeds, results_page, summary, variant
 
 
@@ -66,6 +66,10 @@ def test_a_cell_of_a_trained_run(home, game_run, tmp_path):
     found = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)
     again = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)
     assert found["figures"] == again["figures"]
+    run = load_run(game_run)
+    fresh, _ = measure(run, dataset_of(run, run.config.data, "test", 24), speak(run, dataset_of(
+        run, run.config.data, "test", 24)))  # the base speaker's captions are kept, and are what it says
+    assert found["figures"]["base"]["training/gap"] == fresh["base"]["training/gap"]
     change = found["figures"]["trained"]["training/gap_over_base"]["mean"]
     gaps = [found["figures"][speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
     assert change == pytest.approx(gaps[0] - gaps[1], abs=1e-6)
