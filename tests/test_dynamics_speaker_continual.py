@@ -12,7 +12,7 @@ import yaml
 
 from dixit.common import DixitError
 from dixit.runs import patch_batch
-from eval.dynamics.speaker import continual, forgetting, similarity
+from eval.dynamics.speaker import continual, forgetting, similarity, sluggish
 from eval.dynamics.speaker.measure import accelerator, new_adapter
 from eval.dynamics.speaker.similarity import Expansion, FirstOrder, Plan
 
@@ -143,6 +143,14 @@ def test_no_such_condition():
     with pytest.raises(DixitError, match="'none sluggish' is no condition"):
         continual.condition("none sluggish")
     assert continual.condition("hebbian_gate+sluggish interleaved lag=0.1")[-1] == "continual.sluggish=0.1"
+
+
+def test_the_sweep_of_lags_runs(home, game, caption_run, tmp_path):
+    settings = dataclasses.replace(sluggish.TINY, game=str(game), init=str(caption_run))
+    found, figure = sluggish.run(settings, 1, tmp_path)
+    assert "hebbian_gate+sluggish interleaved lag=0.1: mean gap that the lag costs (null: 0)" in {f.name for f in found}
+    cells = [json.loads((folder / "cell.json").read_text())["values"] for folder in sorted(tmp_path.glob("*_0"))]
+    assert len(cells) == 2 and cells[0] != cells[1] and len(figure.axes) == 6
 
 
 def test_what_a_lagging_context_costs():

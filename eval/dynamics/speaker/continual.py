@@ -11,14 +11,14 @@ audience or with the one that hinders. Node-wise measures follow Lee, Goldt, Sax
 
 The practical claim, its bars declared before the runs: Hebbian gating keeps 90 % of every earlier audience's gap, where
 plain training loses a third, at a cost of at most 5 % of the newest audience's gap. Controls: names that are not
-centred (no gate should form), and audiences interleaved (nothing to forget). A context that lags (lag=0.1: a tenth of
-it is new in each round) is tried where audiences are interleaved, for there it mixes them up.
+centred (no gate should form), and audiences interleaved (nothing to forget).
 
 A gap is that of greedy captions on few held-out images; the reward of sampled captions over the last steps of the
 newest audience's training, on many images, is given beside it. Each training is kept in OUT/continual/CONDITION_SEED/
 cell.json and is not run again unless its settings change: a measurement may be stopped and run again, and seeds or
 conditions may be added. Remedies whose first block is that of another condition begin at its end. Sizes and rates are
-[stand-in]. Leaves out what the likeness of audiences does (similarity.py), and listeners that change.
+[stand-in]. Leaves out what the likeness of audiences does (forgetting.py, similarity.py), lagging contexts
+where audiences are interleaved (sluggish.py), and listeners that change.
 
 Shapes: n held-out images, A audiences, L listeners, C candidates, H units of all layers, D LLM width.
 """
@@ -61,8 +61,7 @@ from eval.dynamics.teacher_student import entropy, reuse
 # ---- setting ---------------------------------------------------------------------------------------------
 
 CONDITIONS = ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish", "hebbian_gate uncentred",
-              "none interleaved", "hebbian_gate interleaved", *(f"hebbian_gate+sluggish interleaved lag={share}"
-                                                                 for share in (0.03, 0.1, 0.3)))
+              "none interleaved")
 SAME_START = {"replay": "none", "ewc_nodes": "none", "hebbian_gate+sluggish": "hebbian_gate"}  # their first block
 
 
