@@ -104,7 +104,7 @@ def test_forgetting_against_similarity_in_the_game(home, game, caption_run, tmp_
     settings = dataclasses.replace(forgetting.TINY, game=str(game), init=str(caption_run))
     found, figure = forgetting.run(settings, 1, tmp_path)
     values = {f.name: f.values[0] for f in found}
-    assert len(values) == len(found) and len(figure.axes) == 3 and not list(tmp_path.glob("*/checkpoints"))
+    assert len(values) == len(found) and len(figure.axes) == 6 and not list(tmp_path.glob("*/checkpoints"))
     for what, opposite in ("gradient", -1), ("features", 1), ("readout", 1):  # the same captions, the reward reversed
         assert values[f"similarity before training, {what}, by design 1"] == pytest.approx(1, abs=1e-5)
         assert values[f"similarity before training, {what}, by design -1"] == pytest.approx(opposite, abs=1e-5)

@@ -12,7 +12,8 @@ heads, one map out of the units for each audience and no name (after Lee et al. 
 are half alike or half opposed: like and opposite ones want the same features, unlike ones other features). The control
 are private heads of units that come in pairs of opposite effect, large from the start, so that no unit waits to be used
 (that should go). Forgetting is the first audience's gap after its own block less that at the end; re-use is the
-overlap of the units' shares, as in continual.py, whose trainings these are, kept and taken up again likewise.
+overlap of the units' shares, as in continual.py, whose trainings these are, kept and taken up again likewise. The
+geometry of the prefix is given at every observation, means over the second audiences.
 
 Bars declared before the runs: .05 of gap for half against whole likeness, .1 from like to opposite audiences.
 Sizes and rates are those of continual.py [stand-in]. Leaves out remedies (continual.py), and similarity that is set
@@ -24,9 +25,10 @@ Shapes: A audiences, n held-out images, H units of a layer, W width of the adapt
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +43,9 @@ from dixit.config import Config
 from dixit.listeners import score_all
 from dixit.runs import patch_batch
 from eval.dynamics.speaker.continual import TINY as TINY_GAME
-from eval.dynamics.speaker.continual import ContinualGame, Records, config_of, learn
+from eval.dynamics.speaker.continual import ContinualGame, Records, config_of, learn, tells
 from eval.dynamics.speaker.continual import Settings as GameSettings
-from eval.dynamics.speaker.measure import Finding, accelerator, new_adapter
+from eval.dynamics.speaker.measure import Finding, accelerator, curve, new_adapter
 
 ARMS = ("one head", "private heads", "private heads, paired")
 SECOND = {1.0: ("colours", "shapes"), 0.5: ("colours", "places"), 0.0: ("textures", "sizes"),
@@ -178,6 +180,16 @@ def alike(one: list[Float[Tensor, "W H"]], other: list[Float[Tensor, "W H"]]) ->
 # ---- findings --------------------------------------------------------------------------------------------
 
 
+def geometry_of(records: Records, arm: str, levels: list[str]) -> dict[str, Float[np.ndarray, "seeds times"]]:
+    """The geometry of the prefix at every observation, means over levels."""
+    def over_levels(of: Callable[[list[list[dict[str, float]]]], np.ndarray]) -> Float[np.ndarray, "seeds times"]:
+        return np.mean([of(records[f"{arm}, {level}"]) for level in levels], 0)
+
+    return {**{f"variance of audience {j + 1}'s prefix by what serves less that by what hinders":
+               over_levels(partial(tells, audience=j)) for j in range(2)},
+            "dimensions of the prefix": over_levels(partial(curve, name="dimensions of the prefix"))}
+
+
 def findings(settings: Settings, records: Records, estimates: list[dict[str, dict[str, float]]]) -> list[Finding]:
     """`records` by "ARM, LEVEL", `estimates` a seed each: level -> how alike, before training."""
     levels, found = [f"{level:g}" for level in settings.levels], []
@@ -206,6 +218,9 @@ def findings(settings: Settings, records: Records, estimates: list[dict[str, dic
                               "(null: 0)", lost[:, half].mean(1) - lost[:, ~half].mean(1), 0.0, 0.05,
                               "half-alike audiences forget each other most: interleave those",
                               "half-alike audiences are not the worst case")]
+        for i, line in enumerate(records[f"{arm}, {levels[0]}"][0]):
+            for what, over in geometry_of(records, arm, levels).items():
+                found += [Finding(f"{arm}, step {line['step']:g}: {what}", over[:, i])]
         found += [Finding(f"{arm}: forgetting by opposite audiences over that by like ones (null: 0)",
                           lost[:, -1] - lost[:, 0], 0.0, 0.1, "the less alike audiences are, the more is forgotten",
                           "unlike audiences do not forget each other more than like ones")]
@@ -213,8 +228,8 @@ def findings(settings: Settings, records: Records, estimates: list[dict[str, dic
 
 
 def draw(settings: Settings, records: Records, estimates: list[dict[str, dict[str, float]]]) -> Figure:
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    (left, middle, right), below = figure.subplots(2, 3)
     measured = [np.mean([one[f"{level:g}"]["gradient"] for one in estimates]) for level in settings.levels]
     for arm in settings.conditions:
         cells = [records[f"{arm}, {level:g}"] for level in settings.levels]
@@ -223,6 +238,12 @@ def draw(settings: Settings, records: Records, estimates: list[dict[str, dict[st
         used = np.array([[one[-1]["reuse"] for one in cell] for cell in cells])
         for axis, x, y in (left, settings.levels, lost), (middle, measured, lost), (right, settings.levels, used):
             axis.errorbar(x, y.mean(1), y.std(1) / y.shape[1] ** 0.5, fmt="-o", capsize=2, label=arm)
+        steps = [line["step"] for line in cells[0][0]]
+        for axis, (what, over) in zip(below, geometry_of(records, arm, [f"{x:g}" for x in settings.levels]).items(),
+                                      strict=True):
+            axis.errorbar(steps, over.mean(0), over.std(0) / len(over) ** 0.5, capsize=2, label=arm)
+            axis.set(title=what, xlabel="step")
+            axis.title.set_fontsize(8)
     left.set(title="forgetting of the first audience", xlabel="similarity, by design")
     middle.set(title="the same", xlabel="similarity, cosine of policy gradients before training")
     right.set(title="re-use of units", xlabel="similarity, by design")
