@@ -199,6 +199,13 @@ def geometry_of(records: Records, arm: str, levels: list[str]) -> dict[str, Floa
             "dimensions of the prefix": over_levels(partial(curve, name="dimensions of the prefix"))}
 
 
+def outcome(settings: Settings, cells: list[list[list[dict[str, float]]]]) -> list[Float[np.ndarray, "seeds levels"]]:
+    """Of the trainings at each level: the first audience's gap after its block, what it has lost at the end, re-use."""
+    own = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block) for one in cell] for cell in cells]).T
+    end, used = (np.array([[one[-1][what] for one in cell] for cell in cells]).T for what in ("gap/0", "reuse"))
+    return [own, own - end, used]
+
+
 def findings(settings: Settings, records: Records, estimates: list[dict[str, dict[str, float]]]) -> list[Finding]:
     """`records` by "ARM, LEVEL", `estimates` a seed each: level -> how alike, before training."""
     levels, found = [f"{level:g}" for level in settings.levels], []
@@ -207,13 +214,9 @@ def findings(settings: Settings, records: Records, estimates: list[dict[str, dic
         found += [Finding(f"similarity before training, {what}, by design {level}", rows[:, i])
                   for i, level in enumerate(levels)]
     for arm in settings.conditions:
-        own = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block)
-                         for one in records[f"{arm}, {level}"]] for level in levels]).T  # (seeds, levels)
-        end = np.array([[one[-1]["gap/0"] for one in records[f"{arm}, {level}"]] for level in levels]).T
+        own, lost, used = outcome(settings, [records[f"{arm}, {level}"] for level in levels])
         second = np.array([[one[-1]["gap/1"] - one[0]["gap/1"] for one in records[f"{arm}, {level}"]]
                            for level in levels]).T
-        used = np.array([[one[-1]["reuse"] for one in records[f"{arm}, {level}"]] for level in levels]).T
-        lost = own - end
         found += [Finding(f"{arm}: gap of the first audience after its block", own[:, 0])]
         found += [Finding(f"{arm}, {level}: forgetting", lost[:, i]) for i, level in enumerate(levels)]
         found += [Finding(f"{arm}, {level}: gap gained by the second audience", second[:, i])
@@ -228,8 +231,9 @@ def findings(settings: Settings, records: Records, estimates: list[dict[str, dic
                               "half-alike audiences forget each other most: interleave those",
                               "half-alike audiences are not the worst case")]
         if not arm.startswith("private"):
+            shapes = geometry_of(records, arm, levels)
             for i, line in enumerate(records[f"{arm}, {levels[0]}"][0]):
-                for what, over in geometry_of(records, arm, levels).items():
+                for what, over in shapes.items():
                     if "audience 2" not in what or line["step"] > settings.block:  # the first block knows one second
                         found += [Finding(f"{arm}, step {line['step']:g}: {what}", over[:, i])]
         found += [Finding(f"{arm}: forgetting by opposite audiences over that by like ones (null: 0)",
@@ -244,11 +248,9 @@ def draw(settings: Settings, records: Records, estimates: list[dict[str, dict[st
     measured = [np.mean([one[f"{level:g}"]["gradient"] for one in estimates]) for level in settings.levels]
     for arm in settings.conditions:
         cells = [records[f"{arm}, {level:g}"] for level in settings.levels]
-        lost = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block) - one[-1]["gap/0"]
-                          for one in cell] for cell in cells])
-        used = np.array([[one[-1]["reuse"] for one in cell] for cell in cells])
+        _, lost, used = outcome(settings, cells)
         for axis, x, y in (left, settings.levels, lost), (middle, measured, lost), (right, settings.levels, used):
-            axis.errorbar(x, y.mean(1), y.std(1) / y.shape[1] ** 0.5, fmt="-o", capsize=2, label=arm)
+            axis.errorbar(x, y.mean(0), y.std(0) / len(y) ** 0.5, fmt="-o", capsize=2, label=arm)
         steps = [line["step"] for line in cells[0][0]]
         if arm.startswith("private"):
             continue
