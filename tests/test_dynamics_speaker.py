@@ -90,6 +90,11 @@ def test_command_and_report(home, tmp_path):
     page = (tmp_path / "place" / "DYNAMICS.md").read_text()
     assert "## bias_free\n\n### On the speaker" in page and "results/dynamics/speaker/bias_free.png" in page
     assert (tmp_path / "place" / "results" / "dynamics" / "speaker" / "bias_free.png").is_file()
+    (tmp_path / "run").rename(tmp_path / "bias_free_long")  # a variant stands beside the first run
+    report([tmp_path / "bias_free_long"], tmp_path / "place")
+    page = (tmp_path / "place" / "DYNAMICS.md").read_text()
+    assert "## bias_free\n" in page and "## bias_free_long\n" in page and page.count("A variant of bias_free.") == 1
+    assert page.count(bias_free.__doc__.strip()) == 1 and "results/dynamics/speaker/bias_free_long.png" in page
     with pytest.raises(DixitError, match="on the speaker; did you mean 'rich'"):
         find_probe("ritch", "speaker")
     assert "speaker" not in probe_names() and "measure" not in probe_names("speaker")

@@ -4,6 +4,7 @@
     python -m eval.dynamics NAME | all            run: a table, FOLDER/NAME/results.json, NAME.png and NAME.svg
     python -m eval.dynamics NAME --on speaker     measure the same on the real speaker: FOLDER/speaker/NAME/...
     python -m eval.dynamics report [FOLDER ...]   keep finished runs in eval/results/dynamics; write eval/DYNAMICS.md
+                                                  (a folder NAME_ANYTHING is kept beside NAME, not in its place)
 
 Many processes share the networks: `accelerate launch -m eval.dynamics NAME --seeds 64`.
 Exit code 1 if a claim fails, 2 on bad input. A probe is any module of this package with `Settings` and `run`
@@ -89,14 +90,16 @@ def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, o
 
 def report(runs: list[Path], place: Path = EVAL) -> None:
     """Take finished runs over into PLACE/results/dynamics (those on the speaker into its folder speaker) and write
-    PLACE/DYNAMICS.md from all that is there."""
+    PLACE/DYNAMICS.md from all that is there. A run whose folder is called NAME_ANYTHING is a variant of probe NAME."""
     kept = place / "results" / "dynamics"
     for run in runs:
         results = read_json(run / "results.json")
-        to = kept / "speaker" if "findings" in results else kept
-        write_json(to / f"{results['probe']}.json", results)
-        with atomic_path(to / f"{results['probe']}.png") as temporary:
-            shutil.copyfile(run / f"{results['probe']}.png", temporary)
+        probe = results["probe"]
+        to = (kept / "speaker" if "findings" in results else kept) / (
+            run.name if run.name.startswith(f"{probe}_") else probe)
+        write_json(to.with_suffix(".json"), results)
+        with atomic_path(to.with_suffix(".png")) as temporary:
+            shutil.copyfile(run / f"{probe}.png", temporary)
     text = ("# Learning dynamics\n\nTheory over simulation, from one run each; written by `python -m eval.dynamics "
             "report` from\n`eval/results/dynamics`. Of curves and of several seeds the worst entry is shown. A section "
             "\"On the speaker\" measures\nthe same on the real one, where no theory passes or fails.\n")
@@ -106,8 +109,10 @@ def report(runs: list[Path], place: Path = EVAL) -> None:
             path = kept / on / f"{name}.json"
             if path.is_file():
                 results = read_json(path)
+                about = (f"A variant of {results['probe']}." if name != results["probe"]
+                         else (find_probe(name, on).__doc__ or "").strip())
                 shown = measure.table(results["findings"]) if on else table(results["claims"])
-                text += (f"{_title(on)}\n{_about(name, on, results)}\n\n{shown}\n\n"
+                text += (f"{_title(on)}\n{about}\n\n{_how(results)}\n\n{shown}\n\n"
                          f"![{name}: {alt}]({path.relative_to(place).with_suffix('.png').as_posix()})\n")
     atomic_write_text(place / "DYNAMICS.md", text)
     print(f"written to {place / 'DYNAMICS.md'}")
@@ -117,11 +122,10 @@ def _title(on: str) -> str:
     return "\n### On the speaker\n" if on else ""
 
 
-def _about(name: str, on: str, results: dict[str, Any]) -> str:
-    """What a probe is about, and how it was run."""
+def _how(results: dict[str, Any]) -> str:
+    """How a probe was run."""
     settings = ", ".join(f"{k} {v}" for k, v in results["settings"].items())
-    return (f"{(find_probe(name, on).__doc__ or '').strip()}\n\n"
-            f"`{results['command']}` ({len(results['seeds'])} seeds, "
+    return (f"`{results['command']}` ({len(results['seeds'])} seeds, "
             f"{results['wall_seconds']} s wall, {results['cpu_seconds']} s CPU, commit {results['commit']})\n\n"
             f"Settings: {settings}.")
 
