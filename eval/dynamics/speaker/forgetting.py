@@ -243,8 +243,9 @@ def findings(settings: Settings, records: Records, estimates: list[dict[str, dic
 
 
 def draw(settings: Settings, records: Records, estimates: list[dict[str, dict[str, float]]]) -> Figure:
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    (left, middle, right), below = figure.subplots(2, 3)
+    rows = 1 + any(not arm.startswith("private") for arm in settings.conditions)  # the second is of one head only
+    figure = Figure(figsize=(13, 4 * rows), layout="constrained")
+    (left, middle, right), *rest = figure.subplots(rows, 3, squeeze=False)
     measured = [np.mean([one[f"{level:g}"]["gradient"] for one in estimates]) for level in settings.levels]
     for arm in settings.conditions:
         cells = [records[f"{arm}, {level:g}"] for level in settings.levels]
@@ -254,7 +255,7 @@ def draw(settings: Settings, records: Records, estimates: list[dict[str, dict[st
         steps = [line["step"] for line in cells[0][0]]
         if arm.startswith("private"):
             continue
-        for axis, (what, over) in zip(below, geometry_of(records, arm, [f"{x:g}" for x in settings.levels]).items(),
+        for axis, (what, over) in zip(rest[0], geometry_of(records, arm, [f"{x:g}" for x in settings.levels]).items(),
                                       strict=True):
             axis.errorbar(steps, over.mean(0), over.std(0) / len(over) ** 0.5, capsize=2, label=arm)
             axis.set(title=what, xlabel="step")
