@@ -358,7 +358,7 @@ def shift_table(shift: dict[str, list[tuple[str, float, int, int]]]) -> str:
 
 
 def frontier(path: Path, points: list[tuple[str, dict[str, Any]]]) -> None:
-    """A PNG of each run's gap against its drift (KL to base, and perplexity over the base speaker's).
+    """A PNG of each run's gap against its drift: KL to base, perplexity over the base speaker's, and true claims.
 
     `points` are labels and the figures of trained speakers; held-out gaps are hollow.
     """
@@ -366,20 +366,23 @@ def frontier(path: Path, points: list[tuple[str, dict[str, Any]]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for axis, key, title in zip(axes, ("kl_to_base", "perplexity_ratio"), (
-            "KL to the base speaker, nats per greedy caption", "perplexity over the base speaker's"), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained", sharey=True)
+    for axis, key, title in zip(axes, ("kl_to_base", "perplexity_ratio", "faithful/words"), (
+            "KL to the base speaker, nats per greedy caption", "perplexity over the base speaker's",
+            "share of claims that are true"), strict=True):
         for i, (label, row) in enumerate(points):
+            if key not in row:
+                continue  # images without records
             x = row[key]["mean"] if isinstance(row[key], dict) else row[key]
             for gap, fill in ("training/gap", f"C{i % 10}"), ("heldout/gap", "white"):
                 if gap in row:
                     axis.errorbar(x, row[gap]["mean"], row[gap]["se"], marker="o", color=f"C{i % 10}",
-                                  markerfacecolor=fill, capsize=2)
-            axis.annotate(label, (x, row["training/gap"]["mean"]), xytext=(5, 5), textcoords="offset points",
-                          fontsize=8)
+                                  markerfacecolor=fill, capsize=2, linestyle="none",
+                                  label=label if gap == "training/gap" else None)
         axis.set(xlabel=title)
         axis.margins(x=0.25)
     axes[0].set(ylabel="gap (filled: training, hollow: held-out listeners)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
