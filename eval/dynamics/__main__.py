@@ -95,10 +95,10 @@ def report(runs: list[Path], place: Path = EVAL) -> None:
     for run in runs:
         results = read_json(run / "results.json")
         probe = results["probe"]
-        to = (kept / "speaker" if "findings" in results else kept) / (
-            run.name if run.name.startswith(f"{probe}_") else probe)
-        write_json(to.with_suffix(".json"), results)
-        with atomic_path(to.with_suffix(".png")) as temporary:
+        to = kept / "speaker" if "findings" in results else kept
+        name = run.name if run.name.startswith(f"{probe}_") else probe
+        write_json(to / f"{name}.json", results)
+        with atomic_path(to / f"{name}.png") as temporary:
             shutil.copyfile(run / f"{probe}.png", temporary)
     text = ("# Learning dynamics\n\nTheory over simulation, from one run each; written by `python -m eval.dynamics "
             "report` from\n`eval/results/dynamics`. Of curves and of several seeds the worst entry is shown. A section "

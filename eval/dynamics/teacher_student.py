@@ -564,7 +564,8 @@ def lead(one: Float[np.ndarray, "R"], other: Float[np.ndarray, "R"]) -> float:
 
 def start_claims(settings: Settings, found: dict[str, Curves]) -> list[Claim]:
     """The start decides whether forgetting peaks at an intermediate similarity."""
-    small, equal, claims = found["small"], found["heads 1"], []
+    small, equal, wide, large = (found[start.name] for start in STARTS)
+    claims = []
     for name, time in ("early", settings.early), ("late", settings.time):
         values = small.at(time)
         top = values[:, values.mean(0).argmax()]
@@ -591,14 +592,13 @@ def start_claims(settings: Settings, found: dict[str, Curves]) -> list[Claim]:
               equal.at(settings.time)[:, 0] - equal.at(settings.time)[:, -1], kind="at_least", source="our bar"),
         Claim("heads 1: entropy of the nodes at the switch", 0.99, equal.entropy, kind="at_least",
               source="both nodes learn the same"),
-        Claim("wide features: V of most forgetting, early", 0.5, found["wide features"].peak(
-            found["wide features"].at(settings.early)), 0.1 + 1e-9, source="other code, other draws"),
-        Claim("wide features: V of most forgetting, late", 0.15, found["wide features"].peak(
-            found["wide features"].at(settings.time)), 0.05 + 1e-9, source="other code, other draws")]
+        Claim("wide features: V of most forgetting, early", 0.5, wide.peak(wide.at(settings.early)), 0.1 + 1e-9,
+              source="other code, other draws"),
+        Claim("wide features: V of most forgetting, late", 0.15, wide.peak(wide.at(settings.time)), 0.05 + 1e-9,
+              source="other code, other draws")]
     for name in "small", "wide features", "large":
         claims.append(Claim(f"{name} start: mean entropy of the nodes at the switch", 0.0, found[name].entropy.mean(),
                             kind="report"))
-    large = found["large"]
     claims.append(Claim("large start: V of most forgetting, late", 0.0, large.peak(large.at(settings.time)),
                         kind="report"))
     return claims
