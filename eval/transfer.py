@@ -4,7 +4,8 @@ The speaker plays with the same listeners on images it was never trained on: pho
 CIFAR-10 (test), scenes with held-out combinations, or any folder of images. Accuracies and gap with 95 % intervals
 (bootstrap over images), among random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds
 of one experiment: an image counts once, with its mean over them. Writes transfer.json, transfer_captions.json and
-transfer.png and prints a table at 10 candidates.
+transfer.png and prints a table at 10 candidates. `--baselines` adds the speakers that ask the listeners and train
+nothing (eval/baselines.py).
 
 `trained_minus_this` is the trained speaker's gap minus that of the row's speaker, paired: same images, same pools. It
 is significant where its interval leaves out 0; no correction is made for how many are looked at. The intervals stand
@@ -41,6 +42,7 @@ from dixit.data import OTHERS, open_data
 from dixit.listeners import ClipListener, make_listeners, score_all
 from dixit.runs import LoadedRun, load_run
 from eval import metrics
+from eval.baselines import untrained_speakers
 from eval.evaluate import speak, write_results
 
 KINDS = ("random", "hard")
@@ -242,6 +244,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", metavar="SET",
                         help=f"{', '.join(OTHERS)}, or folder:PATH (default: all four; combos only for scenes)")
     parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
+    parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
     arguments = parser.parse_intermixed_args()
     if arguments.pools < 1:
@@ -263,7 +266,10 @@ def main() -> None:
     captions: dict[str, list] = {}
     for name, dataset in opened.items():
         print(f"{name}: {len(dataset)} images")
-        captions[name] = [{who: spoken["texts"] for who, spoken in speak(run, dataset).items()} for run in runs]
+        captions[name] = []
+        for run in runs:
+            said = speak(run, dataset) | (untrained_speakers(run, dataset) if arguments.baselines else {})
+            captions[name].append({who: spoken["texts"] for who, spoken in said.items()})
         rows = measure(captions[name], dataset, groups, arguments.pools, config.eval.seed, runs[0].speaker.device)
         skipped = {str(size): f"more candidates than the {len(dataset)} images of {name}"
                    for size in SIZES if size > len(dataset)}

@@ -220,7 +220,7 @@ def done(game_run, command, tmp_path_factory) -> tuple[Path, str]:
     text = (second / "config.yaml").read_text()
     assert "\nseed: 0\n" in text
     (second / "config.yaml").write_text(text.replace("\nseed: 0\n", "\nseed: 1\n"))
-    found = command("-m", "eval.transfer", first, second, "--pools", 2, "--data", "combos",
+    found = command("-m", "eval.transfer", first, second, "--pools", 2, "--baselines", "--data", "combos",
                     f"folder:{photos(root / 'photos', 13)}", "eval.images=12")
     assert found.returncode == 0, found.stderr
     return first, found.stdout
@@ -230,15 +230,15 @@ def test_the_command_writes_every_set_size_speaker_and_group(done):
     run, printed = done
     result = json.loads((run / "transfer.json").read_text())
     assert result["command"].endswith("eval.images=12") and result["commit"] and result["wall_seconds"] > 0
-    figures = result["figures"]
+    figures, asking = result["figures"], {"best of 8", "contrastive decoding"}
     assert figures["pools_per_image"] == 2 and [r["seed"] for r in figures["runs"]] == [0, 1]
     (combos, there), (name, folder) = figures["data"].items()
     assert combos == "combos" and there["images"] == 8 and folder["images"] == 12 and name.startswith("folder:")
     assert set(there["pools"]) == {f"{kind}/{size}" for kind in ("random", "hard") for size in (2, 4)}
     assert set(there["skipped"]) == {"10", "32", "100"} and "pools of 10 skipped" in printed
     assert set(folder["pools"]) == {f"{kind}/{size}" for kind in ("random", "hard") for size in (2, 4, 10)}
-    assert set(there["pools"]["hard/4"]) == {"base", "trained", "ground truth", "oracle"}
-    assert set(folder["pools"]["hard/10"]) == {"base", "trained", "ground truth"}
+    assert set(there["pools"]["hard/4"]) == {"base", "trained", "ground truth", "oracle", *asking}
+    assert set(folder["pools"]["hard/10"]) == {"base", "trained", "ground truth", *asking}
     for result in (there, folder):
         for row in (row for speakers in result["pools"].values() for row in speakers.values()):
             for figure in row.values():
@@ -260,7 +260,7 @@ def test_the_printed_table_has_ten_candidates_and_intervals(done):
     assert lines[0].startswith("| data | candidates | speaker | training/accuracy/colour |")
     assert "| training/trained minus this |" in lines[0] and "heldout/gap" in lines[0]
     rows = [line.split(" | ") for line in lines[2:]]
-    who = ("base", "trained", "ground truth")
+    who = ("base", "trained", "ground truth", "best of 8", "contrastive decoding")
     assert [row[1:3] for row in rows] == [[kind, speaker] for kind in ("random", "hard") for speaker in who]
     assert all("[" in row[3] and row[0].startswith("| folder:") for row in rows)
 
