@@ -8,6 +8,7 @@ Shapes: S captions, C candidates, E embedding width, n images of the dataset.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -102,8 +103,9 @@ class ClipListener:
 
 
 class AttributeListener:
-    """Text only: it reads each scene's record. A word scores 1 where it is true of the scene and -1 where it is not;
-    words outside the scenes' vocabulary say nothing."""
+    """Text only: it reads each scene's record. A word scores 1 each time that it is said and there is one more thing
+    it is true of, and -1 each time that there is none: of one red circle, "a red ring and a red cross" says red once
+    truly and once falsely. Words outside the scenes' vocabulary say nothing."""
 
     SCALE = 3.0  # logits per word
 
@@ -112,16 +114,15 @@ class AttributeListener:
             raise DixitError(f"listener '{config.name}' reads scene records, and these images have none; "
                              "use kind: clip, or data.name: scenes")
         self.hearing = Hearing(config)
-        self.words = {word: i for i, word in enumerate(sorted(frozenset().union(*WORD_CLASSES.values())))}
-        truth = [[1.0 if word in true else -1.0 for word in self.words]
-                 for true in (scene_words(json.loads(record)) for record in dataset["record"])]
-        self.truth = torch.tensor(truth, device=device)  # (n, words)
+        self.words = sorted(frozenset().union(*WORD_CLASSES.values()))
+        true = [scene_words(json.loads(record)) for record in dataset["record"]]
+        self.truth = torch.tensor([[float(one[word]) for word in self.words] for one in true], device=device)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        said = torch.zeros(len(texts), len(self.words), device=self.truth.device)
-        for row, text in zip(said, texts, strict=True):
-            row[[self.words[w] for w in words(self.hearing.understood(text)) if w in self.words]] = 1.0
-        return self.SCALE * torch.einsum("sw,scw->sc", said, self.truth[candidates.to(self.truth.device)])
+        heard = [Counter(words(self.hearing.understood(text))) for text in texts]
+        said = torch.tensor([[float(one[word]) for word in self.words] for one in heard], device=self.truth.device)
+        true = torch.minimum(said[:, None], self.truth[candidates.to(self.truth.device)])  # (S, C, words)
+        return self.SCALE * (2 * true - said[:, None]).sum(-1)
 
 
 def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,

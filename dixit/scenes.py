@@ -11,6 +11,7 @@ between objects, and photographs.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -194,12 +195,12 @@ def oracle_caption(record: dict, attributes: set[str] | frozenset[str]) -> str:
     return _sentence([phrase(item, attributes) for item in inside or record["objects"]])
 
 
-def scene_words(record: dict) -> set[str]:
-    """Every word of the scenes' vocabulary that is true of a scene."""
-    true = {COUNTS[len(record["objects"]) - 1], record["background"]["texture"]}
+def scene_words(record: dict) -> Counter[str]:
+    """Every word of the scenes' vocabulary that is true of a scene, and of how many things in it."""
+    true = Counter([COUNTS[len(record["objects"]) - 1], record["background"]["texture"]])
     for item in record["objects"]:
-        true |= {item[k] for k in ("colour", "shape", "size", "texture")} | {item["shape"] + "s", item["shape"] + "es"}
-        true |= set(position(item["cell"]).split())
+        true.update([*(item[k] for k in ("colour", "shape", "size", "texture")), item["shape"] + "s",
+                     item["shape"] + "es", *position(item["cell"]).split()])
     return true
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -249,9 +250,16 @@ def test_a_listener_of_records_counts_true_words_against_false_ones(home):
     said = [words(t) for t in texts]
     truth = [scene_words(json.loads(r)) for r in scenes_["record"]]
     known = frozenset().union(*WORD_CLASSES.values())
-    expected = 3.0 * sum(1 if w in truth[7] else -1 for w in set(said[2]) & known)
+    left, expected = Counter(truth[7]), 0.0
+    for word in (w for w in said[2] if w in known):
+        expected += 3.0 if left[word] > 0 else -3.0
+        left[word] -= 1
     assert logits[2, 7] == expected
     assert (logits.diagonal() == logits.max(1).values).all()  # its own caption is true of a scene in every word
+    colour = next(w for w in truth[0] if w in scenes.COLOURS)  # once more than there are things of that colour
+    texts = [" ".join([colour] * times) for times in (truth[0][colour], truth[0][colour] + 1)]
+    few, many = listener.score(texts, torch.zeros(2, 1, dtype=torch.long)).squeeze(1)
+    assert few == 3.0 * truth[0][colour] and many == few - 3.0
     deaf = AttributeListener(scenes_, ListenerConfig("l", kind="attributes", domain="shape"))
     assert (deaf.score(["a red one", "a"], everyone.expand(2, -1)) == 0).all()
     with pytest.raises(DixitError, match="listener 'l' reads scene records"):
