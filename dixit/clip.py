@@ -1,8 +1,9 @@
 """CLIP models, all through open_clip, and the caches of what they compute.
 
 `load_clip` opens any open_clip model. `build_locked` assembles the default one: pretrained image and text
-towers stay locked and only the small heads on top are trained (LiT, Zhai et al. 2022). Patch features, image
-embeddings and text features of a dataset are computed once and memory-mapped.
+towers stay locked and only the small heads on top are trained (LiT, Zhai et al. 2022). One image tower, "cnn", is small
+and has seen nothing yet: it is trained along with its heads. Patch features, image embeddings and text features of a
+dataset are computed once and memory-mapped.
 
 Leaves out the training of the heads (warm_start.py) and what a listener makes of the embeddings (listeners.py).
 
@@ -44,8 +45,9 @@ from dixit.perception import perceive
 
 logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the root logger
 
-# Tower name -> (timm model, image mean, image standard deviation).
+# Tower name -> (timm model, image mean, image standard deviation). One without a timm model is trained from scratch.
 TOWERS = {
+    "cnn": ("", 0.5, 0.5),
     "lite0": ("tf_efficientnet_lite0", 127 / 255, 128 / 255),
     "lite1": ("tf_efficientnet_lite1", 127 / 255, 128 / 255),
     "lite2": ("tf_efficientnet_lite2", 127 / 255, 128 / 255),
@@ -90,6 +92,30 @@ class FinePatches(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Dv h w"]:
         maps = self._stages(images)
         return F.pad(maps, (0, 0, 0, 0, 0, self.num_features - maps.shape[1]))
+
+
+class SmallCnn(nn.Module):
+    """A trunk to be trained from random weights: convolutions down to the same grid as FinePatches."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256)):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in zip((3, *widths), widths, strict=False):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(8, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.num_features = widths[-1]
+        self.default_cfg = {"pool_size": (PATCHES, PATCHES)}  # read by open_clip's TimmModel
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "") -> None:
+        """open_clip asks for this; there is no classifier to reset."""
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Dv h w"]:
+        return self.layers(images)
+
+
+@register_model
+def dixit_cnn(pretrained: bool = False, **_: Any) -> SmallCnn:
+    return SmallCnn()
 
 
 @register_model
@@ -229,8 +255,9 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     folder = clip_dir(name) if not pretrained and tower_of(name) else Path(name)
     local = folder.is_dir()
     if tower_of(name) and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
+        config = "clip_cnn" if tower_of(name) == "cnn" else "clip"
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
-                         f"python scripts/train.py configs/clip.yaml clip.name={name}")
+                         f"python scripts/train.py configs/{config}.yaml clip.name={name}")
     weights = folder / "open_clip_model.safetensors"
     key = f"{name}-{pretrained}".replace("/", "-")
     if local and weights.is_file():
@@ -254,7 +281,8 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
 
 
 def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu") -> Clip:
-    """A CLIP of pretrained, locked towers with untrained heads. Its heads are `visual.head` and `text.proj`.
+    """A CLIP of pretrained, locked towers with untrained heads. Its heads are `visual.head` and `text.proj`. The image
+    tower "cnn" is untrained too (`visual.trunk`).
 
     `name` is a tower, or a tower and a word of one's own: "lite0-animals". Raises DixitError for an unknown tower
     or a missing asset.
@@ -278,10 +306,11 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
     folder = clip_dir(name)
     write_json(folder / "open_clip_config.json", config)
     model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True, device=device)
-    weights = load_file(asset(tower) / "model.safetensors")
-    named = {f"stem.{k}" if k.startswith(("conv_stem", "bn1")) else k: v for k, v in weights.items()}
     trunk: Any = model.visual.trunk
-    trunk.load_state_dict({k: named[k] for k in trunk.state_dict()}, strict=True)
+    if isinstance(trunk, FinePatches):
+        weights = load_file(asset(tower) / "model.safetensors")
+        named = {f"stem.{k}" if k.startswith(("conv_stem", "bn1")) else k: v for k, v in weights.items()}
+        trunk.load_state_dict({k: named[k] for k in trunk.state_dict()}, strict=True)
     model.eval().requires_grad_(False)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(asset("minilm")), context_length=77)
     return Clip(model, tokenizer, f"{tower}-towers-v1", IMAGE_SIZE, mean, std)

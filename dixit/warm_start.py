@@ -1,4 +1,4 @@
-"""What comes before the game: the heads of a locked-tower CLIP, and the speaker's two supervised warm starts.
+"""What comes before the game: a CLIP's heads (and its tower "cnn"), and the speaker's two supervised warm starts.
 
 Everything frozen is read from caches. Leaves out the loop (train.py).
 
@@ -10,39 +10,48 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit import game, scenes
-from dixit.clip import as_maps, build_locked, patch_features, read_ahead, text_features
+from dixit.clip import FinePatches, as_maps, build_locked, patch_features, read_ahead, text_features
 from dixit.common import rng, words
 from dixit.config import Config
-from dixit.data import load
+from dixit.data import load, pixels
 from dixit.runs import patch_batch, speaker_and_patches
 from dixit.scenes import WORD_CLASSES
 from dixit.train import Task, cuts, share
 
+Reader = Callable[[np.ndarray], Tensor]  # rows of a dataset -> (B, c, h, w)
+
 
 class ClipHeads(nn.Module):
-    """The trained parts of a locked-tower CLIP: pooling and projection heads, and the logit scale."""
+    """The trained parts of a CLIP built here: pooling and projection heads, the logit scale, and a trunk that is not
+    locked. Where the trunk is locked, images are its maps (B, Dv, h, w).
+    """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, locked: bool):
         super().__init__()
         self.image, self.text, self.scale = model.visual.head, model.text.proj, model.logit_scale
+        self.trunk = nn.Identity() if locked else model.visual.trunk
         self.requires_grad_(True)
 
-    def forward(self, maps: Float[Tensor, "B Dv h w"], texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
-        return F.normalize(self.image(maps), dim=-1), F.normalize(self.text(texts), dim=-1), self.scale.exp()
+    def forward(self, images: Float[Tensor, "B c h w"], texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
+        image = self.image(self.trunk(images))
+        return F.normalize(image, dim=-1), F.normalize(self.text(texts), dim=-1), self.scale.exp()
 
 
 class ClipTask(Task):
-    """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features.
+    """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features; a trunk that is
+    not locked is trained along, from pixels.
 
     Each step takes one dataset through one perception, by turns, so that distractors are of the same kind.
     """
@@ -50,28 +59,35 @@ class ClipTask(Task):
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device)
-        self.trained: nn.Module = ClipHeads(self.clip.model)
-        self.sets: list[tuple[Any, list[list[int]], str]] = []
-        self.held: list[tuple[Any, list[int], str]] = []
+        self.locked = isinstance(self.clip.model.visual.trunk, FinePatches)
+        self.trained: nn.Module = ClipHeads(self.clip.model, self.locked)
+        self.sets: list[tuple[Reader, list[list[int]]]] = []
+        self.held: list[tuple[Reader, list[int], str]] = []
         texts: dict[str, int] = {}
         for data in (config.data, *config.extra_data):
             train_set, held_set = load(data, "train", training=True), load(data, "validation")
             rows = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
             held = [texts.setdefault(row[0], len(texts)) for row in held_set["captions"]]
             for perception in config.clip.perceptions:
-                self.sets.append((patch_features(self.clip, train_set, perception), rows, perception))
-                self.held.append((patch_features(self.clip, held_set, perception), held, f"{data.name}_{perception}"))
+                self.sets.append((self.reader(train_set, perception), rows))
+                self.held.append((self.reader(held_set, perception), held, f"{data.name}_{perception}"))
         self.texts = text_features(self.clip, list(texts))
+
+    def reader(self, dataset: Dataset, perception: str) -> Reader:
+        """Gives rows of a dataset as the trained part takes them: cached maps, or pixels for a trunk not locked."""
+        if not self.locked:
+            return lambda rows: self.clip.preprocess(pixels(dataset, rows.tolist()), perception)
+        patches = patch_features(self.clip, dataset, perception)
+        return lambda rows: as_maps(patches[rows]).to(self.accelerator.device)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         seed, batch, parts = self.config.seed, self.config.train.batch, self.config.train.accumulate
-        patches, rows, _ = self.sets[step % len(self.sets)]
+        read, rows = self.sets[step % len(self.sets)]
         index = game.batch_indices(seed, step, batch, len(rows))
         choice = rng("caption", seed, step).random(len(index))
         text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
         mine = share(batch, parts, part, self.accelerator)
-        maps = as_maps(patches[index[mine]]).to(self.accelerator.device)
-        image, heard, scale = self.trained(maps, self.texts[text[mine]])
+        image, heard, scale = self.trained(read(index[mine]), self.texts[text[mine]])
         # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
         places = cuts(batch, parts, part, self.accelerator.num_processes)
         images, all_heard = (_gather_with_gradients(x, places) for x in (image, heard))
@@ -84,9 +100,9 @@ class ClipTask(Task):
     def observe(self, step: int) -> dict[str, float]:
         """Recall at 1 among 10 of validation captions, per dataset and perception."""
         figures = {}
-        for patches, text, name in self.held:
-            image = torch.cat([self.trained(as_maps(patches[i:i + 256]), self.texts[text[i:i + 256]])[0]
-                               for i in range(0, len(text), 256)])
+        for read, text, name in self.held:
+            parts = [np.arange(len(text))[i:i + 256] for i in range(0, len(text), 256)]
+            image = torch.cat([self.trained(read(rows), self.texts[text[rows[0]:rows[-1] + 1]])[0] for rows in parts])
             heard = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
             everyone = np.arange(len(text))
             pools = game.draw_candidates(everyone, everyone, 10, "observe")

@@ -200,10 +200,33 @@ def test_a_clip_with_a_word_added_to_its_tower_has_a_folder_of_its_own(here):
     assert shared[0].filename == shared[1].filename  # the tower is the same, and so are its patches
 
 
+def test_the_small_tower_is_trained_from_pixels_with_its_heads(here, train):
+    root, _, _, config = here
+    run = root / "cnn"
+    task = train(config, run, "clip.name=cnn")
+    after = load_file(sorted((run / "checkpoints").iterdir())[-1] / "model.safetensors")
+    assert {k.split(".")[0] for k in after} == {"image", "text", "scale", "trunk"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = build_locked("cnn", 16).model.state_dict()
+    now = task.clip.model.state_dict()
+    trunk = [k for k in now if k.startswith("visual.trunk.")]
+    assert trunk and not any(torch.equal(now[k], before[k]) for k in trunk if "weight" in k and now[k].ndim == 4)
+    assert all(torch.equal(now[k], before[k]) for k in now if k.startswith("text.transformer."))
+    save_clip(task.clip, "cnn")
+    clip, dataset = load_clip("cnn"), load(load_config(config).data, "validation")
+    for perception in ("colour", "grey"):
+        direct = clip.embed_images(pixels(dataset), perception)
+        torch.testing.assert_close(image_embeddings(clip, dataset, perception), direct, atol=5e-3, rtol=0)
+    assert patch_features(clip, dataset, "colour").shape[1:] == (64, 256)
+
+
 def test_missing_and_unknown_clips_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DIXIT_CACHE", str(tmp_path))
     with pytest.raises(DixitError, match="not built yet.*clip.name=lite1"):
         load_clip("lite1")
+    with pytest.raises(DixitError, match="not built yet.*clip_cnn.yaml clip.name=cnn-b"):
+        load_clip("cnn-b")
     with pytest.raises(DixitError, match="unknown tower 'lite9'.*lite0"):
         build_locked("lite9")
     for name, tag in (("no-such-clip", "openai"), (str(tmp_path), "")):

@@ -100,6 +100,7 @@ def contrast(home):
     """Train heads of a CLIP as ClipTask does, on patches and texts that are random numbers."""
     from accelerate.state import AcceleratorState
 
+    from dixit.clip import as_maps
     from dixit.config import load_config
     from dixit.train import make_accelerator
     from dixit.train import train as loop
@@ -119,7 +120,8 @@ def contrast(home):
         def __init__(self, config: object, accelerator: object) -> None:
             self.config, self.accelerator = config, accelerator
             draw = torch.Generator().manual_seed(0)
-            self.sets = [(torch.randn(40, 4, 4, generator=draw).numpy(), [[i] for i in range(40)], "colour")]
+            patches = torch.randn(40, 4, 4, generator=draw).numpy()
+            self.sets = [(lambda rows: as_maps(patches[rows]), [[i] for i in range(40)])]
             self.texts = torch.randn(40, 6, generator=draw)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
