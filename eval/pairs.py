@@ -57,6 +57,8 @@ ROOT = Path(__file__).parents[1]
 PAIRS = sorted(path.stem for path in (ROOT / "configs" / "pairs").glob("*.yaml"))
 QUICK = ["train.steps=15", "eval.images=80"]
 DRIFT = ("faithful/words", "faithful/phrases", "rewritten/training/gap", "perplexity", "no_doubled_word")
+HEARD = tuple(f"{group}/{what}" for group in ("training", "heldout") for what in ("accuracy/", "gap"))
+ASKING = "contrastive decoding"  # among the speakers of a cell that was made with --baselines
 LEARNABLE = 0.05  # how much wider than the base speaker's the oracle's gap must be
 
 
@@ -182,11 +184,9 @@ def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
     base, ceiling = of("base", "training/gap"), of("oracle", "training/gap")
     row: dict[str, Any] = {"pair": pair, "seeds": len(cells), "change": change, "held": held, "base": base,
                            "trained": of("trained", "training/gap"), "ceiling": ceiling}
-    names = [key for key in cells[0]["figures"]["trained"] if key.startswith("training/accuracy/")]
-    row["accuracies"] = {key.rsplit("/", 1)[1]: (of("base", key), of("trained", key)) for key in names}
     significant = bool(change and change["mean"] > 1.96 * change["se"])
     kept = None if not (change and held and significant) else held["mean"] / change["mean"]
-    row["drift"] = {key: (of("base", key), of("trained", key)) for key in DRIFT}
+    row["true"] = of("base", "faithful/words"), of("trained", "faithful/words")
     row |= {"learnable": learnable(base, ceiling) if base and ceiling else None, "significant": significant,
             "kept": kept}
     return row
@@ -209,7 +209,7 @@ def results_page(folder: Path) -> str:
     yes = {None: "", True: "yes", False: "no"}
 
     def row_of(r: dict[str, Any]) -> str:
-        old, new = r["drift"]["faithful/words"]
+        old, new = r["true"]
         true = "" if not (old and new) else f"{new['mean'] / old['mean']:.2f}"
         kept = "" if r["kept"] is None else f"{100 * r['kept']:.0f} %"
         return "| " + " | ".join([r["pair"], str(r["seeds"]), show(r["base"]), show(r["trained"]), show(r["ceiling"]),
@@ -249,16 +249,17 @@ def results_page(folder: Path) -> str:
     for r in (r for r in rows if r not in variants):
         cells = found[r["pair"]]
         first = cells[0]
+        speakers = [name for name in first["figures"] if all(name in c["figures"] for c in cells)]
         lines += ["", f"## {r['pair']}", "",
-                  f"`scripts/run_pairs {r['pair']}` (`configs/pairs/{r['pair']}.yaml`), seeds "
-                  f"{', '.join(str(c['seed']) for c in cells)}; {first['steps']} steps, {first['images']} images", "",
-                  "| | base | trained |", "|---|---|---|"]
-        figures = {f"accuracy, {name}": both for name, both in r["accuracies"].items()} | r["drift"]
-        lines += [f"| {name} | {show(old)} | {show(new)} |" for name, (old, new) in figures.items() if old and new]
-        others = [s for s in first["figures"] if s not in ("base", "trained", "oracle", "ground truth")]
-        for speaker in others:
-            gaps = [over_seeds(cells, speaker, f"{group}/gap") for group in ("training", "heldout")]
-            lines += ["", f"{speaker}, nothing trained: gap {show(gaps[0])}, held-out {show(gaps[1])}."]
+                  f"`scripts/run_pairs {r['pair']}{' --baselines' * (ASKING in speakers)}` "
+                  f"(`configs/pairs/{r['pair']}.yaml`), seeds {', '.join(str(c['seed']) for c in cells)}; "
+                  f"{first['steps']} steps, {first['images']} images", "",
+                  "| | " + " | ".join(speakers) + " |", "|---" * (len(speakers) + 1) + "|"]
+        keys = [key for key in first["figures"]["base"] if key.startswith(HEARD)]
+        for key in (*keys, *DRIFT):
+            figures = [over_seeds(cells, speaker, key) for speaker in speakers]
+            if any(figures):
+                lines.append(f"| {key} | " + " | ".join(map(show, figures)) + " |")
         lines += ["", f"Words gained (log-odds z, seed {first['seed']}): {words(first['gained'])}. Lost: "
                   f"{words(first['lost'])}.", ""]
         for turn in first["rounds"]:
