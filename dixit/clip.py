@@ -239,7 +239,7 @@ def tower_of(name: str) -> str:
 
 
 def clip_dir(name: str) -> Path:
-    """Where a locked-tower CLIP called `name` is kept."""
+    """Where a CLIP built here and called `name` is kept."""
     return cache_dir() / "models" / f"clip-{name}"
 
 
@@ -257,7 +257,7 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     if tower_of(name) and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
         config = "clip_cnn" if tower_of(name) == "cnn" else "clip"
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
-                         f"python scripts/train.py configs/{config}.yaml clip.name={name}")
+                         f"python scripts/train.py configs/{config}.yaml clip.name={name} name=clip_{name}")
     weights = folder / "open_clip_model.safetensors"
     key = f"{name}-{pretrained}".replace("/", "-")
     if local and weights.is_file():
@@ -280,9 +280,9 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     return _opened.setdefault((key, str(device)), clip)
 
 
-def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu") -> Clip:
+def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu", seed: int = 0) -> Clip:
     """A CLIP of pretrained, locked towers with untrained heads. Its heads are `visual.head` and `text.proj`. The image
-    tower "cnn" is untrained too (`visual.trunk`).
+    tower "cnn" is untrained too (`visual.trunk`). What is untrained is a function of `seed`.
 
     `name` is a tower, or a tower and a word of one's own: "lite0-animals". Raises DixitError for an unknown tower
     or a missing asset.
@@ -305,7 +305,10 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
     }
     folder = clip_dir(name)
     write_json(folder / "open_clip_config.json", config)
-    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True, device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True,
+                                            device=device)
     trunk: Any = model.visual.trunk
     if isinstance(trunk, FinePatches):
         weights = load_file(asset(tower) / "model.safetensors")
@@ -317,7 +320,7 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
 
 
 def save_clip(clip: Clip, name: str) -> Path:
-    """Write a trained locked-tower CLIP: one JSON, one weights file and the tokenizer in one folder."""
+    """Write a CLIP trained here: one JSON, one weights file and the tokenizer in one folder."""
     folder = clip_dir(name)
     clip.tokenizer.tokenizer.save_pretrained(folder)
     with atomic_path(folder / "open_clip_model.safetensors") as temporary:

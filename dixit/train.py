@@ -46,7 +46,7 @@ from dixit.common import (
     sha256,
     write_json,
 )
-from dixit.config import Config, TrainConfig, config_hash, to_dict
+from dixit.config import Config, TrainConfig, config_hash, load_config, to_dict
 from dixit.sharding import shard_states, tell_deepspeed, whole, whole_states
 
 
@@ -175,6 +175,8 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     plain = task.trained
     optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
     start = resume(folder, plain, optimizer, task)
+    if start and (folder / "config.yaml").is_file():
+        _is_the_same(config)
     _agree(config, start, accelerator)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
@@ -277,6 +279,16 @@ def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) ->
     values = torch.tensor(list(figures.values()), dtype=torch.float64, device="cpu")
     values = accelerator.reduce(values.to(accelerator.device, torch.float32), reduction="mean")
     return dict(zip(figures, values.tolist(), strict=True))
+
+
+def _is_the_same(config: Config) -> None:
+    """Raises DixitError if what is in the run's folder was trained on or for something else. The length of a training,
+    its optimiser and how it is evaluated may change when it goes on."""
+    before = load_config(config.folder / "config.yaml")
+    for key in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
+        if getattr(before, key) != getattr(config, key):
+            raise DixitError(f"{config.folder} holds a run with another {key}; give this one a folder of its own with "
+                             "out=, or name=")
 
 
 def _agree(config: Config, start: int, accelerator: Accelerator) -> None:

@@ -58,7 +58,7 @@ class ClipTask(Task):
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device)
+        self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device, config.seed)
         self.locked = isinstance(self.clip.model.visual.trunk, FinePatches)
         self.trained: nn.Module = ClipHeads(self.clip.model, self.locked)
         self.sets: list[tuple[Reader, list[list[int]]]] = []

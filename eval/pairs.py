@@ -30,7 +30,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from dixit.clip import patch_features
+from dixit.clip import load_clip, patch_features
 from dixit.common import (
     DixitError,
     atomic_write_text,
@@ -139,8 +139,11 @@ def ceilings(speaker: Path, pairs: list[Path]) -> dict[str, Any]:
     base = load_run(speaker)
     rows: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
-    for path in tqdm(pairs, desc="ceilings", disable=None):
-        config = load_config(path)
+    configs = [load_config(path) for path in pairs]
+    for clip, pretrained in sorted({(who.clip, who.pretrained) for config in configs
+                                    for who in (*config.listeners, *config.heldout)}):
+        load_clip(clip, pretrained)  # one that is missing is told before anything is computed
+    for config in tqdm(configs, desc="ceilings", disable=None):
         dataset = dataset_of(base, config.data, "test", config.eval.images)
         if not texts:
             texts = {"base": speak(base, dataset)["trained"]["texts"]}
@@ -260,6 +263,8 @@ def results_page(folder: Path) -> str:
             figures = [over_seeds(cells, speaker, key) for speaker in speakers]
             if any(figures):
                 lines.append(f"| {key} | " + " | ".join(map(show, figures)) + " |")
+        if ASKING in speakers:
+            lines += ["", f"Best of 8 and {ASKING} train nothing: they ask the listeners about each image."]
         lines += ["", f"Words gained (log-odds z, seed {first['seed']}): {words(first['gained'])}. Lost: "
                   f"{words(first['lost'])}.", ""]
         for turn in first["rounds"]:
@@ -269,8 +274,8 @@ def results_page(folder: Path) -> str:
     others = [(path, read_json(path).get("command")) for name in ("transfer", "audiences", "tournament")
               for path in sorted((folder.parent / name).glob("*.json"))]
     if others:
-        lines += ["", "## Other figures", "", "Made from the runs in `runs/pairs` and of `configs/audiences.yaml` by "
-                  "these commands; the README says what they show.", ""]
+        lines += ["", "## Other figures", "", "Made from the runs in `runs/` by these commands; the README says how "
+                  "these were trained and what they show.", ""]
         lines += [f"- [{path.stem}](results/{path.parent.name}/{path.name}): `{command}`" for path, command in others]
     return "\n".join(lines) + "\n"
 

@@ -261,6 +261,11 @@ def main() -> None:
     names = names or [name for name in OTHERS if name != "combos" or config.data.name == "scenes"]
     opened = {name: open_data(name, config) for name in names}  # all of them first: a wrong name fails at once
 
+    if arguments.baselines:
+        small = [name for name, dataset in opened.items() if len(dataset) < config.game.candidates]
+        if small or any(run.base is None for run in runs):
+            why = f"{small[0]} has fewer images than game.candidates" if small else "a run has no base speaker"
+            raise DixitError(f"--baselines: {why}; leave it out")
     groups = {"training": config.listeners, **({"heldout": config.heldout} if config.heldout else {})}
     found: dict[str, dict] = {}
     captions: dict[str, list] = {}

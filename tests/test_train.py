@@ -152,6 +152,17 @@ def test_going_on_from_an_earlier_checkpoint_is_exact(home, train, tmp_path, ove
     same_run(run, again)
 
 
+def test_a_folder_is_not_gone_on_with_as_another_run(home, train, tmp_path):
+    run = tmp_path / "run"
+    train(home.caption_config, run, "train.steps=2")
+    before = (run / "config.yaml").read_text()
+    for key, override in (("seed", "seed=1"), ("data", "data.train=20"), ("clip", "clip.width=8")):
+        with pytest.raises(DixitError, match=f"{run} holds a run with another {key}.*out="):
+            train(home.caption_config, run, "train.steps=3", override)
+    assert (run / "config.yaml").read_text() == before
+    train(home.caption_config, run, "train.steps=3", "train.lr=0.01", "eval.images=4")  # these may change
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(home, train, tmp_path, monkeypatch):
     from dixit.tasks import CaptionTask
 
