@@ -175,7 +175,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     plain = task.trained
     optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
     start = resume(folder, plain, optimizer, task)
-    if start and (folder / "config.yaml").is_file():
+    if start:
         _is_the_same(config)
     _agree(config, start, accelerator)
     states = optimizer.state_dict()["state"]
@@ -283,8 +283,13 @@ def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) ->
 
 def _is_the_same(config: Config) -> None:
     """Raises DixitError if what is in the run's folder was trained on or for something else. The length of a training,
-    its optimiser and how it is evaluated may change when it goes on."""
-    before = load_config(config.folder / "config.yaml")
+    its optimiser and how it is evaluated may change when it goes on. A config.yaml that is lost or damaged cannot tell;
+    it is written anew."""
+    try:
+        before = load_config(config.folder / "config.yaml")
+    except DixitError as error:
+        print(f"warning: {error}; taking {config.folder} for the same run", file=sys.stderr)
+        return
     for key in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
         if getattr(before, key) != getattr(config, key):
             raise DixitError(f"{config.folder} holds a run with another {key}; give this one a folder of its own with "

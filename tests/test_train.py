@@ -161,6 +161,9 @@ def test_a_folder_is_not_gone_on_with_as_another_run(home, train, tmp_path):
             train(home.caption_config, run, "train.steps=3", override)
     assert (run / "config.yaml").read_text() == before
     train(home.caption_config, run, "train.steps=3", "train.lr=0.01", "eval.images=4")  # these may change
+    (run / "config.yaml").write_bytes(b"\x9f\x00: [")
+    train(home.caption_config, run, "train.steps=4")
+    assert load_config(run / "config.yaml").train.steps == 4
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(home, train, tmp_path, monkeypatch):
