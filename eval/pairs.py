@@ -182,6 +182,8 @@ def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
     base, ceiling = of("base", "training/gap"), of("oracle", "training/gap")
     row: dict[str, Any] = {"pair": pair, "seeds": len(cells), "change": change, "held": held, "base": base,
                            "trained": of("trained", "training/gap"), "ceiling": ceiling}
+    held_base, held_ceiling = of("base", "heldout/gap"), of("oracle", "heldout/gap")
+    row["oracle held"] = held_ceiling["mean"] - held_base["mean"] if held_base and held_ceiling else None
     learnable = None if not (base and ceiling) else ceiling["mean"] - base["mean"] >= LEARNABLE
     significant = bool(change and change["mean"] > 1.96 * change["se"])
     kept = None if not (change and held and significant) else held["mean"] / change["mean"]
@@ -203,15 +205,16 @@ def results_page(folder: Path) -> str:
         return ", ".join(f"{word} {z:+.1f}" for word, z, *_ in pairs if abs(z) > 2) or "none"
 
     head = ("| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
-            "| learnable | true claims, trained / base |", "|---" * 11 + "|")
+            "| oracle's held-out change | learnable | true claims, trained / base |", "|---" * 12 + "|")
     yes = {None: "", True: "yes", False: "no"}
 
     def row_of(r: dict[str, Any]) -> str:
         old, new = r["true"]
         true = "" if not (old and new) else f"{new['mean'] / old['mean']:.2f}"
         kept = "" if r["kept"] is None else f"{100 * r['kept']:.0f} %"
+        room = "" if r["oracle held"] is None else f"{r['oracle held']:+.2f}"
         return "| " + " | ".join([r["pair"], str(r["seeds"]), show(r["base"]), show(r["trained"]), show(r["ceiling"]),
-                                  show(r["change"]), yes[r["significant"]], show(r["held"]), kept,
+                                  show(r["change"]), yes[r["significant"]], show(r["held"]), kept, room,
                                   yes[r["learnable"]], true]) + " |"
 
     ceiling = read_json(folder / "ceilings.json")["pairs"] if (folder / "ceilings.json").is_file() else {}
@@ -224,8 +227,9 @@ def results_page(folder: Path) -> str:
              "of positive weight minus that of the others. ± is one standard error over seeds and images; change is "
              "paired: same images, same candidates, trained minus base. A change is significant where it exceeds "
              f"1.96 errors. A pair is learnable where the oracle's gap is at least {LEARNABLE} above the base "
-             "speaker's. Kept: the held-out listeners' change over the training listeners'. True claims: the share of "
-             "claimed attributes that are true of the scene, over the base speaker's share.", "", *head,
+             "speaker's. Kept: the held-out listeners' change over the training listeners'. The oracle's held-out "
+             "change is what there is to be gained with them: its gap minus the base speaker's. True claims: the share "
+             "of claimed attributes that are true of the scene, over the base speaker's share.", "", *head,
              *map(row_of, pairs)]
     if ceiling:
         lines += ["", "## Ceilings", "", "What there is to be gained, without a game (`scripts/run_pairs --ceilings`, "

@@ -47,6 +47,11 @@ def test_significance_learnability_and_what_held_out_listeners_keep():
     assert steady["significant"] and not torn["significant"]
     assert steady["kept"] == pytest.approx(0.5) and torn["kept"] is None
     assert steady["learnable"] is False  # the oracle gains .04 only
+    assert steady["oracle held"] is None
+    heard = made(0, 0.1, 0.3)
+    heard["figures"]["base"]["heldout/gap"] = {"mean": 0.3, "se": 0.02}
+    heard["figures"]["oracle"]["heldout/gap"] = {"mean": 0.45, "se": 0.02}
+    assert summary("p", [heard])["oracle held"] == pytest.approx(0.15)
 
 
 def test_the_page_comes_from_the_cells_alone(tmp_path):
@@ -54,8 +59,8 @@ def test_the_page_comes_from_the_cells_alone(tmp_path):
         (tmp_path / "p").mkdir(exist_ok=True)
         (tmp_path / "p" / f"seed_{seed}.json").write_text(json.dumps(made(seed, 0.1, 0.3)))
     page = results_page(tmp_path)
-    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 % | no "
-           "| 0.90 |")
+    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 % |  "
+           "| no | 0.90 |")
     assert row in page
     assert "red +4.0" in page and "trained “red” → one" in page and "nobody" in page
     assert results_page(tmp_path / "absent").count("\n| ") == 1  # the head of an empty table
