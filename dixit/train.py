@@ -176,7 +176,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
     start = resume(folder, plain, optimizer, task)
     if start:
-        _is_the_same(config)
+        _is_the_same(config, tell=main)
     _agree(config, start, accelerator)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
@@ -281,19 +281,25 @@ def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) ->
     return dict(zip(figures, values.tolist(), strict=True))
 
 
-def _is_the_same(config: Config) -> None:
+def _is_the_same(config: Config, tell: bool) -> None:
     """Raises DixitError if what is in the run's folder was trained on or for something else. The length of a training,
-    its optimiser and how it is evaluated may change when it goes on. A config.yaml that is lost or damaged cannot tell;
-    it is written anew."""
+    its optimiser and how it is evaluated may change when it goes on; those that shape the training are told. A
+    config.yaml that is lost or damaged cannot tell; it is written anew."""
     try:
         before = load_config(config.folder / "config.yaml")
     except DixitError as error:
-        print(f"warning: {error}; taking {config.folder} for the same run", file=sys.stderr)
+        if tell:
+            print(f"warning: {error}; taking {config.folder} for the same run", file=sys.stderr)
         return
     for key in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
         if getattr(before, key) != getattr(config, key):
             raise DixitError(f"{config.folder} holds a run with another {key}; give this one a folder of its own with "
                              "out=, or name=")
+    old, new = to_dict(before), to_dict(config)
+    changed = [f"{part}.{key} {value} (was {old[part][key]})" for part in ("speaker", "policy", "train")
+               for key, value in new[part].items() if value != old[part][key]]
+    if changed and tell:
+        print(f"{config.folder} goes on with {', '.join(changed)}", file=sys.stderr)
 
 
 def _agree(config: Config, start: int, accelerator: Accelerator) -> None:

@@ -152,7 +152,7 @@ def test_going_on_from_an_earlier_checkpoint_is_exact(home, train, tmp_path, ove
     same_run(run, again)
 
 
-def test_a_folder_is_not_gone_on_with_as_another_run(home, train, tmp_path):
+def test_a_folder_is_not_gone_on_with_as_another_run(home, train, tmp_path, capsys):
     run = tmp_path / "run"
     train(home.caption_config, run, "train.steps=2")
     before = (run / "config.yaml").read_text()
@@ -160,7 +160,11 @@ def test_a_folder_is_not_gone_on_with_as_another_run(home, train, tmp_path):
         with pytest.raises(DixitError, match=f"{run} holds a run with another {key}.*out="):
             train(home.caption_config, run, "train.steps=3", override)
     assert (run / "config.yaml").read_text() == before
-    train(home.caption_config, run, "train.steps=3", "train.lr=0.01", "eval.images=4")  # these may change
+    capsys.readouterr()
+    train(home.caption_config, run, "train.steps=3", "train.lr=0.02", "eval.images=4")  # these may change
+    assert f"{run} goes on with train.steps 3 (was 2), train.lr 0.02 (was " in capsys.readouterr().err
+    train(home.caption_config, run, "train.steps=3", "train.lr=0.02")
+    assert "goes on" not in capsys.readouterr().err
     (run / "config.yaml").write_bytes(b"\x9f\x00: [")
     train(home.caption_config, run, "train.steps=4")
     assert load_config(run / "config.yaml").train.steps == 4
