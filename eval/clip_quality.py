@@ -1,7 +1,7 @@
 """How good a CLIP is: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
 
 Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and how often
-a scene's attribute is told from its alternatives. Written beside the model (a CLIP built here) and printed.
+a scene's attribute is told from its alternatives. Printed, and with `--out FILE` written as JSON.
 
 Shapes: S captions, C candidates or classes.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from dixit import game, scenes
-from dixit.clip import Clip, clip_dir, image_embeddings, load_clip
-from dixit.common import run_main, write_json
+from dixit.clip import Clip, image_embeddings, load_clip
+from dixit.common import command_line, git_commit, run_main, write_json
 from dixit.config import DataConfig
 from dixit.data import load
 from eval.metrics import mean_and_error
@@ -79,13 +80,18 @@ def quality(name: str, pretrained: str = "") -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
-    for name in parser.parse_args().name:
-        figures = quality(name)
-        if clip_dir(name).is_dir():
-            write_json(clip_dir(name) / "quality.json", figures)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures of all of them")
+    arguments = parser.parse_args()
+    for name in arguments.name:
+        load_clip(name)  # one that is missing is told before anything is computed
+    found = {}
+    for name in arguments.name:
+        found[name] = figures = quality(name)
         print(f"{name}")
         for key, value in figures.items():
             print(f"  {key:<32} {value['mean']:.3f} ± {value['se']:.3f}")
+    if arguments.out:
+        write_json(arguments.out, {"command": command_line(), "commit": git_commit(), "clips": found})
 
 
 if __name__ == "__main__":

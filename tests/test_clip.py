@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import DATA
 from safetensors.torch import load_file, save_file
 
+from dixit import scenes
 from dixit.clip import (
     _cached,
     build_locked,
@@ -21,17 +23,17 @@ from dixit.clip import (
     save_clip,
 )
 from dixit.common import DixitError
-from dixit.config import ListenerConfig, load_config
+from dixit.config import DataConfig, ListenerConfig, load_config
 from dixit.data import load, pixels
+from dixit.game import draw_candidates
 from dixit.listeners import ClipListener, score_all
+from eval import clip_quality
 
 
 def make_towers(cache: Path) -> None:
     """Assets `lite0` and `minilm` as they would be fetched, but small or random."""
     import timm
     from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    from dixit import scenes
 
     lite0, minilm = cache / "assets" / "lite0", cache / "assets" / "minilm"
     for folder in (lite0, minilm):
@@ -219,6 +221,28 @@ def test_the_small_tower_is_trained_from_pixels_with_its_heads(here, train):
         direct = clip.embed_images(pixels(dataset), perception)
         torch.testing.assert_close(image_embeddings(clip, dataset, perception), direct, atol=5e-3, rtol=0)
     assert patch_features(clip, dataset, "colour").shape[1:] == (64, 256)
+
+
+def test_the_quality_of_a_clip_is_what_a_count_of_its_picks_says(home):
+    clip, data = load_clip(str(home.clip)), DataConfig(**DATA)
+    shapes = [f"a {shape}" for shape in scenes.SHAPES]
+    labels = torch.arange(len(shapes)).flip(0)
+    assert clip_quality.classify(clip, clip.embed_texts(shapes)[labels], shapes, labels)["mean"] == 1.0
+
+    dataset = load(data, "test")
+    records, images = [json.loads(r) for r in dataset["record"]], image_embeddings(clip, dataset, "colour")
+    found = clip_quality.attributes(clip, data)
+    alone = [i for i, r in enumerate(records) if len(r["objects"]) == 1]
+    assert set(found) == {"colour", "shape", "size", "position", "count"} and 0 < len(alone) < len(records)
+    words = clip.embed_texts(shapes)
+    right = [scenes.SHAPES[int((words @ images[i]).argmax())] == records[i]["objects"][0]["shape"] for i in alone]
+    assert found["shape"]["n"] == len(alone) and found["shape"]["mean"] == pytest.approx(np.mean(right))
+    assert found["count"]["n"] == len(records)
+
+    everyone, said = np.arange(len(dataset)), clip.embed_texts([row[0] for row in dataset["captions"]])
+    pools = draw_candidates(everyone, everyone, 10, "clip_quality")
+    best = [int((images[pool] @ said[i]).argmax()) == 0 for i, pool in enumerate(pools)]
+    assert clip_quality.recall_among_ten(clip, data, "colour")["mean"] == pytest.approx(np.mean(best))
 
 
 def test_missing_and_unknown_clips_are_named(tmp_path, monkeypatch):
