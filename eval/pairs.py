@@ -9,6 +9,8 @@ files after each.
     scripts/run_pairs colour_vs_grey --seeds 0 --set game.kl_cost=0.02    a variant, with a row of its own
     scripts/run_pairs --ceilings                                          no games: what can be gained from each pair
 
+To make a cell anew, delete its file (and its run's folder, to train anew).
+
 Leaves out transfer to other images (eval/transfer.py), which takes the runs this leaves in runs/pairs.
 """
 
@@ -41,7 +43,7 @@ from dixit.common import (
     run_main,
     write_json,
 )
-from dixit.config import load_config
+from dixit.config import Config, load_config, to_dict
 from dixit.data import fingerprint
 from dixit.game import draw_candidates, gap, hits
 from dixit.listeners import make_listeners, score_all
@@ -62,8 +64,9 @@ ASKING = "contrastive decoding"  # among the speakers of a cell that was made wi
 LEARNABLE = 0.05  # a pair is learnable if the oracle's gap is so much wider than the base speaker's
 
 
-def launch(config: str, *overrides: str, threads: int) -> None:
-    """Train in a process of its own; its output goes to the run's folder. Raises DixitError if it fails."""
+def launch(config: str | Path, *overrides: str, threads: int) -> None:
+    """Train in a process of its own; `config` is a path from configs/. Its output goes to the run's folder. Raises
+    DixitError if it fails."""
     out = Path(next(word.removeprefix("out=") for word in overrides if word.startswith("out=")))
     out.mkdir(parents=True, exist_ok=True)
     words = [Path(sys.executable).parent / "accelerate", "launch", "--num_processes", "1", "--num_machines", "1",
@@ -87,6 +90,15 @@ def base_speaker(runs: Path, seed: int, threads: int) -> Path:
     return base
 
 
+def path_of(pair: str) -> Path:
+    return ROOT / "configs" / "pairs" / f"{pair}.yaml"
+
+
+def finished(cell: Path, baselines: bool) -> bool:
+    """Whether a cell is there, with the speakers that train nothing where they are asked for."""
+    return cell.is_file() and (not baselines or ASKING in read_json(cell)["figures"])
+
+
 def variant(pair: str, changes: list[str]) -> str:
     """The name of a pair's row in the table: a variant's says what was changed."""
     return "+".join([pair, *changes]).replace("/", "_")
@@ -94,7 +106,10 @@ def variant(pair: str, changes: list[str]) -> str:
 
 def known(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
     """The captions of a run's base speaker, which are the same for all pairs of a seed: kept in a file."""
-    key = {"base": run.config.speaker.init, "images": fingerprint(dataset)}
+    config = to_dict(run.config)
+    base = Path(config["speaker"]["init"])
+    key = {"base": str(base), "training": read_json(base / "train.json"), "clip": config["clip"],
+           "speaker": config["speaker"], "images": fingerprint(dataset)}
     found = read_json(path) if path.is_file() else {}
     if found.get("key") != key:
         assert run.base is not None
@@ -103,14 +118,30 @@ def known(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
     return found["texts"]
 
 
-def cell(pair: str, seed: int, runs: Path, threads: int, quick: bool, changes: list[str],
+def _trained_so(out: Path, wanted: Config) -> None:
+    """Raises DixitError if a finished run was trained with other settings than its cell would name; runs may move."""
+    def plain(config: Config) -> dict[str, Any]:
+        tree = to_dict(config)
+        return tree | {"out": "", "speaker": tree["speaker"] | {"init": ""}}
+
+    found, named = plain(load_config(out / "config.yaml")), plain(wanted)
+    other = [key for key in named if found[key] != named[key]]
+    if other:
+        raise DixitError(f"{out} was trained with another {', '.join(other)} than this cell names; move it away to "
+                         "train anew")
+
+
+def cell(path: Path, seed: int, runs: Path, threads: int, quick: bool, changes: list[str],
          baselines: bool) -> dict[str, Any]:
-    """Train (or go on training) and evaluate one pair with one seed."""
+    """Train (or go on training) and evaluate one pair, a YAML file, with one seed."""
+    pair = path.stem
     out = runs / f"{variant(pair, changes)}_{seed}"
-    if not (out / "train.json").is_file():
+    overrides = [f"seed={seed}", f"out={out}", *QUICK * quick, *changes]
+    if (out / "train.json").is_file():
+        _trained_so(out, load_config(path, overrides))
+    else:
         base = base_speaker(runs, seed, threads)
-        launch(f"pairs/{pair}.yaml", f"seed={seed}", f"out={out}", f"speaker.init={base}", *QUICK * quick,
-               *changes, threads=threads)
+        launch(path, *overrides[:2], f"speaker.init={base}", *overrides[2:], threads=threads)
     began = time.perf_counter()
     run = load_run(out)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
@@ -138,17 +169,18 @@ def ceilings(speaker: Path, pairs: list[Path]) -> dict[str, Any]:
     and of the pair's oracle, as training and held-out listeners hear them."""
     base = load_run(speaker)
     rows: dict[str, Any] = {}
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
     configs = [load_config(path) for path in pairs]
     for clip, pretrained in sorted({(who.clip, who.pretrained) for config in configs
                                     for who in (*config.listeners, *config.heldout)}):
         load_clip(clip, pretrained)  # one that is missing is told before anything is computed
     for config in tqdm(configs, desc="ceilings", disable=None):
         dataset = dataset_of(base, config.data, "test", config.eval.images)
-        if not texts:
-            texts = {"base": speak(base, dataset)["trained"]["texts"]}
+        images = fingerprint(dataset)
+        if images not in texts:
+            texts[images] = {"base": speak(base, dataset)["trained"]["texts"]}
         records = [json.loads(record) for record in dataset["record"]]
-        said = texts | {"ground truth": [full_caption(r) for r in records],
+        said = texts[images] | {"ground truth": [full_caption(r) for r in records],
                         "oracle": [oracle_caption(r, frozenset(config.oracle)) for r in records]}
         pools = draw_candidates(np.arange(len(records)), np.arange(len(records)), config.game.candidates, "eval",
                                 config.eval.seed)
@@ -186,8 +218,13 @@ def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
     row["oracle held"] = held_ceiling["mean"] - held_base["mean"] if held_base and held_ceiling else None
     learnable = None if not (base and ceiling) else ceiling["mean"] - base["mean"] >= LEARNABLE
     significant = bool(change and change["mean"] > 1.96 * change["se"])
-    kept = None if not (change and held and significant) else held["mean"] / change["mean"]
-    row["true"] = of("base", "faithful/words"), of("trained", "faithful/words")
+    kept = None
+    if change and held and significant:  # the error of a ratio, as if the two were independent; they are not quite
+        ratio = held["mean"] / change["mean"]
+        kept = {"mean": ratio, "se": math.hypot(held["se"], ratio * change["se"]) / change["mean"]}
+    for level in ("words", "phrases"):
+        old, new = of("base", f"faithful/{level}"), of("trained", f"faithful/{level}")
+        row[level] = new["mean"] / old["mean"] if old and new else None
     row |= {"learnable": learnable, "significant": significant, "kept": kept}
     return row
 
@@ -205,17 +242,17 @@ def results_page(folder: Path) -> str:
         return ", ".join(f"{word} {z:+.1f}" for word, z, *_ in pairs if abs(z) > 2) or "none"
 
     head = ("| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
-            "| oracle's held-out change | learnable | true claims, trained / base |", "|---" * 12 + "|")
+            "| oracle's held-out change | learnable | true words, trained / base | true phrases, trained / base |",
+            "|---" * 13 + "|")
     yes = {None: "", True: "yes", False: "no"}
 
     def row_of(r: dict[str, Any]) -> str:
-        old, new = r["true"]
-        true = "" if not (old and new) else f"{new['mean'] / old['mean']:.2f}"
-        kept = "" if r["kept"] is None else f"{100 * r['kept']:.0f} %"
+        kept = "" if r["kept"] is None else f"{100 * r['kept']['mean']:.0f} ± {100 * r['kept']['se']:.0f} %"
+        true = ("" if r[level] is None else f"{r[level]:.2f}" for level in ("words", "phrases"))
         room = "" if r["oracle held"] is None else f"{r['oracle held']:+.2f}"
         return "| " + " | ".join([r["pair"], str(r["seeds"]), show(r["base"]), show(r["trained"]), show(r["ceiling"]),
                                   show(r["change"]), yes[r["significant"]], show(r["held"]), kept, room,
-                                  yes[r["learnable"]], true]) + " |"
+                                  yes[r["learnable"]], *true]) + " |"
 
     ceiling = read_json(folder / "ceilings.json")["pairs"] if (folder / "ceilings.json").is_file() else {}
     variants = [r for r in rows if "+" in r["pair"]]
@@ -228,8 +265,9 @@ def results_page(folder: Path) -> str:
              "paired: same images, same candidates, trained minus base. A change is significant where it exceeds "
              f"1.96 errors. A pair is learnable where the oracle's gap is at least {LEARNABLE} above the base "
              "speaker's. Kept: the held-out listeners' change over the training listeners'. The oracle's held-out "
-             "change is what there is to be gained with them: its gap minus the base speaker's. True claims: the share "
-             "of claimed attributes that are true of the scene, over the base speaker's share.", "", *head,
+             "change is what there is to be gained with them: its gap minus the base speaker's. True words: the share "
+             "of claimed attributes that are true of any object of the scene; true phrases: that of noun phrases whose "
+             "attributes are all true of one object; both over the base speaker's share.", "", *head,
              *map(row_of, pairs)]
     if ceiling:
         lines += ["", "## Ceilings", "", "What there is to be gained, without a game (`scripts/run_pairs --ceilings`, "
@@ -299,10 +337,10 @@ def main() -> None:
     page = runs / "RESULTS.md" if arguments.quick else ROOT / "eval" / "RESULTS.md"
     if arguments.ceilings:
         write_json(results / "ceilings.json", ceilings(
-            base_speaker(runs, 0, torch.get_num_threads()), [ROOT / "configs" / "pairs" / f"{p}.yaml" for p in PAIRS]))
+            base_speaker(runs, 0, torch.get_num_threads()), [path_of(pair) for pair in PAIRS]))
     tasks = [] if arguments.page_only or arguments.ceilings else [
         (pair, seed) for pair in arguments.pair or PAIRS for seed in arguments.seeds
-        if not (results / variant(pair, arguments.set) / f"seed_{seed}.json").is_file()]
+        if not finished(results / variant(pair, arguments.set) / f"seed_{seed}.json", arguments.baselines)]
 
     def apart(task: tuple[str, int]) -> int:
         """A cell in a process of its own."""
@@ -321,7 +359,8 @@ def main() -> None:
     elif tasks:
         (pair, seed), = tasks
         write_json(results / variant(pair, arguments.set) / f"seed_{seed}.json",
-                   cell(pair, seed, runs, torch.get_num_threads(), arguments.quick, arguments.set, arguments.baselines))
+                   cell(path_of(pair), seed, runs, torch.get_num_threads(), arguments.quick, arguments.set,
+                        arguments.baselines))
         print(f"{pair}, seed {seed}: done", flush=True)
     atomic_write_text(page, results_page(results))
     print(f"written to {page}")

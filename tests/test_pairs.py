@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from dixit import game
+from dixit.common import DixitError, read_json
 from dixit.listeners import make_listeners
 from dixit.runs import load_run
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
 from eval.evaluate import dataset_of, measure, speak
-from eval.pairs import ceilings, cell, over_seeds, results_page, summary, variant
+from eval.pairs import ceilings, cell, finished, known, over_seeds, results_page, summary, variant
 
 
 def made(seed: int, base: float, trained: float, se: float = 0.02) -> dict:
@@ -45,7 +46,9 @@ def test_significance_learnability_and_what_held_out_listeners_keep():
     steady = summary("p", [made(0, 0.1, 0.3), made(1, 0.1, 0.3)])
     torn = summary("p", [made(0, 0.1, 0.0), made(1, 0.1, 0.4)])
     assert steady["significant"] and not torn["significant"]
-    assert steady["kept"] == pytest.approx(0.5) and torn["kept"] is None
+    assert steady["kept"]["mean"] == pytest.approx(0.5) and torn["kept"] is None
+    assert steady["kept"]["se"] == pytest.approx(math.hypot(0.02, 0.5 * 0.02) / 0.2)  # changes .2 ± .02 and .1 ± .02
+    assert steady["words"] == pytest.approx(0.9) and steady["phrases"] is None
     assert steady["learnable"] is False  # the oracle gains .04 only
     assert steady["oracle held"] is None
     heard = made(0, 0.1, 0.3)
@@ -59,17 +62,17 @@ def test_the_page_comes_from_the_cells_alone(tmp_path):
         (tmp_path / "p").mkdir(exist_ok=True)
         (tmp_path / "p" / f"seed_{seed}.json").write_text(json.dumps(made(seed, 0.1, 0.3)))
     page = results_page(tmp_path)
-    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 % |  "
-           "| no | 0.90 |")
+    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 ± 11 % "
+           "|  | no | 0.90 |  |")
     assert row in page
     assert "red +4.0" in page and "trained “red” → one" in page and "nobody" in page
     assert results_page(tmp_path / "absent").count("\n| ") == 1  # the head of an empty table
 
 
-def test_a_cell_of_a_trained_run(home, game_run, tmp_path):
-    shutil.copytree(game_run, tmp_path / "tiny_5")
-    found = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)
-    again = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
+    shutil.copytree(game_run, tmp_path / "game_0")
+    found = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+    again = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
     assert found["figures"] == again["figures"]
     run = load_run(game_run)
     fresh, _ = measure(run, dataset_of(run, run.config.data, "test", 24), speak(run, dataset_of(
@@ -79,13 +82,38 @@ def test_a_cell_of_a_trained_run(home, game_run, tmp_path):
     gaps = [found["figures"][speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
     assert change == pytest.approx(gaps[0] - gaps[1], abs=1e-6)
     assert len(found["rounds"]) == 3 and {"base", "trained", "oracle"} <= found["rounds"][0].keys()
-    assert found["command"] == "scripts/run_pairs tiny --seeds 5"
+    assert found["command"] == "scripts/run_pairs game --seeds 0"
     assert "faithful/words" in found["figures"]["oracle"] and "best of 8" not in found["figures"]
-    assert variant("tiny", ["game.kl_cost=0.1"]) == "tiny+game.kl_cost=0.1"
-    shutil.copytree(game_run, tmp_path / "tiny+game.kl_cost=0.1_5")
-    other = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=["game.kl_cost=0.1"], baselines=True)
+
+    changed = "game.kl_cost=0.1"
+    assert variant("game", [changed]) == f"game+{changed}"
+    shutil.copytree(game_run, tmp_path / f"game+{changed}_0")
+    with pytest.raises(DixitError, match="was trained with another game than this cell names"):
+        cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
+    shutil.rmtree(tmp_path / f"game+{changed}_0")
+    train(home.game_config, tmp_path / f"game+{changed}_0", changed, f"speaker.init={caption_run}")
+    other = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
     assert other["figures"]["best of 8"]["training/gap"]["n"] == 24
-    assert other["command"] == "scripts/run_pairs tiny --seeds 5 --baselines --set game.kl_cost=0.1"
+    assert other["command"] == f"scripts/run_pairs game --seeds 0 --baselines --set {changed}"
+    for file, made in ("one.json", found), ("two.json", other):
+        (tmp_path / file).write_text(json.dumps(made))
+    assert [finished(tmp_path / file, baselines=True) for file in ("one.json", "two.json", "none.json")] == [
+        False, True, False]
+    assert finished(tmp_path / "one.json", baselines=False)
+
+
+def test_the_base_speakers_captions_are_made_anew_for_another_base(home, train, game_run, caption_run, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(caption_run, base)
+    train(home.game_config, tmp_path / "game_0", f"speaker.init={base}")
+    run = load_run(tmp_path / "game_0")
+    dataset = dataset_of(run, run.config.data, "test", 24)
+    kept = tmp_path / "said.json"
+    first = known(kept, run, dataset)
+    kept.write_text(json.dumps(read_json(kept) | {"texts": ["kept"]}))
+    assert known(kept, run, dataset) == ["kept"]
+    (base / "train.json").write_text(json.dumps(read_json(base / "train.json") | {"wall_seconds": 1e6}))
+    assert known(kept, run, dataset) == first
 
 
 def test_an_unknown_pair_is_named(command):
@@ -125,8 +153,8 @@ def test_baselines_speak_for_every_image(home, game_run):
 
 def test_ceilings_are_those_of_the_evaluation(home, game_run, tmp_path):
     """The trained speaker of a run as base: its gap and the oracle's are those that its own cell gives."""
-    shutil.copytree(game_run, tmp_path / "tiny_5")
-    figures = cell("tiny", 5, tmp_path, threads=1, quick=False, changes=[], baselines=False)["figures"]
+    shutil.copytree(game_run, tmp_path / "game_0")
+    figures = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)["figures"]
     found = ceilings(game_run, [game_run / "config.yaml"])
     (row,) = found["pairs"].values()
     for ours, theirs in ("base", "trained"), ("oracle", "oracle"), ("ground truth", "ground truth"):
