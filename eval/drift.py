@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dixit import scenes
-from dixit.common import DixitError, atomic_path, run_main, words
+from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words, write_json
 from dixit.data import load
 from dixit.listeners import make_listeners, score_all
 from dixit.runs import LoadedRun, load_run
@@ -391,7 +391,8 @@ def frontier(path: Path, points: list[tuple[str, dict[str, Any]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="+", help="folders of runs, and overrides: eval.images=... eval.split=...")
-    parser.add_argument("--frontier", type=Path, metavar="PATH", help="plot gap against drift of all runs to this PNG")
+    parser.add_argument("--frontier", type=Path, metavar="PATH",
+                        help="plot gap against drift of all runs to this PNG; the figures to a JSON beside it")
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.run if "=" in word and not Path(word).is_dir()]
     folders = [Path(word) for word in arguments.run if word not in overrides]
@@ -418,6 +419,8 @@ def main() -> None:
         points.append((f"{folder.name} (kl_cost {config.game.kl_cost:g})", figures["speakers"]["trained"]))
     if arguments.frontier:
         frontier(arguments.frontier, points)
+        write_json(arguments.frontier.with_suffix(".json"),
+                   {"command": command_line(), "commit": git_commit(), "trained": dict(points)})
         print(f"written to {arguments.frontier}")
 
 

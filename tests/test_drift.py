@@ -206,6 +206,9 @@ def test_the_command_prints_tables_and_plots_a_point_per_run(drifted):
     assert printed.count("| ground truth |") == 2 and printed.count("| words | z | base | trained |") == 2
     one, two = (json.loads((drifted / name / "drift.json").read_text())["figures"] for name in ("one", "two"))
     assert one == two
+    beside = json.loads((drifted / "plots" / "frontier.json").read_text())["trained"]
+    assert [label.split()[0] for label in beside] == ["one", "two"]
+    assert "kl_to_base" in beside["one (kl_cost 0)"]
     with Image.open(drifted / "plots" / "frontier.png") as picture:
         assert picture.format == "PNG" and picture.width > 500
 
