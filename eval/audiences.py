@@ -1,4 +1,4 @@
-"""One speaker, many audiences: `python -m eval.audiences RUN [--beside RUN ...] [eval.images=100 ...]`.
+"""One speaker, many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
 
 The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
 listener, or, with speaker.units, is told which audience it is. Observed picks are of validation scenes, the game is
