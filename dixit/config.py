@@ -364,6 +364,16 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def changed(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
+    """The settings that differ: (dotted key, before, after), in the order of the tree; a list counts as one setting."""
+    def flat(config: Config) -> dict[str, Any]:
+        return {f"{key}.{name}" if name else key: value for key, part in to_dict(config).items()
+                for name, value in (part.items() if isinstance(part, dict) else [("", part)])}
+
+    old, new = flat(before), flat(after)
+    return [(key, old[key], new[key]) for key in old if old[key] != new[key]]
+
+
 def config_hash(config: Config) -> str:
     """12 hex digits that change with any value of the resolved config that says what is trained.
 

@@ -46,7 +46,7 @@ from dixit.common import (
     sha256,
     write_json,
 )
-from dixit.config import Config, TrainConfig, config_hash, load_config, to_dict
+from dixit.config import Config, TrainConfig, changed, config_hash, load_config, to_dict
 from dixit.sharding import shard_states, tell_deepspeed, whole, whole_states
 
 
@@ -291,15 +291,16 @@ def _is_the_same(config: Config, tell: bool) -> None:
         if tell:
             print(f"warning: {error}; taking {config.folder} for the same run", file=sys.stderr)
         return
-    for key in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
-        if getattr(before, key) != getattr(config, key):
-            raise DixitError(f"{config.folder} holds a run with another {key}; give this one a folder of its own with "
+    differing = changed(before, config)
+    for key, *_ in differing:
+        part = key.partition(".")[0]
+        if part in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
+            raise DixitError(f"{config.folder} holds a run with another {part}; give this one a folder of its own with "
                              "out=, or name=")
-    old, new = to_dict(before), to_dict(config)
-    changed = [f"{part}.{key} {value} (was {old[part][key]})" for part in ("speaker", "policy", "train")
-               for key, value in new[part].items() if value != old[part][key]]
-    if changed and tell:
-        print(f"{config.folder} goes on with {', '.join(changed)}", file=sys.stderr)
+    told = [f"{key} {new} (was {old})" for key, old, new in differing
+            if key.partition(".")[0] in ("speaker", "policy", "train")]
+    if told and tell:
+        print(f"{config.folder} goes on with {', '.join(told)}", file=sys.stderr)
 
 
 def _agree(config: Config, start: int, accelerator: Accelerator) -> None:

@@ -62,9 +62,8 @@ def attributes(clip: Clip, data: DataConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def quality(name: str, pretrained: str = "") -> dict[str, Any]:
+def quality(clip: Clip) -> dict[str, Any]:
     """Every figure of one CLIP, with standard errors."""
-    clip = load_clip(name, pretrained)
     cifar = load(DataConfig(name="cifar10", test=2000), "test")
     classes = sorted(set(cifar["concept"]))
     labels = torch.tensor([classes.index(c) for c in cifar["concept"]])
@@ -82,11 +81,10 @@ def main() -> None:
     parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures of all of them")
     arguments = parser.parse_args()
-    for name in arguments.name:
-        load_clip(name)  # one that is missing is told before anything is computed
+    clips = {name: load_clip(name) for name in arguments.name}  # one that is missing is told before any figure
     found = {}
-    for name in arguments.name:
-        found[name] = figures = quality(name)
+    for name, clip in clips.items():
+        found[name] = figures = quality(clip)
         print(f"{name}")
         for key, value in figures.items():
             print(f"  {key:<32} {value['mean']:.3f} ± {value['se']:.3f}")

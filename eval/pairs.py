@@ -43,7 +43,7 @@ from dixit.common import (
     run_main,
     write_json,
 )
-from dixit.config import Config, load_config, to_dict
+from dixit.config import Config, changed, load_config, to_dict
 from dixit.data import fingerprint
 from dixit.game import draw_candidates, gap, hits
 from dixit.listeners import make_listeners, score_all
@@ -107,9 +107,8 @@ def variant(pair: str, changes: list[str]) -> str:
 def known(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
     """The captions of a run's base speaker, which are the same for all pairs of a seed: kept in a file."""
     config = to_dict(run.config)
-    base = Path(config["speaker"]["init"])
-    key = {"base": str(base), "training": read_json(base / "train.json"), "clip": config["clip"],
-           "speaker": config["speaker"], "images": fingerprint(dataset)}
+    key = {"speaker": config["speaker"], "training": read_json(Path(run.config.speaker.init) / "train.json"),
+           "clip": config["clip"], "images": fingerprint(dataset)}
     found = read_json(path) if path.is_file() else {}
     if found.get("key") != key:
         assert run.base is not None
@@ -120,12 +119,8 @@ def known(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
 
 def _trained_so(out: Path, wanted: Config) -> None:
     """Raises DixitError if a finished run was trained with other settings than its cell would name; runs may move."""
-    def plain(config: Config) -> dict[str, Any]:
-        tree = to_dict(config)
-        return tree | {"out": "", "speaker": tree["speaker"] | {"init": ""}}
-
-    found, named = plain(load_config(out / "config.yaml")), plain(wanted)
-    other = [key for key in named if found[key] != named[key]]
+    other = {key.partition(".")[0]: None for key, *_ in changed(load_config(out / "config.yaml"), wanted)
+             if key not in ("out", "speaker.init")}
     if other:
         raise DixitError(f"{out} was trained with another {', '.join(other)} than this cell names; move it away to "
                          "train anew")
@@ -140,8 +135,7 @@ def cell(path: Path, seed: int, runs: Path, threads: int, quick: bool, changes: 
     if (out / "train.json").is_file():
         _trained_so(out, load_config(path, overrides))
     else:
-        base = base_speaker(runs, seed, threads)
-        launch(path, *overrides[:2], f"speaker.init={base}", *overrides[2:], threads=threads)
+        launch(path, f"speaker.init={base_speaker(runs, seed, threads)}", *overrides, threads=threads)
     began = time.perf_counter()
     run = load_run(out)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
@@ -169,7 +163,7 @@ def ceilings(speaker: Path, pairs: list[Path]) -> dict[str, Any]:
     and of the pair's oracle, as training and held-out listeners hear them."""
     base = load_run(speaker)
     rows: dict[str, Any] = {}
-    texts: dict[str, dict[str, list[str]]] = {}
+    texts: dict[str, list[str]] = {}  # the base speaker's, by the images
     configs = [load_config(path) for path in pairs]
     for clip, pretrained in sorted({(who.clip, who.pretrained) for config in configs
                                     for who in (*config.listeners, *config.heldout)}):
@@ -178,10 +172,10 @@ def ceilings(speaker: Path, pairs: list[Path]) -> dict[str, Any]:
         dataset = dataset_of(base, config.data, "test", config.eval.images)
         images = fingerprint(dataset)
         if images not in texts:
-            texts[images] = {"base": speak(base, dataset)["trained"]["texts"]}
+            texts[images] = speak(base, dataset)["trained"]["texts"]
         records = [json.loads(record) for record in dataset["record"]]
-        said = texts[images] | {"ground truth": [full_caption(r) for r in records],
-                        "oracle": [oracle_caption(r, frozenset(config.oracle)) for r in records]}
+        said = {"base": texts[images], "ground truth": [full_caption(r) for r in records],
+                "oracle": [oracle_caption(r, frozenset(config.oracle)) for r in records]}
         pools = draw_candidates(np.arange(len(records)), np.arange(len(records)), config.game.candidates, "eval",
                                 config.eval.seed)
         groups = {group: (make_listeners(who, dataset, base.speaker.device), weights_of(who))
@@ -205,6 +199,11 @@ def over_seeds(cells: list[dict], speaker: str, key: str) -> dict[str, float] | 
     return seeds | {"se": math.hypot(seeds["se"], math.sqrt(sum(f["se"] ** 2 for f in found) / len(found)))}
 
 
+def learnable(base: dict[str, float], oracle: dict[str, float]) -> bool:
+    """Whether there is a game to be won."""
+    return oracle["mean"] - base["mean"] >= LEARNABLE
+
+
 def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
     """What the table says of one pair."""
     def of(speaker: str, key: str) -> dict[str, float] | None:
@@ -216,7 +215,6 @@ def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
                            "trained": of("trained", "training/gap"), "ceiling": ceiling}
     held_base, held_ceiling = of("base", "heldout/gap"), of("oracle", "heldout/gap")
     row["oracle held"] = held_ceiling["mean"] - held_base["mean"] if held_base and held_ceiling else None
-    learnable = None if not (base and ceiling) else ceiling["mean"] - base["mean"] >= LEARNABLE
     significant = bool(change and change["mean"] > 1.96 * change["se"])
     kept = None
     if change and held and significant:  # the error of a ratio, as if the two were independent; they are not quite
@@ -225,7 +223,8 @@ def summary(pair: str, cells: list[dict]) -> dict[str, Any]:
     for level in ("words", "phrases"):
         old, new = of("base", f"faithful/{level}"), of("trained", f"faithful/{level}")
         row[level] = new["mean"] / old["mean"] if old and new else None
-    row |= {"learnable": learnable, "significant": significant, "kept": kept}
+    row |= {"learnable": learnable(base, ceiling) if base and ceiling else None, "significant": significant,
+            "kept": kept}
     return row
 
 
@@ -277,7 +276,7 @@ def results_page(folder: Path) -> str:
                   "|---" * 7 + "|"]
         lines += ["| " + " | ".join([
             name, show(c["base/training"]), show(c["ground truth/training"]), show(c["oracle/training"]),
-            show(c.get("oracle/heldout")), yes[c["oracle/training"]["mean"] - c["base/training"]["mean"] >= LEARNABLE],
+            show(c.get("oracle/heldout")), yes[learnable(c["base/training"], c["oracle/training"])],
             ", ".join(c["oracle names"])]) + " |" for name, c in ceiling.items()]
     if controls:
         lines += ["", "## Controls", "", "Their rows judge by colour minus grey, as colour_vs_grey does (identical: by "

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dixit.common import DixitError
-from dixit.config import Config, config_hash, load_config, to_dict
+from dixit.config import Config, changed, config_hash, load_config, to_dict
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted([*FOLDER.glob("*.yaml"), *(FOLDER / "pairs").glob("*.yaml")])
@@ -123,3 +123,12 @@ def test_every_config_in_the_project_loads(path):
     config = load_config(path)
     assert isinstance(config, Config) and config.train.steps > 0
     assert config.train.batch % config.train.accumulate == 0
+
+
+def test_changed_settings_are_named_with_both_values(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("task: caption\nname: c\ndata: {name: scenes}\n")
+    before = load_config(path)
+    after = load_config(path, ["seed=3", "train.steps=7"])
+    assert changed(before, after) == [("seed", 0, 3), ("train.steps", before.train.steps, 7)]
+    assert changed(before, before) == []
