@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -129,6 +130,12 @@ def sha256(path: Path) -> str:
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation."""
     return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, at most 200 letters; the place in gloo's source that some begin with is left out."""
+    text = re.sub(r"^\[[^]]*]\s*", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def git_commit() -> str:

@@ -21,7 +21,9 @@ from typing import Any
 import yaml
 
 from dixit.common import DixitError
-from dixit.scenes import ATTRIBUTES
+
+# What captions of scenes can name of an object (data/scenes.py): an audience is known by these.
+ATTRIBUTES = ("size", "colour", "texture", "shape", "position")
 
 
 @dataclass(frozen=True)

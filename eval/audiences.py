@@ -29,14 +29,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dixit import audiences, continual, game
-from dixit.clip import patch_features
 from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
-from dixit.config import Config, ListenerConfig
-from dixit.data import load
-from dixit.listeners import make_listeners, score_all
-from dixit.runs import LoadedRun, load_run, patch_batch
-from dixit.scenes import ATTRIBUTES, oracle_caption
+from dixit.config import ATTRIBUTES, Config, ListenerConfig
+from dixit.data.images import load
+from dixit.data.scenes import oracle_caption
+from dixit.models.features import patch_features
+from dixit.models.listeners import make_listeners, score_all
+from dixit.training import audiences, continual, game
+from dixit.training.runs import LoadedRun, load_run, patch_batch
 from eval.evaluate import dataset_of
 from eval.metrics import bootstrap
 

@@ -26,11 +26,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit import game
-from dixit.clip import patch_features
 from dixit.common import DixitError, rng, run_main
-from dixit.listeners import Listener, make_listeners, score_all
-from dixit.runs import LoadedRun, load_run, patch_batch
+from dixit.models.features import patch_features
+from dixit.models.listeners import Listener, make_listeners, score_all
+from dixit.training import game
+from dixit.training.runs import LoadedRun, load_run, patch_batch
 from eval.evaluate import dataset_of, measure, speak, table, weights_of, write_results
 
 POOLS = 8  # sets of distractors a caption is judged on

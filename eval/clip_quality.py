@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dixit import game, scenes
-from dixit.clip import Clip, image_embeddings, load_clip
 from dixit.common import command_line, git_commit, run_main, write_json
 from dixit.config import DataConfig
-from dixit.data import load
+from dixit.data import scenes
+from dixit.data.images import load
+from dixit.models.clip import Clip, load_clip
+from dixit.models.features import image_embeddings
+from dixit.training import game
 from eval.metrics import mean_and_error
 
 

@@ -30,11 +30,11 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dixit import scenes
 from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words, write_json
-from dixit.data import load
-from dixit.listeners import make_listeners, score_all
-from dixit.runs import LoadedRun, load_run
+from dixit.data import scenes
+from dixit.data.images import load
+from dixit.models.listeners import make_listeners, score_all
+from dixit.training.runs import LoadedRun, load_run
 from eval import evaluate
 from eval.metrics import mean_and_error
 

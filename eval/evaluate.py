@@ -24,13 +24,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit import game, scenes
-from dixit.clip import patch_features
 from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, write_json
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash
-from dixit.data import load
-from dixit.listeners import ClipListener, make_listeners, score_all
-from dixit.runs import LoadedRun, load_run
+from dixit.data import scenes
+from dixit.data.images import load
+from dixit.models.features import patch_features
+from dixit.models.listeners import ClipListener, make_listeners, score_all
+from dixit.training import game
+from dixit.training.runs import LoadedRun, load_run
 from eval import metrics
 
 

@@ -1,6 +1,6 @@
 """Metrics of captions and picks: pure functions on texts and tensors.
 
-Leaves out accuracy and reward, which are the game's own (dixit/game.py).
+Leaves out accuracy and reward, which are the game's own (dixit/training/game.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dixit.common import rng, words
-from dixit.game import commonest
-from dixit.scenes import WORD_CLASSES
+from dixit.data.scenes import WORD_CLASSES
+from dixit.training.game import commonest
 
 
 def mean_and_error(values: Float[Tensor, "n"] | list[float]) -> dict[str, float]:

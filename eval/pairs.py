@@ -32,7 +32,6 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from dixit.clip import load_clip, patch_features
 from dixit.common import (
     DixitError,
     atomic_write_text,
@@ -44,11 +43,13 @@ from dixit.common import (
     write_json,
 )
 from dixit.config import Config, changed, load_config, to_dict
-from dixit.data import fingerprint
-from dixit.game import draw_candidates, gap, hits
-from dixit.listeners import make_listeners, score_all
-from dixit.runs import LoadedRun, load_run
-from dixit.scenes import full_caption, oracle_caption
+from dixit.data.images import fingerprint
+from dixit.data.scenes import full_caption, oracle_caption
+from dixit.models.clip import load_clip
+from dixit.models.features import patch_features
+from dixit.models.listeners import make_listeners, score_all
+from dixit.training.game import draw_candidates, gap, hits
+from dixit.training.runs import LoadedRun, load_run
 from eval.audiences import greedy
 from eval.baselines import untrained_speakers
 from eval.drift import panel, word_shift

@@ -27,19 +27,19 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from dixit import play
 from dixit.common import DixitError, command_line, git_commit, rng, run_main, write_json
-from dixit.data import open_data
-from dixit.listeners import ClipListener, make_listeners
-from dixit.players import Agent, Player, RandomPlayer, associations, deal_seats, literal_clues, play_out
-from dixit.runs import load_run
+from dixit.data.images import open_data
+from dixit.models.listeners import ClipListener, make_listeners
+from dixit.play import rules
+from dixit.play.players import Agent, Player, RandomPlayer, associations, deal_seats, literal_clues, play_out
+from dixit.training.runs import load_run
 from eval.evaluate import dataset_of, speak
 from eval.metrics import bootstrap
 
 SEATS, CARDS = 6, 84  # players and cards of a game, as in the box
 
 
-def scoring_share(game: play.Game) -> float:
+def scoring_share(game: rules.Game) -> float:
     """The share of rounds in which some but not all found the storyteller's card."""
     return sum(r.points[r.storyteller] > 0 for r in game.rounds) / len(game.rounds)
 
@@ -78,7 +78,7 @@ def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tu
     for number in tqdm(range(games), desc="storytellers", disable=None):
         cards, seats = deal(count, number), deal_seats(len(listeners), SEATS, number)
         for name, agents in tables.items():
-            game = play.new_game(SEATS, len(cards), number, hand_for(cards, SEATS))
+            game = rules.new_game(SEATS, len(cards), number, hand_for(cards, SEATS))
             game = play_out(game, [Seated(agents[i], cards) for i in seats])
             shares[name].append(scoring_share(game))
             for r in game.rounds:
@@ -121,7 +121,7 @@ def tournament(clues: dict[str, list[str]], listeners: list, games: int, seed: i
         for seat, kind in enumerate(seats):
             mind = (number + seat) % len(listeners)
             players.append(Seated(any_player if names[kind] == "random" else agents[names[kind]][mind], cards))
-        final = play_out(play.new_game(len(names), len(cards), number, hand_for(cards, len(names))), players).scores
+        final = play_out(rules.new_game(len(names), len(cards), number, hand_for(cards, len(names))), players).scores
         scores[number, seats] = final
     beats = (scores[:, :, None] > scores[:, None]) + 0.5 * (scores[:, :, None] == scores[:, None])
     beats *= 1 - np.eye(len(names))

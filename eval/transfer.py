@@ -34,13 +34,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit import game
-from dixit.assets import asset
 from dixit.common import DixitError, atomic_path, run_main
 from dixit.config import ListenerConfig, config_hash
-from dixit.data import OTHERS, open_data
-from dixit.listeners import ClipListener, make_listeners, score_all
-from dixit.runs import LoadedRun, load_run
+from dixit.data.assets import asset
+from dixit.data.images import OTHERS, open_data
+from dixit.models.listeners import ClipListener, make_listeners, score_all
+from dixit.training import game
+from dixit.training.runs import LoadedRun, load_run
 from eval import metrics
 from eval.baselines import untrained_speakers
 from eval.evaluate import speak, write_results

@@ -37,13 +37,13 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from dixit import game, policy  # noqa: E402
-from dixit.assets import asset  # noqa: E402
-from dixit.clip import build_locked  # noqa: E402
 from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, run_main, write_json  # noqa: E402
 from dixit.config import ListenerConfig, SpeakerConfig  # noqa: E402
-from dixit.listeners import ClipListener, score_all  # noqa: E402
-from dixit.speaker import Speaker  # noqa: E402
+from dixit.data.assets import asset  # noqa: E402
+from dixit.models.clip import build_locked  # noqa: E402
+from dixit.models.listeners import ClipListener, score_all  # noqa: E402
+from dixit.models.speaker import Speaker  # noqa: E402
+from dixit.training import game, policy  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Bench:
         return seconds
 
     def dixit(self) -> dict[str, float]:
-        """One step as dixit/tasks.py does it; seconds of each part."""
+        """One step as dixit/training/game_task.py does it; seconds of each part."""
         seconds: dict[str, float] = {}
         speaker, (uniforms, candidates) = self.speaker, self.draw()
         prefix = self.timed(seconds, "adapter", lambda: speaker.trained(self.patches))

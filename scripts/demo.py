@@ -23,13 +23,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dixit.clip import Clip, load_clip  # noqa: E402
 from dixit.common import DixitError, run_main  # noqa: E402
-from dixit.data import load, open_data, open_image, pixels  # noqa: E402
-from dixit.explain import Said, captions, labels, looking_at, opinion  # noqa: E402
-from dixit.perception import perceive  # noqa: E402
-from dixit.runs import LoadedRun, load_run  # noqa: E402
-from dixit.terminal import WAYS, inline, way_of  # noqa: E402
+from dixit.data.images import load, open_data, open_image, pixels  # noqa: E402
+from dixit.models.clip import Clip, load_clip  # noqa: E402
+from dixit.models.perception import perceive  # noqa: E402
+from dixit.play.explain import Said, captions, labels, looking_at, opinion  # noqa: E402
+from dixit.play.terminal import WAYS, inline, way_of  # noqa: E402
+from dixit.training.runs import LoadedRun, load_run  # noqa: E402
 
 HELP = "an image path, a folder, the number of an image, l for the listeners, h for help, or q to leave"
 BAR = 24

@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dixit.clip import save_clip  # noqa: E402
 from dixit.common import run_main  # noqa: E402
 from dixit.config import load_config  # noqa: E402
-from dixit.tasks import TASKS  # noqa: E402
-from dixit.train import make_accelerator, train  # noqa: E402
-from dixit.warm_start import ClipTask  # noqa: E402
+from dixit.models.clip import save_clip  # noqa: E402
+from dixit.training.game_task import TASKS  # noqa: E402
+from dixit.training.loop import make_accelerator, train  # noqa: E402
+from dixit.training.warm_start import ClipTask  # noqa: E402
 
 
 def main() -> None:

@@ -52,8 +52,8 @@ def make_llm(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from dixit import scenes
     from dixit.common import rng
+    from dixit.data import scenes
 
     texts = [t for i in range(300) for t in scenes.captions(scenes.sample_record(0, "train", i), 4, rng("words", i))]
     words = sorted({w for t in texts for w in t.replace(",", " ,").replace(".", " .").split()})
@@ -138,8 +138,8 @@ def train_here(config: Path, out: Path, *overrides: str) -> object:
     from accelerate.state import AcceleratorState
 
     from dixit.config import load_config
-    from dixit.tasks import TASKS
-    from dixit.train import make_accelerator, train
+    from dixit.training.game_task import TASKS
+    from dixit.training.loop import make_accelerator, train
 
     loaded = load_config(config, [f"out={out}", *overrides])
     AcceleratorState._reset_state()  # it is one for a whole process, which trains but once outside tests

@@ -38,13 +38,17 @@ from processes import fork, together, wait
 from safetensors.torch import load_file
 from torch import nn
 
-from dixit import data as data_module
-from dixit import train as loop
-from dixit.clip import image_embeddings, load_clip, patch_features
 from dixit.common import DixitError, rng
 from dixit.config import Config, TrainConfig, load_config
-from dixit.listeners import score_all
-from dixit.train import check, checkpoints, step_of, trained_weights
+from dixit.data import images as data_module
+from dixit.models.clip import load_clip
+from dixit.models.features import image_embeddings, patch_features
+from dixit.models.listeners import score_all
+from dixit.training import checkpoints as saving
+from dixit.training import loop
+from dixit.training.checkpoints import FILES, check, checkpoints, step_of, trained_weights
+from dixit.training.sharding import whole
+from dixit.training.task import Task
 
 STEPS, EVERY = 12, 3
 TOY = Config(task="caption", train=TrainConfig(steps=STEPS, batch=6, save_every=EVERY, eval_every=EVERY, lr=0.05,
@@ -52,7 +56,7 @@ TOY = Config(task="caption", train=TrainConfig(steps=STEPS, batch=6, save_every=
 Random = np.random.Generator
 
 
-class Toy(loop.Task):
+class Toy(Task):
     """A linear map learns another, from data that are a function of (seed, step); `fault(step)` may break it."""
 
     def __init__(self, accelerator: Any, fault: Callable[[int], float | None] = lambda step: None):
@@ -71,7 +75,7 @@ class Toy(loop.Task):
         return (loss if broken is None else loss * broken), {"reward": float(-loss.detach())}
 
     def observe(self, step: int) -> dict[str, float]:
-        return {"loss": float(loop.whole(next(self.trained.parameters())).square().mean())}
+        return {"loss": float(whole(next(self.trained.parameters())).square().mean())}
 
     def state(self) -> dict[str, Any]:
         return {"seen": self.seen}
@@ -128,7 +132,7 @@ class Bench:
         assert code == 0, said
         assert lines(folder) == lines(self.whole), "the log differs"
         for kind in ("last", "best"):
-            for name in loop.FILES:
+            for name in FILES:
                 one, other = (load_file(trained_weights(run, kind).with_name(name)) for run in (self.whole, folder))
                 assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), (kind, name)
         assert check(checkpoints(folder)[-1])["task"] == {"seen": STEPS}
@@ -190,7 +194,8 @@ def kill_inside_a_save(bench: Bench, folder: Path, r: Random) -> None:
 
     def work() -> None:
         for name in ("save_file", "write_json", "sha256", "scratch_dir"):
-            setattr(loop, name, watched(getattr(loop, name)))
+            setattr(saving, name, watched(getattr(saving, name)))
+        loop.write_json = watched(loop.write_json)
         Path.rename = watched(Path.rename)  # type: ignore[method-assign]
         shutil.rmtree = watched(shutil.rmtree)  # type: ignore[assignment]
         toy(folder)
@@ -249,7 +254,7 @@ def damaged_checkpoint(bench: Bench, folder: Path, r: Random) -> None:
     half_run(bench, folder)
     places = checkpoints(folder)
     place = places[-1] if r.random() < 0.8 else checkpoints(folder, "best")[-1]
-    for name in r.choice([*loop.FILES, "state.json"], size=int(r.integers(1, 3)), replace=False):
+    for name in r.choice([*FILES, "state.json"], size=int(r.integers(1, 3)), replace=False):
         how = ["truncated", "bit flipped", "overwritten", "gone"][r.integers(4)]
         (place / name).unlink() if how == "gone" else spoil(place / name, r, how)
     damaged = (place / "state.json").is_file() and (place not in places or step_of(place) not in sound(folder))
@@ -260,7 +265,7 @@ def damaged_checkpoint(bench: Bench, folder: Path, r: Random) -> None:
 def all_checkpoints_damaged(bench: Bench, folder: Path, r: Random) -> None:
     half_run(bench, folder)
     for place in checkpoints(folder):
-        spoil(place / loop.FILES[r.integers(2)], r, "bit flipped")
+        spoil(place / FILES[r.integers(2)], r, "bit flipped")
     kept = {p: p.read_bytes() for p in (folder / "checkpoints").rglob("*") if p.is_file()}
     one_error(*bench.child(folder, lambda: toy(folder)), "is damaged", "delete its folder")
     assert all(p.read_bytes() == content for p, content in kept.items()), "a refused run changed the folder"
@@ -494,8 +499,8 @@ _MODELS: dict[Path, tuple] = {}
 
 def bench_models(bench: Bench) -> tuple:
     if bench.root not in _MODELS:
-        from dixit.listeners import make_listeners
-        from dixit.speaker import Speaker
+        from dixit.models.listeners import make_listeners
+        from dixit.models.speaker import Speaker
 
         config = load_config(bench.tiny.game_config)
         rows = data_module.load(config.data, "validation")
@@ -506,7 +511,7 @@ def bench_models(bench: Bench) -> tuple:
 
 def failing_listener(bench: Bench, folder: Path, r: Random) -> None:
     """A listener raises, returns NaN or infinity in the middle of a game; mended, the game ends as if it had not."""
-    from dixit.listeners import ClipListener
+    from dixit.models.listeners import ClipListener
 
     config, at = bench.tiny.game_config, int(r.integers(3, 9))
     words = ["train.steps=4", "train.save_every=1", "train.eval_every=100", "train.max_skipped=1"]

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dixit.common import DixitError, atomic_write_text, locked, read_json, write_json
-from dixit.train import checkpoints, trained_weights
+from dixit.training.checkpoints import checkpoints, trained_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 Command = Callable[..., subprocess.CompletedProcess]
@@ -46,7 +46,7 @@ def run_copy(game_run: Path, tmp_path: Path) -> Path:
     (["data.validation=3"], ["candidates 4", "3 images", "validation"]),
     (["listeners=[]"], ["at least one listener"]),
     (["clip.name=lite0"], ["lite0", "not built", "scripts/train.py configs/clip.yaml"]),
-    (["speaker.llm=smollm2-135m"], ["smollm2-135m", "python -m dixit.assets"]),
+    (["speaker.llm=smollm2-135m"], ["smollm2-135m", "python -m dixit.data.assets"]),
     (["speaker.llm=nobody/no-such-model"], ["nobody/no-such-model"]),
     (["listeners.1.perception=gray"], ["gray", "grey"]),
     (["speaker.init=/nonexistent/run"], ["speaker.init", "no checkpoint"]),
@@ -160,7 +160,7 @@ def test_a_loss_that_is_no_number_stops_the_run(home, train, caption_run, tmp_pa
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(home, train, tmp_path, monkeypatch):
-    from dixit.tasks import GameTask
+    from dixit.training.game_task import GameTask
 
     reward = GameTask.reward
 

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from dixit.archives import read_members
 from dixit.common import DixitError
 from dixit.config import Config, load_config, to_dict
-from dixit.data import _texts, open_image
-from dixit.scenes import TONES, WORD_CLASSES
-from dixit.train import FILES, Task, load_weights, resume, save_checkpoint
+from dixit.data.archives import read_members
+from dixit.data.images import _texts, open_image
+from dixit.data.scenes import TONES, WORD_CLASSES
+from dixit.training.checkpoints import FILES, load_weights, resume, save_checkpoint
+from dixit.training.loop import Task
 from eval.drift import KINDS, claims, no_doubled_word
 
 # The same cases each time, so that a test that fails fails again; profile `long` (conftest.py) looks for new ones.

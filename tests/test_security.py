@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from dixit.clip import load_clip
 from dixit.common import DixitError
-from dixit.speaker import load_llm
+from dixit.models.clip import load_clip
+from dixit.models.speaker import load_llm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +87,7 @@ def test_nothing_in_the_tree_unpickles_or_runs_what_it_reads():
 def test_a_cache_that_is_a_pickle_is_made_again(home, tmp_path, monkeypatch, capsys):
     import numpy as np
 
-    from dixit.clip import _cached
+    from dixit.models.features import _cached
 
     path = tmp_path / "features" / "a.npy"
     path.parent.mkdir()

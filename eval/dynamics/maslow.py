@@ -47,8 +47,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.assets import asset
 from dixit.common import DixitError, rng
+from dixit.data.assets import asset
 from eval.dynamics.probe import Claim, Networks, simulate
 from eval.dynamics.teacher_student import (
     Overlaps,

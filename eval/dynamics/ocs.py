@@ -27,8 +27,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.assets import asset
 from dixit.common import rng
+from dixit.data.assets import asset
 from eval.dynamics.probe import Claim, Networks, overlay, simulate
 
 # ---- setting ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from torch.func import functional_call
 
 from dixit.common import atomic_path
 from dixit.config import Config, TrainConfig
-from dixit.train import Task, train
+from dixit.training.loop import Task, train
 
 # ---- claims ----------------------------------------------------------------------------------------------
 

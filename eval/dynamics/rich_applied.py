@@ -33,9 +33,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit import data
 from dixit.common import rng
 from dixit.config import DataConfig
+from dixit.data.images import load, pixels
 from eval.dynamics.probe import Claim, Networks, simulate
 
 # ---- setting ---------------------------------------------------------------------------------------------
@@ -95,8 +95,8 @@ def equal_speed(networks: Networks, alphas: tuple[float, ...]) -> Float[Tensor, 
 
 def photos(settings: Settings, split: str, count: int) -> tuple[Float[Tensor, "B 3 32 32"], Int[np.ndarray, "B"]]:
     """CIFAR-10 with mean 0 and variance 1, and classes."""
-    rows = data.load(DataConfig(name="cifar10", image_size=32, train=count, test=count), split, split == "train")
-    images = data.pixels(rows).float()
+    rows = load(DataConfig(name="cifar10", image_size=32, train=count, test=count), split, split == "train")
+    images = pixels(rows).float()
     return (images - images.mean()) / images.std(), np.unique(rows["concept"], return_inverse=True)[1]
 
 

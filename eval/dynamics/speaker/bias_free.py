@@ -30,11 +30,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from dixit import game
 from dixit.common import seed_of
 from dixit.config import Config
-from dixit.runs import patch_batch
-from dixit.train import Task
+from dixit.training import game
+from dixit.training.loop import Task
+from dixit.training.runs import patch_batch
 from eval.dynamics.speaker.measure import (
     Finding,
     ShortWords,

@@ -1,7 +1,7 @@
 """Audiences met one after another in the game: what the speaker forgets, and what keeps it from forgetting.
 
 Rewards only, scenes of one object. First colours must serve and shapes must not, then shapes must and places must not;
-only the audience units behind the frozen speaker `init` are trained (dixit/continual.py), by each remedy, in blocks or
+only the audience units behind the frozen speaker `init` are trained (dixit/training/continual.py), by each remedy, in blocks or
 interleaved. Recorded: the gap of every audience j after training on i, hence forgetting, backward and forward transfer;
 which units an audience uses (Fisher information of its captions on a unit's activation), the overlap of two audiences'
 shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart; and, at every
@@ -38,13 +38,15 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dixit import audiences, continual, game, scenes
 from dixit.common import DixitError, read_json, rng, write_json
-from dixit.config import Config, config_hash
-from dixit.listeners import score_all
-from dixit.runs import patch_batch
-from dixit.tasks import GameTask
-from dixit.train import checkpoints, step_name, train
+from dixit.config import ATTRIBUTES, Config, config_hash
+from dixit.data import scenes
+from dixit.models.listeners import score_all
+from dixit.training import audiences, continual, game
+from dixit.training.checkpoints import checkpoints, step_name
+from dixit.training.game_task import GameTask
+from dixit.training.loop import train
+from dixit.training.runs import patch_batch
 from eval import geometry
 from eval.dynamics.speaker.measure import (
     Finding,
@@ -105,7 +107,7 @@ class ContinualGame(GameTask):
         self.block, self.used = settings.block, settings.used
         objects = [json.loads(self.held["record"][int(i)])["objects"][0] for i in self.rounds]
         self.labels = {kind: np.array([scenes.position(o["cell"]) if kind == "position" else o[kind] for o in objects])
-                       for kind in scenes.ATTRIBUTES}
+                       for kind in ATTRIBUTES}
 
     def begin(self) -> None:
         """What else is done to the units of a new training."""

@@ -30,13 +30,13 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from dixit import game
 from dixit.common import rng, seed_of
 from dixit.config import Config
-from dixit.listeners import score_all
-from dixit.runs import patch_batch
-from dixit.speaker import Adapter
-from dixit.tasks import GameTask
+from dixit.models.listeners import score_all
+from dixit.models.speaker import Adapter
+from dixit.training import game
+from dixit.training.game_task import GameTask
+from dixit.training.runs import patch_batch
 from eval.dynamics.speaker.measure import (
     Finding,
     accelerator,

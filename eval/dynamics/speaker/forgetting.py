@@ -37,11 +37,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from dixit import audiences, continual, game, policy
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.listeners import score_all
-from dixit.runs import patch_batch
+from dixit.models.listeners import score_all
+from dixit.training import audiences, continual, game, policy
+from dixit.training.runs import patch_batch
 from eval.dynamics.speaker.continual import TINY as TINY_GAME
 from eval.dynamics.speaker.continual import ContinualGame, Records, config_of, learn, tells
 from eval.dynamics.speaker.continual import Settings as GameSettings

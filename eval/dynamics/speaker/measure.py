@@ -31,11 +31,12 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from dixit.config import Config, load_config
-from dixit.listeners import ClipListener
-from dixit.speaker import Adapter, Speaker
-from dixit.tasks import GameTask
-from dixit.train import Task, load_weights, train, trained_weights
-from dixit.warm_start import CaptionTask, WordTask
+from dixit.models.listeners import ClipListener
+from dixit.models.speaker import Adapter, Speaker
+from dixit.training.checkpoints import load_weights, trained_weights
+from dixit.training.game_task import GameTask
+from dixit.training.loop import Task, train
+from dixit.training.warm_start import CaptionTask, WordTask
 from eval.dynamics.probe import _LastingAccelerator
 
 ROOT = Path(__file__).resolve().parents[3]

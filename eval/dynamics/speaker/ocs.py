@@ -34,13 +34,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit import game, scenes
 from dixit.common import rng
 from dixit.config import Config
-from dixit.listeners import score_all
-from dixit.runs import patch_batch
-from dixit.speaker import Adapter
-from dixit.tasks import GameTask
+from dixit.data import scenes
+from dixit.models.listeners import score_all
+from dixit.models.speaker import Adapter
+from dixit.training import game
+from dixit.training.game_task import GameTask
+from dixit.training.runs import patch_batch
 from eval.dynamics.speaker.measure import (
     Finding,
     ShortCaptions,

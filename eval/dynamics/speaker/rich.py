@@ -37,9 +37,9 @@ from torch import Tensor, nn
 
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.runs import patch_batch
-from dixit.speaker import Adapter
-from dixit.tasks import GameTask
+from dixit.models.speaker import Adapter
+from dixit.training.game_task import GameTask
+from dixit.training.runs import patch_batch
 from eval.dynamics.speaker.measure import (
     Finding,
     ShortCaptions,

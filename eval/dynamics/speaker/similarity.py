@@ -43,12 +43,12 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from dixit import continual, game
 from dixit.common import rng, write_json
 from dixit.config import to_dict
-from dixit.listeners import score_all
-from dixit.runs import patch_batch
-from dixit.scenes import oracle_caption
+from dixit.data.scenes import oracle_caption
+from dixit.models.listeners import score_all
+from dixit.training import continual, game
+from dixit.training.runs import patch_batch
 from eval import geometry
 from eval.dynamics.probe import Networks, simulate
 from eval.dynamics.speaker.continual import ContinualGame, config_of, kept

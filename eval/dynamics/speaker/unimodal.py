@@ -35,13 +35,13 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from dixit import game
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.decoder import LlamaDecoder
-from dixit.runs import patch_batch
-from dixit.scenes import COLOURS, oracle_caption
-from dixit.speaker import Adapter, Speaker, TokenLogp
+from dixit.data.scenes import COLOURS, oracle_caption
+from dixit.models.decoder import LlamaDecoder
+from dixit.models.speaker import Adapter, Speaker, TokenLogp
+from dixit.training import game
+from dixit.training.runs import patch_batch
 from eval.dynamics.speaker.measure import (
     Finding,
     ShortCaptions,

@@ -1,0 +1,1 @@
+"""Who sees, speaks and listens: CLIPs, perceptions, listeners, the speaker and its decoder."""

@@ -1,0 +1,1 @@
+"""Dixit as a card game: rules, agents, the terminal and the browser."""

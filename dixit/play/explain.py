@@ -1,0 +1,83 @@
+"""What a speaker says of images, what a listener makes of it, and which words moved it.
+
+For the demo in the terminal (scripts/demo.py) and the web page (web.py). Leaves out how it is shown.
+
+Shapes: B images, C candidates (the first is the target), E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dixit.config import ListenerConfig
+from dixit.models.clip import Clip
+from dixit.models.listeners import ClipListener, Listener
+from dixit.models.speaker import Speaker
+from dixit.training import game
+from dixit.training.runs import LoadedRun
+
+Said = list[tuple[str, float]]  # captions of one image, each with its probability
+
+
+@torch.no_grad()
+def captions(run: LoadedRun, images: UInt8[Tensor, "B 3 H W"], samples: int = 0, seed: int = 0,
+             speakers: Sequence[str] = ("base", "trained")) -> dict[str, list[Said]]:
+    """By each speaker there is: of each image the greedy caption, then sampled ones."""
+    speaker = run.speaker
+    patches = run.clip.patches(images, "colour").to(speaker.device)
+    modules = {"base": run.base, "trained": speaker.trained}
+    said = {}
+    for name in speakers:
+        module = modules[name]
+        if module is None:
+            continue
+        prefix = module(patches)
+        columns = [_say(speaker, prefix, None)]
+        if samples:
+            draws = torch.rand(len(images) * samples, speaker.config.max_tokens,
+                               generator=torch.Generator().manual_seed(seed)).to(speaker.device)
+            several = _say(speaker, prefix, draws)
+            columns += [several[i::samples] for i in range(samples)]
+        said[name] = [list(row) for row in zip(*columns, strict=True)]
+    return said
+
+
+def _say(speaker: Speaker, prefix: Float[Tensor, "B K D"], draws: Float[Tensor, "S T"] | None) -> Said:
+    tokens, mask, logp = speaker.sample(prefix, draws)
+    return list(zip(speaker.decode(tokens, mask), logp.sum(1).exp().tolist(), strict=True))
+
+
+def labels(listeners: Sequence[ListenerConfig]) -> list[str]:
+    """A name for each listener; those of the same name are told apart by their CLIP."""
+    count = Counter(c.name for c in listeners)
+    return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.clip).name}" for c in listeners]
+
+
+def looking_at(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
+               clips: Sequence[Clip]) -> list[ClipListener]:
+    """Listeners of kind clip, each with its CLIP, that look at just these images."""
+    return [ClipListener(clip, torch.cat([clip.embed_images(some, c.perception) for some in images.split(32)]), c)
+            for c, clip in zip(listeners, clips, strict=True)]
+
+
+def words_that_moved(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:
+    """Each word, in order, with the fall of log p(target) when it is left out."""
+    words = text.split()
+    without = [" ".join(words[:i] + words[i + 1:]) or "picture" for i in range(len(words))]
+    logits = listener.score([text, *without], candidates.expand(len(without) + 1, -1))
+    logp = game.target_logp(logits[None])[0]
+    return list(zip(words, (logp[0] - logp[1:]).tolist(), strict=True))
+
+
+def opinion(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> dict[str, Any]:
+    """A listener's belief over the candidates, the place of its pick, and the words that moved it. Plain values."""
+    belief = listener.score([text], candidates[None])[0].softmax(0)
+    return {"belief": belief.tolist(), "pick": int(belief.argmax()),
+            "words": words_that_moved(listener, text, candidates)}

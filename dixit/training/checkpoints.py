@@ -1,0 +1,171 @@
+"""Checkpoints: RUN/checkpoints/step_000100/{model,optimizer}.safetensors and state.json; the best one in RUN/best.
+
+A checkpoint holds the trained parameters only, the optimiser's state, the task's own state and the SHA-256 of each
+file. It is written beside its place and renamed, so that it is complete or absent; a damaged one is passed over for the
+one before it. Draws are functions of (seed, step), so no random state needs to be saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dixit.common import DixitError, first_line, read_json, scratch_dir, sha256, write_json
+from dixit.training.sharding import whole, whole_states
+from dixit.training.task import Task
+
+FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+def step_name(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"step_{step:06d}"
+
+
+def step_of(place: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(place.name.removeprefix("step_"))
+
+
+def checkpoints(folder: Path, kind: str = "checkpoints") -> list[Path]:
+    """Complete checkpoints of a run, or its best one (kind "best"); oldest first."""
+    return sorted((p for p in (folder / kind).glob("step_*")
+                   if p.name.removeprefix("step_").isdecimal() and (p / "state.json").is_file()), key=step_of)
+
+
+def trained_weights(folder: Path, which: str = "last") -> Path:
+    """The newest trained weights of a run, or the best. Raises DixitError if there are none."""
+    found = checkpoints(folder, "best" if which == "best" else "checkpoints")
+    if which == "best" and not found:
+        raise DixitError(f"{folder} kept no best checkpoint; train it with train.best=gap, or use "
+                         "eval.checkpoint=last")
+    if not found:
+        raise DixitError(f"{folder} holds no checkpoint; train it first: "
+                         "accelerate launch scripts/train.py CONFIG")
+    return found[-1] / "model.safetensors"
+
+
+def chosen_figure(name: str, figures: dict[str, float]) -> float:
+    """The figure that train.best names, negative for "-name". Raises DixitError if it is not measured."""
+    key = f"eval/{name.removeprefix('-')}"
+    if key not in figures:
+        known = sorted(k.removeprefix("eval/") for k in figures if k.startswith("eval/"))
+        raise DixitError(f"config: train.best '{name}' is no validation figure; choose of {', '.join(known)}, with - "
+                         "before it where less is better")
+    return -figures[key] if name.startswith("-") else figures[key]
+
+
+def best_figure(folder: Path) -> float:
+    """The figure of the best checkpoint so far; minus infinity if there is none that is sound."""
+    for place in reversed(checkpoints(folder, "best")):
+        try:
+            return float(check(place)["figure"])
+        except DixitError as error:
+            print(f"warning: {error}; the best from here on takes its place", file=sys.stderr)
+    return -math.inf
+
+
+def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, task: Task,
+                    figure: float | None = None, write: bool = True) -> None:
+    """Write a checkpoint beside `place` and rename it there, so that it is whole or not at all.
+
+    All processes call it, for shards to be brought together; `write` says which one writes.
+    """
+    weights = {k: whole(v) for k, v in module.state_dict().items()}
+    states = whole_states(optimizer, module)
+    if not write:
+        return
+    scratch = None
+    try:
+        scratch = scratch_dir(place.parent)
+        save_file(weights, scratch / "model.safetensors")
+        save_file(states, scratch / "optimizer.safetensors")
+        state = {"step": step, "task": task.state(), "figure": figure}
+        write_json(scratch / "state.json", state | {"sha256": {name: sha256(scratch / name) for name in FILES},
+                                                    "seal": _seal(state)})
+        shutil.rmtree(place, ignore_errors=True)
+        scratch.rename(place)
+    except (OSError, SafetensorError) as error:
+        raise DixitError(f"cannot save the checkpoint {place}: {error}; free some space, then run the same command "
+                         "again to go on from the last checkpoint") from None
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _seal(state: dict[str, Any]) -> str:
+    """A hash of what state.json holds besides hashes."""
+    held = {key: state[key] for key in ("step", "task", "figure")}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def check(place: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as they were written. Raises DixitError if they are not."""
+    try:
+        state = read_json(place / "state.json")
+        wrong = [name for name in FILES if sha256(place / name) != state["sha256"][name]]
+        if "seal" in state and state["seal"] != _seal(state):  # checkpoints of earlier versions have none
+            wrong.append("state.json")
+    except (DixitError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise DixitError(f"the checkpoint {place} is damaged ({first_line(error)}); delete its folder") from None
+    if wrong:
+        raise DixitError(f"the checkpoint {place} is damaged ({wrong[0]} is not as it was written); delete its folder")
+    return state
+
+
+def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
+    """Load trained weights; those that begin with one of `may_lack` and that the file has not got stay as they are.
+
+    Raises DixitError if the file is missing, damaged or of another architecture.
+    """
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise DixitError(f"there is no checkpoint at {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DixitError(f"the checkpoint {path} is damaged ({error}); delete its folder to go on from the one "
+                         "before it") from None
+    own = module.state_dict()
+    weights = {k: v for k, v in own.items() if k.startswith(may_lack)} | weights
+    wrong = sorted(k for k in own.keys() | weights.keys()
+                   if k not in own or k not in weights or own[k].shape != weights[k].shape)
+    if wrong:
+        raise DixitError(f"the checkpoint {path} is of another architecture (first difference: '{wrong[0]}'); "
+                         "use the config it was trained with")
+    module.load_state_dict(weights)
+
+
+def resume(folder: Path, module: nn.Module, optimizer: Any, task: Task) -> int:
+    """Load the newest sound checkpoint into module, optimiser and task; returns the number of finished steps.
+
+    Raises DixitError if there are checkpoints and all are damaged, or it is of another architecture.
+    """
+    found = checkpoints(folder)
+    for place in reversed(found):
+        try:
+            state = check(place)
+            break
+        except DixitError as error:
+            if place == found[0]:
+                raise
+            print(f"warning: {error}; going on from the checkpoint before it", file=sys.stderr)
+    else:
+        return 0
+    load_weights(module, place / FILES[0])
+    blank = optimizer.state_dict()
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(place / FILES[1]).items():
+        index, name = key.split(".", 1)
+        states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": blank["param_groups"]})
+    task.restore(state["task"])
+    return int(state["step"])

@@ -1,0 +1,344 @@
+"""The one training loop, for every training in the project.
+
+A task gives `loss(step, part)` and `observe(step)`; the loop does the rest: seeding, optimiser, clipping, mixed
+precision, accumulation, logging, evaluation, checkpoints (checkpoints.py), exact resume. A step whose loss or gradient
+is not finite changes nothing and is counted. Processes split each batch among themselves; frozen models are never
+wrapped nor sent from one process to another.
+
+Leaves out what is trained and on what (game_task.py, warm_start.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from torch import nn
+from tqdm import tqdm
+
+from dixit.common import (
+    DixitError,
+    atomic_write_text,
+    command_line,
+    first_line,
+    git_commit,
+    locked,
+    peak_memory_gb,
+    read_json,
+    write_json,
+)
+from dixit.config import Config, TrainConfig, changed, config_hash, load_config, to_dict
+from dixit.training.checkpoints import (
+    best_figure,
+    checkpoints,
+    chosen_figure,
+    resume,
+    save_checkpoint,
+    step_name,
+    step_of,
+)
+from dixit.training.sharding import shard_states, tell_deepspeed, whole
+from dixit.training.task import Task
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """An Accelerator for this run; `train.trackers` names extra loggers.
+
+    Raises DixitError if the processes do not meet, or are to work together in a way that this loop does not know.
+    """
+    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
+        raise DixitError("training does not run under Megatron-LM; launch with a file from configs/accelerate")
+    wait = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))
+    try:
+        accelerator = Accelerator(mixed_precision=config.train.mixed_precision, kwargs_handlers=[wait],
+                                  log_with=list(config.train.trackers) or None, project_dir=str(config.folder))
+    except ImportError as error:  # what the launcher's file names, such as DeepSpeed, is not installed
+        raise DixitError(f"cannot train as the launcher's config says: {first_line(error)}") from None
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise DixitError(f"the processes did not meet at {place} within {config.train.timeout} s "
+                         f"({first_line(error)}); see that all hosts are up and reach that address, then run the same "
+                         "command again") from None
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        tell_deepspeed(config.train, accelerator)
+    return accelerator
+
+
+def cuts(batch: int, parts: int, part: int, world: int) -> list[int]:
+    """Where one micro-batch of the global batch is cut for `world` processes: world + 1 places.
+
+    Rows are cut into parts first and processes second, so any split of the same batch sees the same rows. Where they
+    do not divide, shares differ by one row. Raises DixitError if a share would be empty.
+    """
+    cells = parts * world
+    if batch < cells:
+        raise DixitError(f"train.batch {batch} must be at least train.accumulate x processes ({parts} x {world})")
+    return [cell * batch // cells for cell in range(part * world, (part + 1) * world + 1)]
+
+
+def share(batch: int, parts: int, part: int, accelerator: Accelerator) -> slice:
+    """This process's rows of the global batch for one micro-batch."""
+    places = cuts(batch, parts, part, accelerator.num_processes)
+    return slice(*places[accelerator.process_index:][:2])
+
+
+def share_weight(batch: int, rows: int, world: int) -> float:
+    """What a mean over `rows` rows counts for: with it, the mean over processes of the sum over parts is the mean over
+    the batch."""
+    return rows * world / batch
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to a tenth of the peak at the last step, or the peak throughout."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or plain SGD without momentum."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def train(config: Config, task: Task, accelerator: Accelerator) -> None:
+    """Run `config.train.steps` steps, going on from the last checkpoint in the run's folder if there is one."""
+    with ExitStack() as alone:
+        if accelerator.is_main_process:
+            alone.enter_context(locked(config.folder / ".lock", f"another process is training in {config.folder}; wait "
+                                       "for it, or choose another folder with out="))
+        try:
+            _train(config, task, accelerator)
+        except RuntimeError as error:
+            if accelerator.num_processes == 1 or not _lost(error):
+                raise
+            raise DixitError(f"process {accelerator.process_index} of {accelerator.num_processes} lost the others "
+                             f"({first_line(error)}); run the same command again, on as many processes or on others, "
+                             f"to go on from the last checkpoint in {config.folder}") from None
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether other processes died, were cut off, or took longer than train.timeout."""
+    known = "gloo", "connection", "timed out", "timeout", "nccl", "socket", "broken pipe"
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in known)
+
+
+def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
+    settings, folder = config.train, config.folder
+    main = accelerator.is_main_process
+    set_seed(config.seed)
+    plain = task.trained
+    optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
+    start = resume(folder, plain, optimizer, task)
+    if start:
+        _is_the_same(config, tell=main)
+    _agree(config, start, accelerator)
+    states = optimizer.state_dict()["state"]
+    task.trained, optimizer = accelerator.prepare(plain, optimizer)
+    parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
+    shard_states(optimizer, states, parameters)
+    if main:
+        begin_folder(config, start)
+    accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
+    log = open_log(folder) if main else None
+    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
+               disable=None if main else True)
+    began = clock = time.perf_counter()
+    since, skipped = start, 0
+    best = best_figure(folder) if settings.best else -math.inf
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        figures: dict[str, float] = {}
+        for part in range(settings.accumulate):
+            last = part == settings.accumulate - 1
+            with accelerator.autocast(), _synced(accelerator, task.trained, last):
+                mine = share(settings.batch, settings.accumulate, part, accelerator)
+                weight = share_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
+                loss, part_figures = task.loss(step, part)
+                # NaN tells every process by the gradients, and DeepSpeed, whose step is part of the last backward pass.
+                sound = math.isfinite(float(loss.detach()) + part_figures.get("reward", 0.0))
+                accelerator.sync_gradients = last
+                accelerator.backward(loss * (weight if sound else math.nan))
+            for key, value in {"loss": float(loss.detach()), **part_figures}.items():
+                figures[key] = figures.get(key, 0.0) + value * weight
+        figures = _mean_over_processes(figures, accelerator)
+        norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+        figures["grad_norm"] = float(whole(torch.as_tensor(norm)))
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
+            skipped += 1
+            figures = {"skipped": float(skipped)}
+            if skipped > settings.max_skipped:
+                raise DixitError(f"not finite at step {step + 1}: {', '.join(broken)}, and {skipped - 1} steps before "
+                                 f"it were skipped; lower train.lr, or look at the last lines of "
+                                 f"{folder / 'log.jsonl'}; checkpoints so far are kept")
+        else:
+            skipped = 0
+            optimizer.step()
+            task.after(step)
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        figures["lr"] = learning_rate(settings, step)
+        bar.set_postfix_str(", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "reward", "skipped") if k in figures))
+        if done % settings.eval_every == 0 or done == settings.steps:
+            figures |= {f"eval/{k}": v for k, v in task.observe(done).items()}
+            if settings.best:
+                value = chosen_figure(settings.best, figures)
+                if value > best:
+                    best = value
+                    save_checkpoint(folder / "best" / step_name(done), done, plain, optimizer, task, best, write=main)
+                    if main:
+                        for old in checkpoints(folder, "best"):
+                            if step_of(old) != done:
+                                shutil.rmtree(old, ignore_errors=True)
+        if main and (done % settings.log_every == 0 or done == settings.steps or skipped
+                     or "eval/" in "".join(figures)):
+            figures["seconds_per_step"] = (time.perf_counter() - clock) / (done - since)
+            clock, since = time.perf_counter(), done
+            log = _rotated(log, folder, settings.log_max_mb * 1e6)
+            _write_line(log, {"step": done, **figures})
+            accelerator.log(figures, step=done)
+        if done % settings.save_every == 0 or done == settings.steps:
+            save_checkpoint(folder / "checkpoints" / step_name(done), done, plain, optimizer, task, write=main)
+            finished = [place for place in checkpoints(folder) if step_of(place) <= done]  # later ones are damaged
+            for old in finished[:-settings.keep_last] if main else ():
+                shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if log is not None:
+        log.close()
+        write_facts(folder, time.perf_counter() - began, accelerator.num_processes)
+    task.trained = plain
+
+
+def write_facts(folder: Path, seconds: float, processes: int) -> None:
+    """RUN/train.json: the command, processes, wall time over all resumptions, and peak memory of this process."""
+    path = folder / "train.json"
+    try:
+        before = float(read_json(path)["wall_seconds"])
+    except (DixitError, KeyError, TypeError, ValueError):  # there is none yet, or it is damaged
+        before = 0.0
+    write_json(path, {"command": command_line(), "commit": git_commit(), "processes": processes,
+                      "wall_seconds": round(before + seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
+
+
+def _synced(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
+    """Gradients are averaged over processes once, at a step's last micro-batch."""
+    return nullcontext() if last else accelerator.no_sync(module)
+
+
+def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return figures
+    values = torch.tensor(list(figures.values()), dtype=torch.float64, device="cpu")
+    values = accelerator.reduce(values.to(accelerator.device, torch.float32), reduction="mean")
+    return dict(zip(figures, values.tolist(), strict=True))
+
+
+def _is_the_same(config: Config, tell: bool) -> None:
+    """Raises DixitError if what is in the run's folder was trained on or for something else. The length of a training,
+    its optimiser and how it is evaluated may change when it goes on; those that shape the training are told. A
+    config.yaml that is lost or damaged cannot tell; it is written anew."""
+    try:
+        before = load_config(config.folder / "config.yaml")
+    except DixitError as error:
+        if tell:
+            print(f"warning: {error}; taking {config.folder} for the same run", file=sys.stderr)
+        return
+    differing = changed(before, config)
+    for key, *_ in differing:
+        part = key.partition(".")[0]
+        if part in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
+            raise DixitError(f"{config.folder} holds a run with another {part}; give this one a folder of its own with "
+                             "out=, or name=")
+    told = [f"{key} {new} (was {old})" for key, old, new in differing
+            if key.partition(".")[0] in ("speaker", "policy", "train")]
+    if told and tell:
+        print(f"{config.folder} goes on with {', '.join(told)}", file=sys.stderr)
+
+
+def _agree(config: Config, start: int, accelerator: Accelerator) -> None:
+    """Raises DixitError on every process if they have different configs or see different checkpoints."""
+    if accelerator.num_processes == 1:
+        return
+    mine = torch.tensor([[start, int(config_hash(config), 16)]], device=accelerator.device)
+    starts, hashes = accelerator.gather(mine).T.tolist()
+    if len(set(hashes)) > 1:
+        raise DixitError("the processes were given different configs; start all hosts with the same command")
+    if len(set(starts)) > 1:
+        raise DixitError(f"the processes see checkpoints of different steps ({', '.join(map(str, starts))}) in "
+                         f"{config.folder}; out= must be one folder that all hosts share")
+
+
+def open_log(folder: Path) -> Any:
+    """RUN/log.jsonl, to be written on. Raises DixitError if it cannot be."""
+    try:
+        return (folder / "log.jsonl").open("a", encoding="utf-8")
+    except OSError as error:
+        raise DixitError(f"cannot write {folder / 'log.jsonl'}: {error.strerror}; choose another folder with out=") \
+            from None
+
+
+def _rotated(log: Any, folder: Path, most: float) -> Any:
+    """The log, begun anew if it holds `most` bytes; what it held is then log.old.jsonl."""
+    if log.tell() < most:
+        return log
+    log.close()
+    os.replace(folder / "log.jsonl", folder / "log.old.jsonl")
+    return open_log(folder)
+
+
+def _write_line(log: Any, line: dict[str, Any]) -> None:
+    try:
+        log.write(json.dumps(line) + "\n")
+        log.flush()
+    except OSError as error:
+        raise DixitError(f"cannot write {log.name}: {error.strerror}; free some space, then run the same command "
+                         "again to go on from the last checkpoint") from None
+
+
+def begin_folder(config: Config, start: int) -> None:
+    """Write the resolved config; cut log lines that are past the checkpoint a resumed run starts from.
+
+    What a killed process left half written is removed.
+    """
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (*folder.glob(".*.tmp"), *folder.glob("*/.tmp-*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif os.access(folder, os.W_OK):
+            left.unlink(missing_ok=True)
+    atomic_write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_json(folder / "run.json", {"config_hash": config_hash(config), "commit": git_commit(), "seed": config.seed})
+    for log in (folder / "log.old.jsonl", folder / "log.jsonl"):
+        if log.is_file():
+            kept = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+                    if _step(line) <= start]
+            atomic_write_text(log, "".join(line + "\n" for line in kept))
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,85 @@
+"""Opening runs: the speaker a config describes, and a trained run with its base speaker.
+
+Leaves out training (train.py) and evaluation (eval/).
+
+Shapes: B images, P patches, Dv patch width.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dixit.common import DixitError
+from dixit.config import Config, load_config
+from dixit.models.clip import Clip, load_clip
+from dixit.models.features import patch_features
+from dixit.models.speaker import Speaker
+from dixit.training.checkpoints import load_weights, trained_weights
+
+
+def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.device) -> Speaker:
+    """The speaker for (n, P, Dv) patch features, started from the run `speaker.init` if one is named."""
+    speaker = Speaker(config.speaker, patches.shape[1], patches.shape[2], config.seed, device)
+    if config.speaker.init:
+        try:
+            path = trained_weights(Path(config.speaker.init))
+        except DixitError as error:
+            raise DixitError(f"speaker.init: {error}") from None
+        new = ("context.", "topics.") if config.task == "caption" else ()
+        load_weights(speaker.trained, path, may_lack=("units.", *new))
+    if config.speaker.context and not config.speaker.units:  # captions teach topics, the game whom they serve
+        game = config.task == "game"
+        speaker.trained.requires_grad_(not game)
+        speaker.trained.context.requires_grad_(game)
+    return speaker
+
+
+def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> Float[Tensor, "B P Dv"]:
+    """Rows of cached patch features, ready for the adapter."""
+    return torch.from_numpy(np.asarray(store[index], dtype=np.float32)).to(device)
+
+
+def speaker_and_patches(config: Config, train: Dataset, held: Dataset,
+                        device: torch.device) -> tuple[Speaker, np.ndarray, np.ndarray]:
+    """What every training of a speaker starts from: it, and the cached patches of both splits in colour."""
+    clip = load_clip(config.clip.name, config.clip.pretrained, device)
+    store, held_store = patch_features(clip, train, "colour"), patch_features(clip, held, "colour")
+    return open_speaker(config, store, device), store, held_store
+
+
+@dataclass
+class LoadedRun:
+    """A trained run, ready to speak. `base` is the adapter it started from, if any."""
+
+    folder: Path
+    config: Config
+    clip: Clip
+    speaker: Speaker
+    base: nn.Module | None
+
+
+def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
+             device: str | torch.device = "cpu") -> LoadedRun:
+    """Open a run's folder. Raises DixitError if it is no run, or its checkpoint is missing or damaged."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with "
+                         "accelerate launch scripts/train.py CONFIG")
+    config = load_config(folder / "config.yaml", overrides)
+    clip = load_clip(config.clip.name, config.clip.pretrained, device)
+    blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
+    speaker = open_speaker(config, blank, torch.device(device))
+    # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
+    has_base = config.speaker.init and not config.speaker.lora_rank
+    base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None
+    load_weights(speaker.trained, trained_weights(folder, config.eval.checkpoint))
+    speaker.trained.eval()
+    return LoadedRun(folder, config, clip, speaker, base)

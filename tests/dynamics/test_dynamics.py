@@ -1,0 +1,173 @@
+"""eval.dynamics: claims judge, simulations are gradient descent, and every probe holds at its TINY settings.
+
+A probe is tested here without a word more: its claims hold, and flip when the theory is off by 5 %.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import eval.dynamics
+from dixit.common import DixitError
+from dixit.config import build, read_tree
+from eval.dynamics.__main__ import find_probe, main, probe_names, report, run_probe
+from eval.dynamics.probe import Claim, Networks, simulate, table
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs" / "dynamics").glob("*.yaml"))
+
+PROBE = '''"""A quantity decays."""
+from dataclasses import dataclass
+from matplotlib.figure import Figure
+from eval.dynamics.probe import Claim
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = 1.0
+
+TINY = Settings()
+
+def run(settings, seeds, folder):
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    return [Claim("rate", 1.0, settings.rate, 0.01, source="nobody | nowhere")], figure
+'''
+
+
+class Decay(Networks):
+    """S networks of one weight each, with loss k w^2 / 2: w shrinks by 1 - lr k at every step."""
+
+    k: Tensor
+
+    def __init__(self, k: list[float]):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(len(k), 2, dtype=torch.float64))
+        self.register_buffer("k", torch.tensor(k, dtype=torch.float64))
+
+    def forward(self, step: int) -> Tensor:
+        return self.k * (self.w ** 2).sum(1) / 2
+
+    def measure(self) -> dict[str, Tensor]:
+        return {"w": self.w}
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.mark.parametrize(("kind", "measured", "holds"), [
+    ("close", 1.05, True), ("close", 0.95, True), ("close", 1.2, False), ("close", np.nan, False),
+    ("at_least", 3.0, True), ("at_least", 0.95, True), ("at_least", 0.5, False), ("at_least", np.nan, False),
+    ("at_most", 0.5, True), ("at_most", 1.05, True), ("at_most", 3.0, False), ("at_most", np.nan, False),
+    ("report", 17.0, True)])
+def test_a_claim_judges(kind, measured, holds):
+    assert Claim("x", 1.0, measured, 0.1, kind).holds is holds
+
+
+def test_the_worst_entry_of_a_curve_decides_and_is_shown():
+    claim = Claim("x", np.array([1.0, 2.0]), np.array([[1.0, 2.0], [1.0, 2.5]]), 0.1)
+    row = claim.row()
+    assert not claim.holds and (row["theory"], row["measured"], row["deviation"]) == (2.0, 2.5, 0.5)
+    assert "**no**" in table([row]) and "worst of 4" in table([row])
+    assert Claim("x", 0.0, np.array([0.0, np.nan]), 1.0).row()["measured"] is None
+
+
+def test_sharp_tells_a_theory_that_is_5_percent_off():
+    assert Claim("x", 2.0, 2.01, 0.02).sharp
+    assert not Claim("x", 2.0, 2.01, 0.2).sharp  # too tolerant
+    assert not Claim("x", 2.0, 2.2, 0.02).sharp  # fails anyway
+
+
+def test_a_simulation_is_gradient_descent_of_each_network_alone(tmp_path):
+    rates = [0.5, 1.0, 2.0]
+    for _ in range(2):  # the second run starts afresh
+        record = simulate(Decay(rates), tmp_path / "decay", steps=10, lr=0.1, every=4)
+        assert record["step"].tolist() == [0, 4, 8, 10] and record["w"].shape == (4, 3, 2)
+        exact = (1 - 0.1 * np.array(rates)) ** record["step"][:, None]
+        np.testing.assert_allclose(record["w"], np.stack([exact, exact], -1), rtol=1e-14)
+
+
+def test_processes_share_the_networks(tmp_path):
+    """Three networks on two processes, two simulations in a row: as on one."""
+    script = tmp_path / "two.py"
+    script.write_text(f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "dynamics")!r}, {str(ROOT / 'tests')!r}]
+from pathlib import Path
+import numpy as np
+from accelerate import PartialState
+from test_dynamics import Decay
+from eval.dynamics.probe import simulate
+for number in range(2):
+    record = simulate(Decay([0.5, 1.0, 2.0]), Path({str(tmp_path)!r}) / f"run{{number}}", 10, 0.1, 5)
+    state = PartialState()
+    np.save(Path({str(tmp_path)!r}) / f"{{number}}_{{state.process_index}}_of_{{state.num_processes}}.npy", record["w"])
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one = simulate(Decay([0.5, 1.0, 2.0]), tmp_path / "one", 10, 0.1, 5)["w"]
+    for number, rank in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        np.testing.assert_allclose(np.load(tmp_path / f"{number}_{rank}_of_2.npy"), one, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", probe_names())
+def test_every_probe_holds_and_is_sharp(tmp_path, name):
+    probe = find_probe(name)
+    claims, figure = probe.run(probe.TINY, 2, tmp_path)
+    assert [c.name for c in claims if not c.holds] == []
+    assert len({c.name for c in claims}) == len(claims) and figure.axes
+    tight = [c for c in claims if c.kind == "close" and c.tolerance < 0.025 * np.abs(c.theory).max()]
+    assert tight and [c.name for c in tight if not c.sharp] == []
+    for claim in tight:
+        assert not claim.perturbed(1.05).holds and not claim.perturbed(0.95).holds, claim.name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_of_a_probe_loads(path):
+    probe = find_probe(path.stem.rpartition("_")[0])
+    assert build(probe.Settings, read_tree(path)) != probe.Settings()
+
+
+def test_a_new_probe_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "decay.py").write_text(PROBE)
+    monkeypatch.setattr(eval.dynamics, "__path__", [*eval.dynamics.__path__, str(tmp_path)])
+    assert "decay" in probe_names()
+    good = run_probe("decay", 2, tmp_path / "good")
+    bad = run_probe("decay", 1, tmp_path / "bad", overrides=("rate=1.2",))
+    assert good["claims"][0]["holds"] and good["claims"][0]["sharp"] and not bad["claims"][0]["holds"]
+    assert json.loads((tmp_path / "good" / "results.json").read_text())["seeds"] == [0, 1]
+    assert (tmp_path / "good" / "decay.png").is_file() and (tmp_path / "good" / "decay.svg").is_file()
+    report([tmp_path / "good"], tmp_path / "place")
+    page = (tmp_path / "place" / "DYNAMICS.md").read_text()
+    assert "## decay" in page and "results/dynamics/decay.png" in page and "nobody \\| nowhere" in page
+    assert (tmp_path / "place" / "results" / "dynamics" / "decay.png").is_file()
+    for name, seeds, changes, says in (("decay", 1, ("rat=1",), "'rate'"), ("decai", 1, (), "'decay'"),
+                                       ("decay", 0, (), "--seeds")):
+        with pytest.raises(DixitError, match=says):
+            run_probe(name, seeds, tmp_path / "bad", overrides=changes)
+
+
+def test_a_failing_claim_ends_the_command_with_1(command, tmp_path):
+    quick = ["depths=[2]", "rhos=[0.0]", "images=[]", "hidden=8", "steps=20"]  # too short for anything to be learned
+    done = command("-m", "eval.dynamics", "ocs", "--seeds", 1, "--out", tmp_path, "--set", *quick)
+    assert done.returncode == 1 and "**no**" in done.stdout, done.stderr
+    assert (tmp_path / "ocs" / "results.json").is_file() and (tmp_path / "ocs" / "ocs.png").is_file()
+
+
+@pytest.mark.parametrize("words", [["ocs", "steps=1"], ["all", "--set", "steps=1"], ["oc"]])
+def test_bad_words_are_told(monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["eval.dynamics", *words])
+    with pytest.raises(DixitError):
+        main()
