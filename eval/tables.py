@@ -1,0 +1,124 @@
+"""Results as tidy tables: one row per figure in eval/results/EXPERIMENT.csv, one row per cell in eval/results/cells.csv.
+
+A cell is one (experiment, condition, seed): whatever one command measured at once. `put` writes a cell's rows and how
+they were made together; what stood there under the same cell is replaced. Pages such as eval/RESULTS.md are generated
+from these tables, and a test finds every figure of the docs in them.
+
+Leaves out how figures are computed and shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dixit.common import DixitError, atomic_write_text, locked
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one cell: a mean, its standard error or its 95 % interval, and the number of values behind it."""
+
+    experiment: str
+    condition: str
+    seed: str  # of the run; "0 1 2" for a figure over several, "" where there is none
+    speaker: str
+    figure: str
+    mean: float | None
+    se: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How the rows of one (experiment, condition, seed) came about."""
+
+    experiment: str
+    condition: str
+    seed: str
+    command: str
+    config_hash: str
+    commit: str  # of the evaluation
+    training_commit: str = ""
+    seconds: float | None = None
+    note: str = ""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a table, in order; none if there is no such file. Raises DixitError if it is damaged."""
+    return [Row(**values) for values in _read(path, Row)]
+
+
+def read_cells(folder: Path = RESULTS) -> list[Cell]:
+    """All cells in FOLDER/cells.csv, in order."""
+    return [Cell(**values) for values in _read(folder / "cells.csv", Cell)]
+
+
+def find_cell(experiment: str, condition: str, seed: str, folder: Path = RESULTS) -> Cell | None:
+    """The cell of that name, or None if it has not been made."""
+    return next((cell for cell in read_cells(folder)
+                 if (cell.experiment, cell.condition, cell.seed) == (experiment, condition, seed)), None)
+
+
+def find(rows: Iterable[Row], **wanted: str) -> list[Row]:
+    """The rows whose fields are as wanted, e.g. find(rows, condition="colour_vs_grey", figure="training/gap")."""
+    return [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
+
+
+def rows_of(cell: Cell, speaker: str, figures: dict[str, Any]) -> list[Row]:
+    """A speaker's figures as rows of a cell: numbers, or {"mean", "se", "n"} with "low" and "high" where there are."""
+    made = []
+    for name, value in figures.items():
+        value = value if isinstance(value, dict) else {"mean": value}
+        made.append(Row(cell.experiment, cell.condition, cell.seed, speaker, name,
+                        *(value.get(key) for key in ("mean", "se", "low", "high", "n"))))
+    return made
+
+
+def put(cell: Cell, rows: Sequence[Row], folder: Path = RESULTS) -> None:
+    """Write a cell and its rows; one of the same experiment, condition and seed is replaced."""
+    def same(other: Row | Cell) -> bool:
+        return (other.experiment, other.condition, other.seed) == (cell.experiment, cell.condition, cell.seed)
+
+    if not all(same(row) for row in rows):
+        raise ValueError("every row must be of the cell")
+    table = folder / f"{cell.experiment}.csv"
+    with locked(folder / ".tables.lock"):  # cells are made by several processes
+        kept = [row for row in read_rows(table) if not same(row)]
+        cells = [other for other in read_cells(folder) if not same(other)]
+        _write(table, Row, sorted([*kept, *rows], key=lambda row: (row.condition, row.seed)))
+        _write(folder / "cells.csv", Cell, sorted([*cells, cell], key=lambda c: (c.experiment, c.condition, c.seed)))
+
+
+def _read(path: Path, kind: Any) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    numbers = {field.name: (int if field.type.startswith("int") else float) for field in fields(kind)
+               if field.type.startswith(("int", "float"))}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{key: (numbers[key](value) if value else None) if key in numbers else value
+                     for key, value in line.items()} for line in csv.DictReader(file, strict=True)]
+    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise DixitError(f"{path} is damaged ({error}); restore it, or delete it and make it again") from None
+
+
+def _write(path: Path, kind: Any, items: Sequence[Any]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(kind))
+    writer.writerows([_short(value) for value in astuple(item)] for item in items)
+    atomic_write_text(path, text.getvalue())
+
+
+def _short(value: Any) -> Any:
+    """A number with six digits: more would be noise in a table."""
+    return f"{value:.6g}" if isinstance(value, float) else value
