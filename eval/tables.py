@@ -1,4 +1,4 @@
-"""Results as tidy tables: one row per figure in eval/results/EXPERIMENT.csv, one row per cell in eval/results/cells.csv.
+"""Results as tidy tables: a row per figure in eval/results/EXPERIMENT.csv, a row per cell in eval/results/cells.csv.
 
 A cell is one (experiment, condition, seed): whatever one command measured at once. `put` writes a cell's rows and how
 they were made together; what stood there under the same cell is replaced. Pages such as eval/RESULTS.md are generated

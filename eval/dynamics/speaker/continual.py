@@ -1,10 +1,10 @@
 """Audiences met one after another in the game: what the speaker forgets, and what keeps it from forgetting.
 
 Rewards only, scenes of one object. First colours must serve and shapes must not, then shapes must and places must not;
-only the audience units behind the frozen speaker `init` are trained (training/continual.py), by each remedy, in blocks or
-interleaved. Recorded: the gap of every audience j after training on i, hence forgetting, backward and forward transfer;
-which units an audience uses (Fisher information of its captions on a unit's activation), the overlap of two audiences'
-shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart; and, at every
+only the audience units behind the frozen speaker `init` are trained (training/continual.py), by each remedy, in blocks
+or interleaved. Recorded: the gap of every audience j after training on i, hence forgetting, backward and forward
+transfer; which units an audience uses (Fisher information of its captions on a unit's activation), the overlap of two
+audiences' shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart; and, at every
 observation, the geometry of the prefix: its dimensions, and whether it varies with the attribute that serves an
 audience or with the one that hinders. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch et al.
 (2023).
