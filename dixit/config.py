@@ -1,7 +1,7 @@
-"""The one configuration: a YAML file is a tree of frozen dataclasses.
+"""The configuration of a run: a YAML file becomes a tree of frozen dataclasses.
 
-Unknown keys are errors that name the nearest key, `a.b=value` on the command line overrides, and the resolved
-tree is saved with every run. Leaves out any defaults that depend on the machine.
+Unknown keys are errors that name the nearest key, `a.b=value` on the command line overrides a value, and the resolved
+tree is saved with every run. No default depends on the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ATTRIBUTES = ("size", "colour", "texture", "shape", "position")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images with text. See data.py."""
+    """Images with text. See data/images.py."""
 
     name: str = "scenes"  # scenes | emoji | cifar10 | stamps | folder | hub; several: scenes+emoji
     path: str = ""  # folder: an image folder; hub: a dataset's name or local folder
@@ -44,7 +44,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """An open_clip model: a tower name built here, a folder, or an open_clip name with a tag. See clip.py."""
+    """An open_clip model: a tower name built here, a folder, or an open_clip name with a tag. See models/clip.py."""
 
     name: str = "lite0"
     pretrained: str = ""
@@ -54,7 +54,7 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class SpeakerConfig:
-    """CLIP patches -> adapter -> LLM. See speaker.py."""
+    """CLIP patches -> adapter -> LLM. See models/speaker.py."""
 
     llm: str = "smollm2-135m"  # an asset, a Hugging Face name or a folder
     init: str = ""  # a run whose adapter to start from, e.g. the caption-pretrained speaker
@@ -63,17 +63,18 @@ class SpeakerConfig:
     layers: int = 2
     heads: int = 8
     max_tokens: int = 24  # T
-    context: int = 0  # 10: captions teach to name what is asked for, the game what observed picks ask for; 0 = neither
-    units: int = 0  # hidden units behind each block, driven by the name of the audience (context: one number for each)
+    audience_width: int = 0  # width of the adapter's audience input: 0 none; 10 observed picks; with gated_units one
+    # number for each audience. At 10, captions teach which attributes to name, and the game which ones serve whom
+    gated_units: int = 0  # hidden units behind each block that the audience's code switches on and off
     lora_rank: int = 0
     dtype: str = "float32"  # of the frozen LLM: float32 | bfloat16
-    shard: bool = False  # whether the processes of a training share the frozen LLM's layers among them. See sharding.py
-    compile: str = "auto"  # on a GPU, auto: CUDA graphs | yes: torch.compile too | no: neither. See decoder.py
+    shard: bool = False  # shard the frozen LLM's layers among the processes of a training. See models/sharding.py
+    compile: str = "auto"  # on a GPU, auto: CUDA graphs | yes: torch.compile too | no: neither. See models/decoder.py
 
 
 @dataclass(frozen=True)
 class ListenerConfig:
-    """One listener: a CLIP, how it sees, what it knows, and its weight in the reward. See listeners.py."""
+    """One listener: a CLIP, its perception and vocabulary, and its weight in the reward. See models/listeners.py."""
 
     name: str
     weight: float = 1.0
@@ -81,7 +82,7 @@ class ListenerConfig:
     clip: str = "lite0"
     pretrained: str = ""
     perception: str = "colour"
-    vocabulary: tuple[str, ...] = ()  # the only words it knows; empty = all
+    vocabulary: tuple[str, ...] = ()  # the only words it understands; empty = all
     domain: str = ""  # the only word class it understands, e.g. "shape"; empty = all
     language: str = "english"  # english | german
     learning_rate: float = 0.0  # above 0, it keeps learning to find the target from the speaker's captions
@@ -89,10 +90,10 @@ class ListenerConfig:
 
 @dataclass(frozen=True)
 class GameConfig:
-    """The reference game and its reward. See game.py."""
+    """The reference game and its reward. See training/game.py."""
 
     candidates: int = 10  # C, the target among them
-    pools: int = 1  # sets of distractors a caption is tried on in training; its reward is their mean
+    pools: int = 1  # sets of distractors that score a caption in training; its reward is their mean
     distractors: str = "random"  # random | in_batch | hard
     audience: str = "all"  # all | sampled: each round, one of positive and one of negative weight | shuffled: a control
     reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | clip_score | dixit
@@ -103,20 +104,20 @@ class GameConfig:
 
 @dataclass(frozen=True)
 class ContinualConfig:
-    """Audiences met one after another, and what keeps the earlier ones from being forgotten. See continual.py."""
+    """Continual learning over audiences: their order, and the remedy for forgetting. See training/continual.py."""
 
     order: str = "interleaved"  # interleaved | blocked: each of `audiences` has an equal share of the steps
     remedy: str = "none"  # none | replay | ewc_nodes | hebbian_gate | hebbian_gate+sluggish
-    centred: bool = True  # the names of the audiences; a control without it: no gate forms
-    replay: float = 0.25  # share of the rounds that is for earlier audiences
-    holding: float = 1.0  # ewc_nodes: how strongly units are held where they were
-    gating: float = 0.1  # hebbian_gate: rate of Oja's rule, below 0.25
-    sluggish: float = 0.3  # share of the new in a context that lags; 1 = no lag
+    centred: bool = True  # whether the audiences' codes have mean 0; a control without it: no gate forms
+    replay: float = 0.25  # fraction of the rounds that replays earlier audiences
+    ewc_strength: float = 1.0  # ewc_nodes: weight of the penalty for moving units that earlier audiences use
+    hebbian_rate: float = 0.1  # hebbian_gate: rate of Oja's rule, at most 0.25
+    sluggish: float = 0.3  # weight of the present audience in a code that lags behind; 1 = no lag
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The policy-gradient update. See policy.py."""
+    """The policy-gradient update. See training/policy.py."""
 
     algorithm: str = "rloo"  # reinforce | self_critical | rloo | grpo | ppo
     samples: int = 4  # N captions per image
@@ -128,7 +129,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training loop. See train.py."""
+    """The training loop. See training/loop.py."""
 
     steps: int = 300
     batch: int = 16  # B, global: over all processes and micro-batches
@@ -176,10 +177,10 @@ class Config:
     clip: ClipConfig = field(default_factory=ClipConfig)
     speaker: SpeakerConfig = field(default_factory=SpeakerConfig)
     listeners: tuple[ListenerConfig, ...] = ()
-    heldout: tuple[ListenerConfig, ...] = ()  # evaluated, never trained on
-    audiences: tuple[tuple[str, str], ...] = ()  # listeners to be understood by and not by; one pair each round
+    heldout: tuple[ListenerConfig, ...] = ()  # held-out listeners: evaluated, never trained with
+    audiences: tuple[tuple[str, str], ...] = ()  # pairs of listeners: the first should find the target, the second not
     unseen: tuple[tuple[str, str], ...] = ()  # audiences that are evaluated, never trained on
-    picks: tuple[int, ...] = (0, 4, 16, 64)  # observed picks of each listener; each round draws one of these
+    picks: tuple[int, ...] = (0, 4, 16, 64)  # numbers of observed picks of each listener; a round draws one of them
     oracle: tuple[str, ...] = ()  # what the oracle speaker names, e.g. [colour], or [colour, shape, left]
     game: GameConfig = field(default_factory=GameConfig)
     continual: ContinualConfig = field(default_factory=ContinualConfig)
@@ -192,6 +193,11 @@ class Config:
         return Path(self.out or f"runs/{self.name}")
 
 
+# Old name -> new name of keys that were renamed: a config with an old name is refused with the new one.
+RENAMED = {"speaker.context": "speaker.audience_width", "speaker.units": "speaker.gated_units",
+           "continual.holding": "continual.ewc_strength", "continual.gating": "continual.hebbian_rate"}
+
+
 def build(kind: Any, value: Any, where: str = "") -> Any:
     """Turn plain YAML values into `kind`, checking every key and type. `where` is the dotted path."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -201,6 +207,8 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
+                if f"{where}.{key}" in RENAMED:
+                    raise DixitError(f"config: '{where}.{key}' is called '{RENAMED[f'{where}.{key}']}' now; rename it")
                 near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
                 raise DixitError(f"config: unknown key '{f'{where}.{key}' if where else key}'; "
                                  f"did you mean '{f'{where}.{near[0]}' if where else near[0]}'?")
@@ -269,6 +277,34 @@ def read_tree(path: str | Path | None, overrides: list[str] | tuple[str, ...] = 
     return tree
 
 
+def configs_folder() -> Path:
+    """The folder of the configs that come with dixit: inside the installed package, or beside it in a clone."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def find_config(name: str | Path) -> Path:
+    """A config file by its path, or by its name among those that come with dixit ("colour_vs_grey").
+
+    A name is looked up in configs/ first and in configs/pairs/ second. Raises DixitError, with the nearest name, if
+    there is none.
+    """
+    if Path(name).exists():
+        return Path(name)
+    folder = configs_folder()
+    shipped = {path.relative_to(folder).with_suffix("").as_posix(): path
+               for path in sorted(folder.rglob("*.yaml")) if path.parent.name not in ("accelerate", "dynamics")}
+    wanted = str(name).removesuffix(".yaml").removeprefix("configs/")
+    for key in (wanted, f"pairs/{wanted}"):
+        if key in shipped:
+            return shipped[key]
+    if str(name).endswith((".yaml", ".yml")):
+        return Path(name)  # `load_config` says that there is no such file
+    near = difflib.get_close_matches(wanted, shipped, n=1, cutoff=0.0)[0]
+    raise DixitError(f"there is no config {name}; did you mean {near}? (one of {', '.join(shipped)}, or the path of a "
+                     "YAML file)")
+
+
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file and apply dotted overrides. Raises DixitError on anything unknown or ill-typed."""
     config = build(Config, {"name": Path(path).stem} | read_tree(path, overrides))
@@ -297,14 +333,15 @@ def _check(config: Config) -> None:
                 raise DixitError(f"config: {group}[{i}].learning_rate must be 0; only listeners of kind clip that are "
                                  "trained with can learn")
     _check_continual(config, choose)
-    if config.audiences and not config.speaker.units and config.speaker.context not in (0, 2 * len(ATTRIBUTES)):
-        raise DixitError(f"config: speaker.context must be {2 * len(ATTRIBUTES)} with audiences, or 0 for a speaker "
-                         "that is not told whom it speaks to")
-    if config.speaker.context and not config.audiences and config.task != "caption":
-        raise DixitError("config: speaker.context needs audiences, for it is made from what is known of them")
-    if config.task == "caption" and config.speaker.context not in (0, 2 * len(ATTRIBUTES)):
-        raise DixitError(f"config: speaker.context must be {2 * len(ATTRIBUTES)} for captions that name what is asked "
-                         "for, or 0")
+    width, picks_width = config.speaker.audience_width, 2 * len(ATTRIBUTES)
+    if config.audiences and not config.speaker.gated_units and width not in (0, picks_width):
+        raise DixitError(f"config: speaker.audience_width must be {picks_width} with audiences, or 0 for a speaker "
+                         "without an audience input")
+    if width and not config.audiences and config.task != "caption":
+        raise DixitError("config: speaker.audience_width needs audiences; list pairs of listeners under audiences")
+    if config.task == "caption" and width not in (0, picks_width):
+        raise DixitError(f"config: speaker.audience_width must be {picks_width} for captions that name requested "
+                         "attributes, or 0")
     choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
     if config.speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
@@ -347,16 +384,17 @@ def _check_continual(config: Config, choose: Any) -> None:
     choose("continual.order", rules.order, ("interleaved", "blocked"))
     choose("continual.remedy", rules.remedy,
            ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish"))
-    if config.speaker.units and (not count or config.speaker.context != count or config.unseen):
-        raise DixitError(f"config: speaker.units needs audiences, as many as speaker.context is wide ({count} here), "
-                         "and none unseen, for a name tells nothing of those")
-    if config.speaker.units and config.speaker.lora_rank:
-        raise DixitError("config: speaker.units needs speaker.lora_rank 0, for nothing but the units is trained then")
-    if rules.remedy != "none" and not config.speaker.units:
-        raise DixitError(f"config: continual.remedy {rules.remedy} needs speaker.units, which it works on")
+    if config.speaker.gated_units and (not count or config.speaker.audience_width != count or config.unseen):
+        raise DixitError(f"config: speaker.gated_units needs audiences, as many as speaker.audience_width is wide "
+                         f"({count} here), and none unseen, because an audience's code says nothing about others")
+    if config.speaker.gated_units and config.speaker.lora_rank:
+        raise DixitError("config: speaker.gated_units needs speaker.lora_rank 0, because only the units are "
+                         "trained then")
+    if rules.remedy != "none" and not config.speaker.gated_units:
+        raise DixitError(f"config: continual.remedy {rules.remedy} needs speaker.gated_units, which it works on")
     if rules.order == "blocked" and config.train.steps < count:
         raise DixitError(f"config: train.steps must be at least {count}, one for each audience")
-    for key, most in ("replay", 1.0), ("sluggish", 1.0), ("gating", 0.25):
+    for key, most in ("replay", 1.0), ("sluggish", 1.0), ("hebbian_rate", 0.25):
         if not 0 < getattr(rules, key) <= most:
             raise DixitError(f"config: continual.{key} must be above 0 and at most {most:g}")
 

@@ -1,7 +1,7 @@
 """One speaker, many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
 
 The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
-listener, or, with speaker.units, is told which audience it is. Observed picks are of validation scenes, the game is
+listener, or, with speaker.gated_units, is told which audience it is. Observed picks are of validation scenes, the game is
 played on the test split; every image draws picks of its own. Beside it: the base speaker, the runs named by --beside (a
 specialist trained for one audience, as those of configs/pairs are, which stands in that audience's row only; or a
 speaker that was trained on all and told nothing), and a ceiling, the written caption that names the one attribute that
@@ -36,6 +36,7 @@ from dixit.data.scenes import oracle_caption
 from dixit.models.features import patch_features
 from dixit.models.listeners import make_listeners, score_all
 from dixit.training import audiences, continual, game
+from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run, patch_batch
 from eval.evaluate import dataset_of
 from eval.metrics import bootstrap
@@ -83,12 +84,12 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     config = run.config
     everyone, count = np.arange(len(dataset)), len(dataset)
     groups = counterparts(config)
-    pools = game.draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
+    pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
     listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
     known = make_listeners(config.listeners, validation, run.speaker.device)
-    named = audiences.named_hits(known, validation, config.game.candidates, "eval", config.eval.seed)
+    named = audiences.hits_by_attribute(known, validation, config.game.candidates, "eval", config.eval.seed)
     names = [*config.audiences, *config.unseen]
-    pairs = audiences.places(tuple(names), [c.name for c in config.listeners])
+    pairs = audiences.listener_indices(tuple(names), [c.name for c in config.listeners])
     gaps: Gaps = {group: {} for group in groups}
     said: dict[str, Any] = {}
 
@@ -106,14 +107,14 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
             hear("base", i, base)
-        if config.speaker.units:
-            context = continual.names(np.full(count, i), len(pairs), config.continual.centred)
+        if config.speaker.gated_units:
+            context = continual.audience_codes(np.full(count, i), len(pairs), config.continual.centred)
             hear("told its name", i, greedy(run, run.speaker.trained, store, context))
-        for picks in config.picks if config.speaker.context and not config.speaker.units else ():
+        for picks in config.picks if config.speaker.audience_width and not config.speaker.gated_units else ():
             profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
-            context = audiences.contexts(profile, [pairs[i]] * count)
+            context = audiences.audience_vectors(profile, [pairs[i]] * count)
             hear(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
-        if not config.speaker.context:
+        if not config.speaker.audience_width:
             hear("told nothing", i, greedy(run, run.speaker.trained, store, None))
         means = named[pairs[i][0]].mean(1) - named[pairs[i][1]].mean(1)  # (A,)
         best = ATTRIBUTES[int(means.argmax())]

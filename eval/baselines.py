@@ -30,6 +30,7 @@ from dixit.common import DixitError, rng, run_main
 from dixit.models.features import patch_features
 from dixit.models.listeners import Listener, make_listeners, score_all
 from dixit.training import game
+from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run, patch_batch
 from eval.evaluate import dataset_of, measure, speak, table, weights_of, write_results
 
@@ -91,7 +92,7 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
     store, config = patch_features(run.clip, dataset, "colour"), run.config
     listeners = make_listeners(config.listeners, dataset, run.speaker.device)
     everyone = np.arange(len(dataset))
-    pools = game.draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",
+    pools = draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",
                                  config.eval.seed).unflatten(0, (-1, POOLS))
     names = f"best of {samples}", "contrastive decoding"
     said: dict[str, dict[str, Any]] = {name: {"texts": []} for name in names}

@@ -24,6 +24,7 @@ from dixit.data.images import load
 from dixit.models.clip import Clip, load_clip
 from dixit.models.features import image_embeddings
 from dixit.training import game
+from dixit.training.candidates import draw_candidates
 from eval.metrics import mean_and_error
 
 
@@ -32,7 +33,7 @@ def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str,
     dataset = load(data, "test")
     images = image_embeddings(clip, dataset, perception)
     everyone = np.arange(len(dataset))
-    pools = game.draw_candidates(everyone, everyone, 10, "clip_quality")
+    pools = draw_candidates(everyone, everyone, 10, "clip_quality")
     words = clip.embed_texts([row[0] for row in dataset["captions"]])
     logits = torch.einsum("se,sce->sc", words, images[pools])
     return mean_and_error(game.hits(logits[None])[0])

@@ -31,6 +31,7 @@ from dixit.data.images import load
 from dixit.models.features import patch_features
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
+from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run
 from eval import metrics
 
@@ -75,7 +76,7 @@ def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -
     """Every figure with its standard error, per speaker; and per image the picks for the report."""
     config = run.config
     count = len(dataset)
-    pools = game.draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
+    pools = draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
     groups = {"training": config.listeners, "heldout": config.heldout}
     made = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items() if group}
     figures: dict[str, dict] = {}

@@ -48,7 +48,8 @@ from dixit.data.scenes import full_caption, oracle_caption
 from dixit.models.clip import load_clip
 from dixit.models.features import patch_features
 from dixit.models.listeners import make_listeners, score_all
-from dixit.training.game import draw_candidates, gap, hits
+from dixit.training.candidates import draw_candidates
+from dixit.training.game import gap, hits
 from dixit.training.runs import LoadedRun, load_run
 from eval.audiences import greedy
 from eval.baselines import untrained_speakers

@@ -40,6 +40,7 @@ from dixit.data.assets import asset
 from dixit.data.images import OTHERS, open_data
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
+from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
 from dixit.training.runs import LoadedRun, load_run
 from eval import metrics
 from eval.baselines import untrained_speakers
@@ -74,11 +75,11 @@ def draw_pools(embeddings: Float[Tensor, "n E"], pools: int, seed: int) -> dict[
     everyone = np.arange(len(embeddings))
     drawn: dict[str, Int[Tensor, "n r C"]] = {}
     for size in (s for s in SIZES if s <= len(everyone)):
-        near = game.nearest(embeddings, 2 * (size - 1))
+        near = nearest_images(embeddings, 2 * (size - 1))
         drawn[f"random/{size}"] = torch.stack([
-            game.draw_candidates(everyone, everyone, size, "transfer", seed, i) for i in range(pools)], dim=1)
+            draw_candidates(everyone, everyone, size, "transfer", seed, i) for i in range(pools)], dim=1)
         drawn[f"hard/{size}"] = torch.stack([
-            game.draw_hard(everyone, near, size, "transfer hard", seed, i) for i in range(pools)], dim=1)
+            draw_hard_candidates(everyone, near, size, "transfer hard", seed, i) for i in range(pools)], dim=1)
     return drawn
 
 

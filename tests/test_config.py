@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dixit.common import DixitError
-from dixit.config import Config, changed, config_hash, load_config, to_dict
+from dixit.config import RENAMED, Config, changed, config_hash, load_config, to_dict
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted([*FOLDER.glob("*.yaml"), *(FOLDER / "pairs").glob("*.yaml")])
@@ -38,6 +38,13 @@ def refused(tmp_path: Path, tree: object, *overrides: str) -> str:
 def test_an_unknown_key_names_the_nearest(tmp_path, tree, wrong, near):
     text = refused(tmp_path, tree)
     assert wrong in text and near in text
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(RENAMED.items()))
+def test_a_renamed_key_is_refused_with_its_new_name(tmp_path, old, new):
+    assert f"'{old}' is called '{new}' now" in refused(tmp_path, TWO, f"{old}=1")
+    section, key = new.split(".")
+    assert key in to_dict(Config())[section]
 
 
 def test_an_unknown_override_names_the_nearest(tmp_path):

@@ -28,7 +28,7 @@ from dixit.data.archives import read_members
 from dixit.data.images import _texts, open_image
 from dixit.data.scenes import TONES, WORD_CLASSES
 from dixit.training.checkpoints import FILES, load_weights, resume, save_checkpoint
-from dixit.training.loop import Task
+from dixit.training.task import Task
 from eval.drift import KINDS, claims, no_doubled_word
 
 # The same cases each time, so that a test that fails fails again; profile `long` (conftest.py) looks for new ones.
@@ -148,10 +148,10 @@ class Nothing(Task):
     def __init__(self) -> None:
         self.trained, self.kept = nn.Identity(), 0
 
-    def state(self) -> dict:
+    def state_dict(self) -> dict:
         return {"kept": 7}
 
-    def restore(self, state: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.kept = state["kept"]
 
 
@@ -197,7 +197,7 @@ def test_any_damage_to_a_checkpoint(place, saved, data):
 
 
 @few
-@given(st.dictionaries(st.sampled_from(["step", "task", "figure", "sha256", "seal", "x"]), TREE) | TREE)
+@given(st.dictionaries(st.sampled_from(["step", "task", "figure", "sha256", "state_sha256", "x"]), TREE) | TREE)
 def test_any_json_as_the_state_of_a_checkpoint(place, saved, tree):
     shutil.copytree(saved, place / "try")
     try:
@@ -224,7 +224,7 @@ def test_any_bytes_as_weights(place, saved, data):
 # --- archives ---
 
 def archives() -> dict[str, bytes]:
-    from test_assets import make_deb, tar_bytes
+    from archives import make_deb, tar_bytes
 
     members = {"pkg/a.txt": b"hello" * 20, "pkg/b.bin": bytes(range(256))}
     wheel = io.BytesIO()

@@ -35,7 +35,7 @@ from dixit.models.towers import IMAGE_SIZE, TOWERS, FinePatches, tower_of
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the root logger
 
-HEARD = 4  # calls whose text embeddings a CLIP keeps: as many kinds of listeners may share it
+TEXT_CACHE_SIZE = 4  # calls whose text embeddings a CLIP keeps, so that as many kinds of listeners can share it
 
 
 @dataclass
@@ -48,14 +48,14 @@ class Clip:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    heard: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)  # the last calls' text embeddings
+    text_cache: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)  # embeddings of the last calls
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def preprocess(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B 3 h w"]:
-        """Pixels 0..255 as this model's image tower wants them, seen through a perception."""
+        """Pixels 0..255 through a perception, then resized and normalised for this model's image tower."""
         x = perceive(images.to(self.device).float() / 255, perception)
         x = V.resize(x, [self.size, self.size], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
         return V.normalize(x.clamp(0, 1), list(self.mean), list(self.std))
@@ -85,23 +85,23 @@ class Clip:
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "S E"]:
         """Unit text embeddings; equal texts are encoded once.
 
-        Those of the last calls are kept for the next listener that asks just the same. Not text by text: a resumed run
-        would then encode other batches than the uninterrupted one, and batches differ in their rounding.
+        The last calls are cached for the next listener that asks for the same list of texts. Caching text by text would
+        make a resumed run encode other batches than the uninterrupted one, and batches differ in their rounding.
         """
         key = tuple(texts)
-        if key not in self.heard:
+        if key not in self.text_cache:
             unique = sorted(set(texts), key=lambda t: (len(t), t))  # of like length together: little padding
             parts = [self._encode(self.tokens(unique[i:i + 32]))
                      for i in range(0, len(unique), 32)]
             place = {text: i for i, text in enumerate(unique)}
-            if len(self.heard) == HEARD:
-                del self.heard[next(iter(self.heard))]
-            self.heard[key] = torch.cat(parts)[[place[text] for text in texts]]
-        return self.heard[key]
+            if len(self.text_cache) == TEXT_CACHE_SIZE:
+                del self.text_cache[next(iter(self.text_cache))]
+            self.text_cache[key] = torch.cat(parts)[[place[text] for text in texts]]
+        return self.text_cache[key]
 
     def _encode(self, ids: Int[Tensor, "S T"]) -> Float[Tensor, "S E"]:
-        """Unit embeddings. A causal text tower that is read at the end token runs up to the last end token only:
-        nothing behind it can matter (measured on ViT-B-32 with 13 tokens: 5.5 times as fast).
+        """Unit embeddings. A causal text tower that pools at the end token runs up to the last end token only, as later
+        positions cannot matter (measured on ViT-B-32 with 13 tokens: 5.5 times as fast).
         """
         model = self.model
         if not isinstance(model, open_clip.CLIP) or model.attn_mask is None or model.text_pool_type != "argmax":
@@ -128,7 +128,7 @@ class Clip:
 
     @property
     def scale(self) -> float:
-        """What multiplies a cosine to give a logit."""
+        """The factor that turns a cosine into a logit."""
         return float(self.model.logit_scale.detach().exp())
 
 
@@ -143,8 +143,7 @@ _opened: WeakValueDictionary[tuple[str, str], Clip] = WeakValueDictionary()  # b
 def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu") -> Clip:
     """Open a CLIP: one built here ("lite0"), a folder with open_clip_config.json, or an open_clip name and tag.
 
-    A process holds each CLIP once, for all who ask while it is in use. Raises DixitError where one is missing or
-    damaged.
+    A process holds each CLIP once while it is in use. Raises DixitError where one is missing or damaged.
     """
     folder = clip_dir(name) if not pretrained and tower_of(name) else Path(name)
     local = folder.is_dir()

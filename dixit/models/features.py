@@ -32,14 +32,14 @@ from dixit.models.towers import FinePatches
 
 
 def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> np.ndarray:
-    """A memory-mapped .npy file, computed batch by batch on first use and put in place when complete.
+    """A memory-mapped .npy file, computed batch by batch on first use and renamed into place when complete.
 
-    A build that was cut off goes on where it stopped; a second process waits for the first one's. A file that is not
-    as it was written is made again.
+    An interrupted build is resumed; a second process waits for the first one's. A file that differs from what was
+    written is made again.
     """
-    if not _sound(path, shape, dtype):
+    if not _intact(path, shape, dtype):
         with locked(path.with_suffix(".lock")):
-            if not _sound(path, shape, dtype):
+            if not _intact(path, shape, dtype):
                 if path.is_file():
                     print(f"warning: the cache {path} is damaged; making it again", file=sys.stderr)
                     path.with_suffix(".sha256").unlink(missing_ok=True)
@@ -48,8 +48,8 @@ def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label:
     return np.load(path, mmap_mode="r")
 
 
-def _sound(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
-    """Whether a cache is there and as it was written. The first use notes the hash of one that has none."""
+def _intact(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a cache exists and has the content that was written. The first use records the hash of one without."""
     try:
         store = np.load(path, mmap_mode="r")
         if store.shape != shape or store.dtype != np.dtype(dtype):
@@ -72,7 +72,7 @@ def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: 
         print(f"{label}: {size / 1e6:.1f} MB for {shape[0]} rows, kept in {path.parent}", file=sys.stderr)
         store = np.lib.format.open_memmap(part, mode="r+" if done else "w+", dtype=dtype, shape=shape)
         if not done:
-            with part.open("r+b") as file:  # take the room now: a memory map that runs out of disk kills the process
+            with part.open("r+b") as file:  # reserve the space: a memory map that finds the disk full kills us
                 os.posix_fallocate(file.fileno(), 0, size)
         for start in tqdm(range(done, shape[0], batch), desc=label, unit="batch",
                           initial=done // batch, total=-(-shape[0] // batch), disable=None):
@@ -118,9 +118,10 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
         return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, f"patches {perception}", batch)
 
 
-def read_ahead(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
-    """Have the system bring rows of a memory-mapped cache into memory meanwhile, so that the step that needs them does
-    not wait for the disk (measured: 16 rows of 64 kB 106 ms from a cold disk, 1 ms so). Nothing else changes.
+def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
+    """Ask the system to read rows of a memory-mapped cache ahead, so that the next step does not wait for the disk.
+
+    Measured: 16 rows of 64 kB took 106 ms from a cold disk, 1 ms when prefetched.
     """
     if isinstance(store, np.memmap) and store.filename is not None and sys.platform == "linux":
         with open(store.filename, "rb") as file:
@@ -139,14 +140,15 @@ def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int =
         if not hasattr(visual, "trunk"):
             return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
         with torch.no_grad():
-            return F.normalize(visual.head(as_maps(patches()[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
+            maps = to_feature_maps(patches()[start:stop]).to(clip.device)
+            return F.normalize(visual.head(maps), dim=-1).cpu().numpy()
 
     width = clip.embed_texts(["a"]).shape[1]
     values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception}", batch)
     return torch.from_numpy(np.array(values))
 
 
-def as_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
+def to_feature_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
     """Cached (B, P, Dv) patches as the square feature map a pooling head expects."""
     side = int(patches.shape[1] ** 0.5)
     return torch.from_numpy(np.asarray(patches, dtype=np.float32)).transpose(1, 2).unflatten(2, (side, side))

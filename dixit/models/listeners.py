@@ -1,6 +1,6 @@
 """Listeners: they read a caption and score candidate images.
 
-Anything with one method `score` is a listener. Leaves out how scores become a reward (game.py).
+Any object with one method `score` is a listener. Leaves out how scores become a reward (training/game.py).
 
 Shapes: S captions, C candidates, E embedding width, n images of the dataset.
 """
@@ -26,13 +26,13 @@ from dixit.models.features import image_embeddings
 
 @runtime_checkable
 class Listener(Protocol):
-    """Scores candidates, given as places in the dataset the listener looks at."""
+    """Scores candidate images, given as indices into the dataset that the listener sees."""
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        """Logits over each caption's candidates; softmax gives its belief."""
+        """Logits over each caption's candidates; their softmax is the listener's belief."""
 
 
-# What a German listener reads, in the words its CLIP knows. Two are the same in both languages.
+# German words in the words that the CLIP of a German listener knows. Two are the same in both languages.
 GERMAN = {
     "rot": "red", "rote": "red", "roter": "red", "rotes": "red", "orange": "orange", "gelb": "yellow",
     "gelbe": "yellow", "gelber": "yellow", "gelbes": "yellow", "grün": "green", "grüne": "green", "grüner": "green",
@@ -45,68 +45,72 @@ GERMAN = {
 }
 
 
-class Hearing:
-    """Which words of a caption a listener understands, and as what."""
+class WordFilter:
+    """Reduces a caption to the words that a listener understands: its vocabulary, domain and language."""
 
     def __init__(self, config: ListenerConfig):
         if config.domain and config.domain not in WORD_CLASSES:
             raise DixitError(f"unknown listener domain '{config.domain}'; choose one of {', '.join(WORD_CLASSES)}")
         every: frozenset[str] = frozenset().union(*WORD_CLASSES.values())
-        self.known = frozenset(config.vocabulary) or None
-        self.foreign = every - WORD_CLASSES[config.domain] if config.domain else frozenset()
+        self.vocabulary = frozenset(config.vocabulary) or None
+        self.excluded = every - WORD_CLASSES[config.domain] if config.domain else frozenset()
         self.lexicon = GERMAN if config.language == "german" else None
-        self.perfect = self.known is None and not self.foreign and self.lexicon is None
+        self.keeps_all = self.vocabulary is None and not self.excluded and self.lexicon is None
 
-    def understood(self, text: str) -> str:
+    def apply(self, text: str) -> str:
         """The caption without the words this listener does not know, in English."""
-        if self.perfect:
+        if self.keeps_all:
             return text
-        said = words(text)
+        found = words(text)
         if self.lexicon is not None:
-            said = [self.lexicon[w] for w in said if w in self.lexicon]
-        return " ".join(w for w in said if (self.known is None or w in self.known) and w not in self.foreign)
+            found = [self.lexicon[w] for w in found if w in self.lexicon]
+        return " ".join(w for w in found if (self.vocabulary is None or w in self.vocabulary)
+                        and w not in self.excluded)
 
 
 class ClipListener:
-    """A CLIP that sees through a perception and may know only some words.
+    """A CLIP that sees images through a perception and may understand only some words.
 
-    Its image embeddings of the dataset are computed once. A caption of which it knows no word gives equal
-    logits. What it learns, if it learns at all, is a linear map of what it hears, `ear`.
+    Its image embeddings of the dataset are computed once. A caption without a word that it understands gets equal
+    logits. With a learning rate it adapts a linear map of its text embeddings, `text_map`.
     """
 
     def __init__(self, clip: Clip, images: Float[Tensor, "n E"], config: ListenerConfig):
-        self.clip, self.hearing = clip, Hearing(config)
+        self.clip, self.word_filter = clip, WordFilter(config)
         self.images = images.to(clip.device)
         self.learning_rate = config.learning_rate
-        self.ear: Float[Tensor, "E E"] | None = None
+        self.text_map: Float[Tensor, "E E"] | None = None
         if config.learning_rate:
-            self.ear = torch.eye(images.shape[1], device=clip.device)
+            self.text_map = torch.eye(images.shape[1], device=clip.device)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        heard = [self.hearing.understood(text) for text in texts]
-        embedded = self.clip.embed_texts(heard)  # (S, E)
-        if self.ear is not None:
-            embedded = F.normalize(embedded @ self.ear, dim=-1)
+        filtered = [self.word_filter.apply(text) for text in texts]
+        embedded = self.clip.embed_texts(filtered)  # (S, E)
+        if self.text_map is not None:
+            embedded = F.normalize(embedded @ self.text_map, dim=-1)
         images = self.images[candidates.to(self.images.device)]  # (S, C, E)
         logits = self.clip.scale * torch.einsum("se,sce->sc", embedded, images)
-        silent = torch.tensor([not words(t) for t in heard], device=logits.device)
-        return logits.masked_fill(silent[:, None], 0.0)
+        empty = torch.tensor([not words(t) for t in filtered], device=logits.device)
+        return logits.masked_fill(empty[:, None], 0.0)
 
     @torch.enable_grad()
-    def slope(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "E E"]:
-        """The gradient of its mean -log p(target) with respect to `ear`; the target is at place 0."""
-        assert self.ear is not None
-        self.ear.requires_grad_(True)
+    def text_map_gradient(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "E E"]:
+        """The gradient of the mean -log p(target) with respect to `text_map`; the target is candidate 0."""
+        assert self.text_map is not None
+        self.text_map.requires_grad_(True)
         loss = -self.score(texts, candidates).log_softmax(-1)[:, 0].mean()
-        slope, = torch.autograd.grad(loss, self.ear)
-        self.ear.requires_grad_(False)
-        return slope
+        gradient, = torch.autograd.grad(loss, self.text_map)
+        self.text_map.requires_grad_(False)
+        return gradient
 
 
 class AttributeListener:
-    """Text only: it reads each scene's record. A word scores 1 each time that it is said and there is one more thing
-    it is true of, and -1 each time that there is none: of one red circle, "a red ring and a red cross" says red once
-    truly and once falsely. Words outside the scenes' vocabulary say nothing."""
+    """Reads each scene's record instead of its pixels.
+
+    Each occurrence of a word scores 1 if the scene has one more object of which it is true, else -1: of a scene with
+    one red circle, "a red ring and a red cross" uses red once truly and once falsely. Words outside the scenes'
+    vocabulary score 0.
+    """
 
     SCALE = 3.0  # logits per word
 
@@ -114,21 +118,21 @@ class AttributeListener:
         if not all(dataset["record"]):
             raise DixitError(f"listener '{config.name}' reads scene records, and these images have none; "
                              "use kind: clip, or data.name: scenes")
-        self.hearing = Hearing(config)
+        self.word_filter = WordFilter(config)
         self.words = sorted(frozenset().union(*WORD_CLASSES.values()))
         true = [scene_words(json.loads(record)) for record in dataset["record"]]
         self.truth = torch.tensor([[float(one[word]) for word in self.words] for one in true], device=device)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        heard = [Counter(words(self.hearing.understood(text))) for text in texts]
-        said = torch.tensor([[float(one[word]) for word in self.words] for one in heard], device=self.truth.device)
-        true = torch.minimum(said[:, None], self.truth[candidates.to(self.truth.device)])  # (S, C, words)
-        return self.SCALE * (2 * true - said[:, None]).sum(-1)
+        counts = [Counter(words(self.word_filter.apply(text))) for text in texts]
+        used = torch.tensor([[float(one[word]) for word in self.words] for one in counts], device=self.truth.device)
+        true = torch.minimum(used[:, None], self.truth[candidates.to(self.truth.device)])  # (S, C, words)
+        return self.SCALE * (2 * true - used[:, None]).sum(-1)
 
 
 def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
                    device: str | torch.device = "cpu") -> list[Listener]:
-    """Listeners that look at `dataset`; those with the same CLIP share it and its text passes."""
+    """Listeners that see the images of `dataset`; those with the same CLIP share it and its text embeddings."""
     clips: dict[tuple[str, str], Clip] = {}
     made: list[Listener] = []
     for c in configs:
@@ -143,7 +147,7 @@ def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
 
 
 def score_all(listeners: list, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "L S C"]:
-    """Every listener's logits. Raises DixitError if one fails or returns NaN."""
+    """The logits of every listener. Raises DixitError if one fails or returns NaN."""
     scores = []
     for place, listener in enumerate(listeners, 1):
         try:

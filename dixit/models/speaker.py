@@ -1,11 +1,11 @@
 """The speaker: CLIP patches -> attention adapter -> start token and K prefix vectors -> frozen LLM -> caption.
 
-Only the adapter (and LoRA, if asked for) is trained. Captions are sampled from given uniform draws, so the
-same draws give the same captions on any number of processes. A prefix is run once per image and its
-key-value cache is shared by the image's N captions, in sampling and in the update (where the cache carries
-gradients).
+Only the adapter (and LoRA, if asked for) is trained. Captions are sampled from given uniform draws, so that the same
+draws give the same captions on any number of processes. The LLM runs a prefix once per image; its key-value cache is
+shared by the image's N captions, in sampling and in the update, where gradients flow through the cache.
 
-Leaves out beam search and any prompt text: the prefix alone conditions the LLM.
+Leaves out the adapter (adapter.py), the LLM's forward pass (decoder.py), beam search and prompt text: the prefix alone
+conditions the LLM.
 
 Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T caption tokens, D LLM width.
 """
@@ -23,112 +23,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dixit.common import DixitError, first_line
 from dixit.config import SpeakerConfig
 from dixit.data.assets import ASSETS, asset
+from dixit.models.adapter import Adapter
 from dixit.models.decoder import Decoder, HfDecoder, LlamaDecoder
-from dixit.models.sharding import most_of_all, shard_layers
+from dixit.models.sharding import max_over_processes, shard_layers
 
-ROWS = 32  # captions scored together; fewer means less padding, more means wider matrix products
-CHUNK = 256  # hidden states that meet the vocabulary together
-WIDE = 1024  # both on a GPU, which small pieces would leave idle; all are kept for the backward pass in any case
+MICRO_BATCH = 32  # captions scored at once; fewer means less padding, more means wider matrix products
+HEAD_BATCH = 256  # hidden states that are multiplied by the vocabulary at once
+GPU_BATCH = 1024  # both on a GPU, which small pieces would leave idle; activations are kept for backward in any case
 BLOCK = 256  # of the vocabulary, in sampling
 Captions = tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"], Float[Tensor, "S T"]]  # tokens, mask, log-probs
-
-
-class Block(nn.Module):
-    """Queries look at the patches, then at each other (pre-norm)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm_cross, self.norm_self, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
-        self.cross = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.self_ = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, q: Float[Tensor, "B K W"], patches: Float[Tensor, "B P W"]) -> Float[Tensor, "B K W"]:
-        q = q + self.cross(self.norm_cross(q), patches, patches, need_weights=False)[0]
-        x = self.norm_self(q)
-        q = q + self.self_(x, x, x, need_weights=False)[0]
-        return q + self.mlp(self.norm_mlp(q))
-
-
-def held(name: str) -> str:
-    """The buffer of Units that remembers a parameter."""
-    return "held_" + name.replace(".", "_")
-
-
-class Units(nn.Module):
-    """Hidden units behind a block, which the context may make active for one audience and silent for another.
-
-    They add nothing at first. What their buffers are for, and how else they are kept from forgetting: continual.py.
-    """
-
-    importance: Tensor
-
-    def __init__(self, width: int, units: int, context: int):
-        super().__init__()
-        self.inputs = nn.Linear(width, units)
-        self.gate = nn.Linear(context, units, bias=False)
-        self.relu = nn.ReLU()
-        self.outputs = nn.Linear(units, width, bias=False)
-        nn.init.normal_(self.gate.weight, std=0.1)
-        nn.init.zeros_(self.outputs.weight)
-        self.register_buffer("importance", torch.zeros(units))
-        for name, parameter in list(self.named_parameters()):
-            self.register_buffer(held(name), torch.zeros_like(parameter))
-
-    def forward(self, q: Float[Tensor, "B K W"], context: Float[Tensor, "B c"]) -> Float[Tensor, "B K W"]:
-        x = F.layer_norm(q, q.shape[-1:])
-        return self.outputs(self.relu(self.inputs(x) + self.gate(context)[:, None]))
-
-
-class Adapter(nn.Module):
-    """Learned queries attend to the patches and become K prefix vectors at the LLM's embedding scale.
-
-    `topics` (B, c / 2) optionally say what to name: 1 for an attribute that is wanted, -1 for one that is not, 0 for
-    either; captions teach what they mean. `context` (B, c) optionally tells of the listeners: tanh of its affine map,
-    0 at first, is the topics, and that map is all that the game trains. With `config.units` the context drives a layer
-    of units behind each block instead. Without topics and context all of this is left out.
-    """
-
-    def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, llm_width: int, scale: float):
-        super().__init__()
-        width = config.width
-        self.inputs = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
-        self.places = nn.Parameter(torch.randn(patches, width) * 0.2)
-        # Queries and output offsets as large as what flows past them: smaller ones let all K vectors become equal.
-        self.queries = nn.Parameter(torch.randn(config.prefix, width))
-        self.offsets = nn.Parameter(torch.randn(config.prefix, llm_width))
-        told = config.context and not config.units
-        self.topics = nn.Linear(config.context // 2, width, bias=False) if told else None
-        self.context = nn.Linear(config.context, config.context // 2) if told else None
-        if self.context is not None:
-            nn.init.zeros_(self.context.weight)
-            nn.init.zeros_(self.context.bias)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
-        self.outputs = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, llm_width))
-        self.units = nn.ModuleList(Units(width, config.units, config.context) for _ in range(config.layers)
-                                   if config.units)
-        self.scale = scale
-
-    def forward(self, patches: Float[Tensor, "B P Dv"], context: Float[Tensor, "B c"] | None = None,
-                topics: Float[Tensor, "B a"] | None = None) -> Float[Tensor, "B K D"]:
-        keys = self.inputs(patches) + self.places
-        q = self.queries.expand(len(patches), -1, -1)
-        if self.context is not None and context is not None:
-            topics = self.context(context).tanh()
-        if self.topics is not None and topics is not None:
-            q = q + self.topics(topics)[:, None]
-        for i, block in enumerate(self.blocks):
-            q = block(q, keys)
-            if len(self.units) and context is not None:
-                q = q + self.units[i](q, context)
-        x = self.outputs(q) + self.offsets
-        return F.layer_norm(x, x.shape[-1:]) * self.scale
 
 
 def load_llm(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """A frozen causal LM and its tokenizer from an asset, a folder or a Hugging Face name.
 
-    Raises DixitError where it cannot be had. Remote code is never run.
+    Raises DixitError where it cannot be loaded. Remote code is never run.
     """
     source = str(asset(name)) if any(name == known.name for known in ASSETS) else name
     try:
@@ -141,15 +50,15 @@ def load_llm(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     return llm.eval().requires_grad_(False), tokenizer
 
 
-def _cooled(logits: Float[Tensor, "*n V"], temperature: float) -> Float[Tensor, "*n V"]:
-    """Logits over the temperature, in float32; in place where they are that already."""
-    warm = logits.float()
-    return warm if temperature == 1 else warm.div_(temperature)
+def _scaled(logits: Float[Tensor, "*n V"], temperature: float) -> Float[Tensor, "*n V"]:
+    """Logits divided by the temperature, in float32; in place where they already are float32."""
+    wide = logits.float()
+    return wide if temperature == 1 else wide.div_(temperature)
 
 
-def pick(logits: Float[Tensor, "S V"],
+def sample_token(logits: Float[Tensor, "S V"],
          uniforms: Float[Tensor, "S"] | None) -> tuple[Int[Tensor, "S"], Float[Tensor, "S"]]:
-    """Tokens by inverse CDF from `uniforms` in [0, 1], or the likeliest ones; and their log-probabilities.
+    """Tokens by inverse CDF from `uniforms` in [0, 1], or the most probable ones; and their log-probabilities.
 
     The CDF is summed over blocks of the vocabulary first: a cumulative sum over all of it is slow.
     """
@@ -175,15 +84,16 @@ def pick(logits: Float[Tensor, "S V"],
 class TokenLogp(torch.autograd.Function):
     """log softmax(head(hidden) / temperature)[token] for a frozen head, without keeping an (n, V) tensor.
 
-    The gradient with respect to the hidden state, (W[token] - p @ W) / temperature, is made in the forward pass,
-    while the logits are at hand.
+    The gradient with respect to the hidden state, (W[token] - p @ W) / temperature, is computed in the forward pass,
+    while the logits are in memory.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Float[Tensor, "n D"], weight: Float[Tensor, "V D"], bias: Tensor | None,
                 tokens: Int[Tensor, "n"], temperature: float) -> Float[Tensor, "n"]:
         # Buffers are made once, for fresh memory is slow on a CPU; the float32 one is small enough for its cache.
-        chunk, rows = (CHUNK, ROWS) if weight.device.type == "cpu" else (WIDE, WIDE)
+        on_cpu = weight.device.type == "cpu"
+        chunk, rows = (HEAD_BATCH, MICRO_BATCH) if on_cpu else (GPU_BATCH, GPU_BATCH)
         logits = torch.empty(chunk, len(weight), dtype=weight.dtype, device=weight.device)
         wide = torch.empty(rows, len(weight), dtype=torch.float32, device=weight.device)
         picked, slopes = [], []
@@ -236,9 +146,9 @@ class Speaker:
                     r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=["q_proj", "v_proj"]))
                 lora = {n.replace(".", "_"): p for n, p in self.llm.named_parameters() if p.requires_grad}
                 adapter.lora = nn.ParameterDict(lora)
-            if config.units:  # all that is trained then
+            if config.gated_units:  # only these are trained then
                 adapter.requires_grad_(False)
-                adapter.units.requires_grad_(True)
+                adapter.gated_units.requires_grad_(True)
         self.sharded = config.shard and shard_layers(self.llm, torch.device(device))
         self.llm.to(device)
         fits = LlamaDecoder.fits(self.llm) and not self.sharded
@@ -249,8 +159,8 @@ class Speaker:
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
-        self.check_every = 1 if on_cpu else 4  # to ask a GPU who is finished, one must wait for it
-        self.rows = ROWS if on_cpu else WIDE
+        self.check_every = 1 if on_cpu else 4  # asking a GPU which captions are finished waits for it
+        self.micro_batch = MICRO_BATCH if on_cpu else GPU_BATCH
         self.eos = int(self.tokenizer.eos_token_id)
         self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
@@ -259,11 +169,11 @@ class Speaker:
     def _prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
         """Run start token and prefix, once per image; the cache and the last hidden states.
 
-        The start token takes the role of attention sink. Without it the first prefix vector must, and gradients
-        explode (measured: prefix gradient norm 6,700 against 40, and bfloat16 gradients point elsewhere).
+        The start token serves as attention sink. Without it the first prefix vector does, and gradients explode
+        (measured: prefix gradient norm 6,700 against 40, and bfloat16 gradients point elsewhere).
         """
         start = self.llm.get_input_embeddings().weight[self.start].expand(len(prefix), 1, -1)
-        return self.decoder.start(torch.cat([start, prefix.to(start.dtype)], dim=1))
+        return self.decoder.prefill(torch.cat([start, prefix.to(start.dtype)], dim=1))
 
     @torch.no_grad()
     def sample(self, prefix: Float[Tensor, "B K D"], uniforms: Float[Tensor, "S most"] | None = None,
@@ -272,30 +182,30 @@ class Speaker:
 
         Returns tokens (S, T'), a mask that covers each caption with its end token, and the log-probability
         of each token (at this temperature); T' <= T is the longest caption's length. Every `check_every` tokens
-        finished captions are dropped from the batch; where the decoder's memory is fixed, all stay until all have.
+        finished captions are dropped from the batch; with a static cache all stay until the last one is finished.
         """
         count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
         going = torch.arange(count, device=prefix.device)  # the captions in the batch
         cache, hidden = self._prefill(prefix)
         image = going // (count // len(prefix))
-        cache, hidden = self.decoder.begin(cache, image, room=most), hidden[image]
+        cache, hidden = self.decoder.expand(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
         logps = torch.zeros(count, most, device=prefix.device)
         ended = torch.zeros(count, dtype=torch.bool, device=prefix.device)
         for t in range(most):
-            logits = _cooled(self.decoder.logits(hidden), temperature)
-            token, logp = pick(logits, None if uniforms is None else uniforms[going, t])
+            logits = _scaled(self.decoder.logits(hidden), temperature)
+            token, logp = sample_token(logits, None if uniforms is None else uniforms[going, t])
             tokens[going, t], logps[going, t] = token, logp
             if t == most - 1:
                 break
             ended[going] |= token == self.eos
             if (t + 1) % self.check_every == 0:
                 keep = (~ended[going]).nonzero().squeeze(1)
-                if not self._most(len(keep)):
+                if not self._max_count(len(keep)):
                     break
-                if 0 < len(keep) < len(going) and not self.decoder.fixed:
+                if 0 < len(keep) < len(going) and not self.decoder.static:
                     going, token = going[keep], token[keep]
-                    cache = self.decoder.take(cache, keep)
+                    cache = self.decoder.select(cache, keep)
             hidden = self.decoder.extend(cache, token[:, None])[:, -1]
         ends = (tokens == self.eos).int()
         mask = ends.cumsum(1) == ends  # up to the first end token
@@ -308,36 +218,36 @@ class Speaker:
         cache, hidden = self._prefill(prefix)
         if tokens.shape[1]:
             rows = torch.arange(len(prefix), device=prefix.device)
-            hidden = self.decoder.extend(self.decoder.take(cache, rows, room=tokens.shape[1]), tokens)[:, -1]
+            hidden = self.decoder.extend(self.decoder.select(cache, rows, room=tokens.shape[1]), tokens)[:, -1]
         return self.decoder.logits(hidden).float().log_softmax(-1)
 
     def logprobs(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"],
                  temperature: float = 1.0) -> Float[Tensor, "S T"]:
         """Log-probability of given tokens (0 where masked), with gradients to the prefix.
 
-        The prefix runs once per image and equal captions of an image once; captions of like length run together;
-        only hidden states that predict a real token reach the vocabulary. Captions are scored only where gradients (the
-        update) or another prefix (the cost of KL) ask for it: `sample` gives the log-probabilities of its own, and
-        what the update's forward pass found serves as PPO's old ones.
+        The prefix runs once per image, and equal captions of an image once; captions of similar length run together;
+        only hidden states that predict a real token are multiplied by the vocabulary. Use it where gradients (the
+        update) or another prefix (the KL cost) are needed: `sample` returns the log-probabilities of its own captions,
+        and the update's forward pass gives PPO's old ones.
         """
         image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
         unique, place = torch.cat([image[:, None], tokens.masked_fill(~mask, -1)], 1).unique(dim=0, return_inverse=True)
         image, tokens = unique[:, 0], unique[:, 1:]
         longest = tokens.shape[1]
-        if self.sharded:  # so that each part has a token to run
+        if self.sharded:  # every micro-batch must have a token to run
             tokens = F.pad(tokens, (0, 1), value=-1)
         mask = tokens >= 0
         cache, first = self._prefill(prefix)
         head = self.llm.get_output_embeddings()
         order = mask.sum(1).argsort(stable=True)
-        more = self._most(len(order)) - len(order)  # rows that are run again and not used
+        more = self._max_count(len(order)) - len(order)  # captions that are run again and not used
         parts = []
-        for rows in torch.cat([order, order[-1:].expand(more)]).split(self.rows):
+        for rows in torch.cat([order, order[-1:].expand(more)]).split(self.micro_batch):
             length = max(int(mask[rows].sum(1).max()), 1 + self.sharded)
             target, real = tokens[rows, :length], mask[rows, :length]
             hidden = first[image[rows], None]
             if length > 1:
-                body = self.decoder.extend(self.decoder.take(cache, image[rows], room=length - 1),
+                body = self.decoder.extend(self.decoder.select(cache, image[rows], room=length - 1),
                                            target[:, :-1].clamp(min=0))
                 hidden = torch.cat([hidden, body], dim=1)
             picked = TokenLogp.apply(hidden[real], head.weight, head.bias, target[real], temperature)
@@ -345,9 +255,9 @@ class Speaker:
             parts.append(F.pad(row, (0, longest - length)))
         return torch.cat(parts)[order.argsort()][place]
 
-    def _most(self, count: int) -> int:
-        """The largest count of all processes that share the LLM: they must run it equally often."""
-        return most_of_all(count, self.device) if self.sharded else count
+    def _max_count(self, count: int) -> int:
+        """The largest count over processes that shard the LLM, because all must run it equally often."""
+        return max_over_processes(count, self.device) if self.sharded else count
 
     @torch.no_grad()
     def perplexity_logp(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T"]:
@@ -374,10 +284,10 @@ class Speaker:
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     @torch.no_grad()
-    def say(self, patches: Float[Tensor, "B P Dv"], samples: int = 0, temperature: float = 1.0,
-            seed: int = 0, context: Float[Tensor, "B c"] | None = None) -> list[list[str]]:
-        """Captions of images: the greedy one, then `samples` sampled ones, for each image."""
-        prefix = self.trained(patches.to(self.device), context)
+    def caption(self, patches: Float[Tensor, "B P Dv"], samples: int = 0, temperature: float = 1.0,
+                seed: int = 0, audience: Float[Tensor, "B c"] | None = None) -> list[list[str]]:
+        """Captions of images: for each image the greedy one, then `samples` sampled ones."""
+        prefix = self.trained(patches.to(self.device), audience)
         columns = [self.decode(*self.sample(prefix)[:2])]
         if samples:
             draws = torch.rand(len(patches) * samples, self.config.max_tokens,

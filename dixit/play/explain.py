@@ -1,6 +1,6 @@
-"""What a speaker says of images, what a listener makes of it, and which words moved it.
+"""Captions of images, each listener's belief and choice, and the effect of each word on it.
 
-For the demo in the terminal (scripts/demo.py) and the web page (web.py). Leaves out how it is shown.
+For the demo in the terminal (demo.py) and the web page (web.py). Leaves out how these are shown.
 
 Shapes: B images, C candidates (the first is the target), E embedding width.
 """
@@ -23,52 +23,52 @@ from dixit.models.speaker import Speaker
 from dixit.training import game
 from dixit.training.runs import LoadedRun
 
-Said = list[tuple[str, float]]  # captions of one image, each with its probability
+ScoredCaptions = list[tuple[str, float]]  # captions of one image, each with its probability
 
 
 @torch.no_grad()
-def captions(run: LoadedRun, images: UInt8[Tensor, "B 3 H W"], samples: int = 0, seed: int = 0,
-             speakers: Sequence[str] = ("base", "trained")) -> dict[str, list[Said]]:
-    """By each speaker there is: of each image the greedy caption, then sampled ones."""
+def caption_images(run: LoadedRun, images: UInt8[Tensor, "B 3 H W"], samples: int = 0, seed: int = 0,
+             speakers: Sequence[str] = ("base", "trained")) -> dict[str, list[ScoredCaptions]]:
+    """Captions by the base and the trained speaker: for each image the greedy one, then sampled ones."""
     speaker = run.speaker
     patches = run.clip.patches(images, "colour").to(speaker.device)
     modules = {"base": run.base, "trained": speaker.trained}
-    said = {}
+    captions = {}
     for name in speakers:
         module = modules[name]
         if module is None:
             continue
         prefix = module(patches)
-        columns = [_say(speaker, prefix, None)]
+        columns = [_scored(speaker, prefix, None)]
         if samples:
             draws = torch.rand(len(images) * samples, speaker.config.max_tokens,
                                generator=torch.Generator().manual_seed(seed)).to(speaker.device)
-            several = _say(speaker, prefix, draws)
+            several = _scored(speaker, prefix, draws)
             columns += [several[i::samples] for i in range(samples)]
-        said[name] = [list(row) for row in zip(*columns, strict=True)]
-    return said
+        captions[name] = [list(row) for row in zip(*columns, strict=True)]
+    return captions
 
 
-def _say(speaker: Speaker, prefix: Float[Tensor, "B K D"], draws: Float[Tensor, "S T"] | None) -> Said:
+def _scored(speaker: Speaker, prefix: Float[Tensor, "B K D"], draws: Float[Tensor, "S T"] | None) -> ScoredCaptions:
     tokens, mask, logp = speaker.sample(prefix, draws)
     return list(zip(speaker.decode(tokens, mask), logp.sum(1).exp().tolist(), strict=True))
 
 
-def labels(listeners: Sequence[ListenerConfig]) -> list[str]:
-    """A name for each listener; those of the same name are told apart by their CLIP."""
+def listener_labels(listeners: Sequence[ListenerConfig]) -> list[str]:
+    """A label for each listener: its name, with its CLIP where several have that name."""
     count = Counter(c.name for c in listeners)
     return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.clip).name}" for c in listeners]
 
 
-def looking_at(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
+def listeners_looking_at(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
                clips: Sequence[Clip]) -> list[ClipListener]:
-    """Listeners of kind clip, each with its CLIP, that look at just these images."""
+    """Listeners of kind clip, each with its CLIP, that see these images only."""
     return [ClipListener(clip, torch.cat([clip.embed_images(some, c.perception) for some in images.split(32)]), c)
             for c, clip in zip(listeners, clips, strict=True)]
 
 
-def words_that_moved(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:
-    """Each word, in order, with the fall of log p(target) when it is left out."""
+def word_effects(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:
+    """Each word, in order, with the decrease of log p(target) when it is left out."""
     words = text.split()
     without = [" ".join(words[:i] + words[i + 1:]) or "picture" for i in range(len(words))]
     logits = listener.score([text, *without], candidates.expand(len(without) + 1, -1))
@@ -76,8 +76,8 @@ def words_that_moved(listener: Listener, text: str, candidates: Int[Tensor, "C"]
     return list(zip(words, (logp[0] - logp[1:]).tolist(), strict=True))
 
 
-def opinion(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> dict[str, Any]:
-    """A listener's belief over the candidates, the place of its pick, and the words that moved it. Plain values."""
+def listener_response(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> dict[str, Any]:
+    """A listener's belief over the candidates, the index of its choice, and each word's effect. Plain values."""
     belief = listener.score([text], candidates[None])[0].softmax(0)
     return {"belief": belief.tolist(), "pick": int(belief.argmax()),
-            "words": words_that_moved(listener, text, candidates)}
+            "words": word_effects(listener, text, candidates)}

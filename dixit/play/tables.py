@@ -1,7 +1,7 @@
-"""The cards and games that web.py serves: a deck of images, and a table for each visitor with three agents at it.
+"""Decks and tables for the browser game: a deck of images, and for each visitor a table with three agents.
 
-A session is the seed and the moves, kept in memory and in a file, so that nothing is lost by a restart. What a visitor
-is given comes from `rules.view`: nothing that is hidden from a player is in it. Leaves out HTTP.
+A session is a seed and the moves, kept in memory and in a file, so that a restart loses nothing. A visitor sees only
+what `rules.view` returns, which contains nothing that is hidden from a player. Leaves out HTTP (web.py).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from dixit.models.clip import Clip, load_clip
 from dixit.models.listeners import AttributeListener, Listener
 from dixit.models.perception import perceive
 from dixit.play import rules
-from dixit.play.explain import captions, labels, looking_at, opinion
+from dixit.play.explain import caption_images, listener_labels, listener_response, listeners_looking_at
 from dixit.play.players import Agent, apply, literal_clues
 from dixit.training.runs import LoadedRun
 
 PLAYERS, YOU = 4, 1  # an agent tells first, then you
 NAMES = ("Ada", "You", "Ben", "Cleo")
 CARDS, HAND = 84, 6  # as in the box
-ASIDE = 5  # images that are no cards: the distractors of an image of one's own
+DISTRACTORS = 5  # images that are no cards: the other candidates for an uploaded image
 GOALS = (10, 20, 30)  # points that end a game
 MOST_LETTERS = 120  # of a clue
 MOST_OPEN = 500  # sessions in memory; the others are in their files
@@ -47,13 +47,13 @@ MOST_OPEN = 500  # sessions in memory; the others are in their files
 
 @dataclass(frozen=True)
 class Deck:
-    """Cards, what the agents' speaker says of them, and listeners that look at them. Images are (n, 3, H, W)."""
+    """Cards, the speaker's clues for them, and the listeners of the agents. Images are (n, 3, H, W)."""
 
     name: str
     images: UInt8[Tensor, "n 3 H W"]
-    texts: list[str]  # what a card shows, for who cannot see it
+    texts: list[str]  # descriptions of the cards, for screen readers
     clues: list[str]
-    aside: UInt8[Tensor, "a 3 H W"]
+    distractors: UInt8[Tensor, "a 3 H W"]  # the other candidates for an uploaded image
     configs: tuple[ListenerConfig, ...]
     listeners: Sequence[Listener]
     clips: list[Clip]  # of the listeners; none at the practice table
@@ -62,32 +62,32 @@ class Deck:
 
 
 def open_deck(run: LoadedRun, name: str) -> Deck:
-    """Up to CARDS cards drawn from `name`. Raises DixitError if there are too few, or nobody to look at them."""
-    config = replace(run.config, eval=replace(run.config.eval, images=CARDS + ASIDE))
+    """Up to CARDS cards drawn from `name`. Raises DixitError if there are too few, or no listener of kind clip."""
+    config = replace(run.config, eval=replace(run.config.eval, images=CARDS + DISTRACTORS))
     configs = tuple(c for c in (*config.listeners, *config.heldout) if c.kind == "clip")
     if not configs:
         raise DixitError(f"{run.folder} has no listener of kind clip, and the agents need eyes; name a run of the game")
     dataset = load(config.data, "test") if name == "test" else open_data(name, config)
     order = [int(i) for i in rng("deck of the web", config.eval.seed).permutation(len(dataset))]
-    aside, chosen = order[:ASIDE], sorted(order[ASIDE:][:CARDS])
+    distractors, chosen = order[:DISTRACTORS], sorted(order[DISTRACTORS:][:CARDS])
     hand = max(2, min(HAND, len(chosen) // PLAYERS - 1))
     rules.new_game(PLAYERS, len(chosen), hand=hand)  # says so now if the cards are too few
     images = pixels(dataset, chosen)
     clues: list[str] = []
     for some in tqdm(images.split(12), desc=f"clues for {len(chosen)} cards", unit="batch"):
-        clues += [said[0][0] for said in captions(run, some, speakers=["trained"])["trained"]]
+        clues += [captions[0][0] for captions in caption_images(run, some, speakers=["trained"])["trained"]]
     print(f"{len(configs)} listeners look at the cards", file=sys.stderr)
     clips = [load_clip(c.clip, c.pretrained) for c in configs]
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
     shown = Path(name).name if name.startswith("folder:") else name  # paths are nothing for a browser
-    return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, aside), configs,
-                looking_at(images, configs, clips), clips, hand, key)
+    return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, distractors), configs,
+                listeners_looking_at(images, configs, clips), clips, hand, key)
 
 
 def practice_deck() -> Deck:
-    """A table for who has trained nothing yet: drawn scenes, told by captions of their records and read by rule.
+    """A deck that needs no model: drawn scenes with written captions as clues, and agents that read scene records.
 
-    It needs no model: two of the agents know only some of the words.
+    Two of the agents know only some of the words.
     """
     dataset = load(DataConfig(test=CARDS), "test")
     configs = tuple(ListenerConfig(name, kind="attributes", domain=domain)
@@ -137,20 +137,20 @@ class Session:
             self.take(waiting[0], list(move) if isinstance(move, tuple) else move)
 
 
-class House:
-    """Every session. Methods take a session's id and give plain values; one runs at a time, for models are shared."""
+class Tables:
+    """All sessions. Methods take a session's id and return plain values; one runs at a time, as models are shared."""
 
     def __init__(self, run: LoadedRun | None, deck: Deck, folder: Path):
         self.run, self.deck, self.folder = run, deck, folder
         agents = [p for p in range(PLAYERS) if p != YOU]
-        self.eyes = {p: i % len(deck.listeners) for i, p in enumerate(agents)}  # which listener an agent judges with
+        self.agent_listeners = {p: i % len(deck.listeners) for i, p in enumerate(agents)}
         self.lock = threading.Lock()
         self.open: OrderedDict[str, Session] = OrderedDict()
         self.picture = lru_cache(maxsize=2000)(self._picture)
 
     def _begin(self, seed: int, goal: int) -> Session:
         game = rules.new_game(PLAYERS, len(self.deck.clues), seed, self.deck.hand, goal)
-        agents = {p: Agent(self.deck.clues, self.deck.listeners[i], seed) for p, i in self.eyes.items()}
+        agents = {p: Agent(self.deck.clues, self.deck.listeners[i], seed) for p, i in self.agent_listeners.items()}
         return Session(seed, goal, [], 0, game, agents)
 
     def _session(self, who: str) -> Session | None:
@@ -188,11 +188,11 @@ class House:
         """All that the page shows."""
         session, deck = self._session(who), self.deck
         looks = [{"name": label, "perception": c.perception}
-                 for label, c in zip(labels(deck.configs), deck.configs, strict=True)]
+                 for label, c in zip(listener_labels(deck.configs), deck.configs, strict=True)]
         state: dict[str, Any] = {
             "run": self.run.config.name if self.run else "", "deck": deck.name, "key": deck.key,
             "cards": len(deck.clues), "goals": GOALS, "letters": MOST_LETTERS, "looks": looks, "you": YOU,
-            "names": NAMES, "eyes": self.eyes, "game": None}
+            "names": NAMES, "eyes": self.agent_listeners, "game": None}
         if session is not None:
             view = rules.view(session.game, YOU)
             own, finished, table = _cards_of(view)
@@ -233,7 +233,7 @@ class House:
             return self._keep(who, session)
 
     def explain(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """What each listener picks and why: in a finished round, {"round"}, or in your hand, {"card", "clue"}."""
+        """Each listener's choice and why: in a finished round, {"round"}, or among your hand, {"card", "clue"}."""
         with self.lock:
             view = rules.view(self._playing(who).game, YOU)
             if "round" in asked:
@@ -242,15 +242,15 @@ class House:
                 done = view["rounds"][asked["round"]]
                 clue, cards = done["clue"], done["table"]
                 target = cards[done["owners"].index(done["storyteller"])]
-            else:  # only your own cards: minds read about the table would be the other players' votes
+            else:  # only your own cards: responses to the cards on the table would reveal the other players' votes
                 clue, cards, target = _clue(asked), view["hand"], asked.get("card")
                 if target not in cards:
                     raise DixitError("choose a card of your hand")
             order = [target, *[c for c in cards if c != target]]
-            found = [opinion(listener, clue, torch.tensor(order)) for listener in self.deck.listeners]
+            found = [listener_response(listener, clue, torch.tensor(order)) for listener in self.deck.listeners]
             return {"clue": clue, "cards": order, "opinions": found}
 
-    # --- an image of one's own ---
+    # --- uploaded images ---
 
     def keep_image(self, who: str, content: bytes) -> dict[str, Any]:
         """Take an uploaded file. Raises DixitError, which says why, if it is no image, or too large a one."""
@@ -264,16 +264,17 @@ class House:
         return self.image(who, {})
 
     def image(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Captions of the visitor's image, and what each listener makes of them; no captions if there is none."""
+        """Captions of the visitor's image and each listener's response to them; no captions if there is no image."""
         if self.run is None or not (self.folder / f"{who}.png").is_file():
-            return {"said": {}}
+            return {"captions": {}}
         with self.lock:
-            images = torch.cat([self._own(who)[None], self.deck.aside])
-            said = {name: rows[0] for name, rows in captions(self.run, images[:1], samples=2).items()}
-            everyone, listeners = torch.arange(len(images)), looking_at(images, self.deck.configs, self.deck.clips)
-            return {"said": said, "others": len(images) - 1, "opinions": {
-                name: [opinion(listener, row[0][0], everyone) for listener in listeners]
-                for name, row in said.items()}}
+            images = torch.cat([self._own(who)[None], self.deck.distractors])
+            captions = {name: rows[0] for name, rows in caption_images(self.run, images[:1], samples=2).items()}
+            everyone = torch.arange(len(images))
+            listeners = listeners_looking_at(images, self.deck.configs, self.deck.clips)
+            return {"captions": captions, "others": len(images) - 1, "opinions": {
+                name: [listener_response(listener, row[0][0], everyone) for listener in listeners]
+                for name, row in captions.items()}}
 
     def _own(self, who: str) -> UInt8[Tensor, "3 H W"]:
         image = open_image(self.folder / f"{who}.png", self.deck.images.shape[-1], "your file")
@@ -282,12 +283,12 @@ class House:
     # --- pictures ---
 
     def _picture(self, card: int, look: int) -> bytes:
-        """A card, or from -1 down an image that lies aside; look 0 is as it is, then as each listener sees it."""
-        image = self.deck.images[card] if card >= 0 else self.deck.aside[-1 - card]
+        """A card, or from -1 down a distractor; look 0 is the image itself, then as each listener sees it."""
+        image = self.deck.images[card] if card >= 0 else self.deck.distractors[-1 - card]
         return png(image, "colour" if look == 0 else self.deck.configs[look - 1].perception)
 
     def show(self, who: str, what: str, look: int) -> bytes | None:
-        """The picture of a card that the visitor may see, of `own`, or of an image aside (negative); else None."""
+        """The picture of a card that the visitor may see, of `own`, or of a distractor (negative); else None."""
         if not 0 <= look <= len(self.deck.configs):
             return None
         if what == "own":
@@ -298,7 +299,7 @@ class House:
         with self.lock:
             session = self._session(who)
             mine = set().union(*_cards_of(rules.view(session.game, YOU))) if session else set()
-        return self.picture(card, look) if card in mine or -len(self.deck.aside) <= card < 0 else None
+        return self.picture(card, look) if card in mine or -len(self.deck.distractors) <= card < 0 else None
 
 
 def _cards_of(view: dict[str, Any]) -> tuple[set[int], set[int], set[int]]:

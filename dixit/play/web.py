@@ -1,15 +1,14 @@
 """Dixit in the browser: `python -m dixit.play.web [RUN] [--data stamps|emoji|test|folder:PATH] [--port 8000]`.
 
-You against three agents of a trained run (without RUN: of the game in runs/ that was trained last). They tell with the
-captions of its trained speaker and judge with its listeners, each with its own eyes. You see each card as each listener
-sees it, what each of them picks and which words moved it, and may try an image of your own. Where nothing is trained
-yet there is a practice table: drawn scenes for cards, and agents that know some words and the rules. The page /runs
-draws the figures of this run and those beside it while they train; of a run without a checkpoint yet, there is only
-that page.
+You play against three agents of a trained run (without RUN: the game in runs/ that was trained last). Their clues are
+captions of its trained speaker, and they choose cards with its listeners. You see each card as each listener sees it,
+which card each of them chooses and the effect of each word, and can upload an image of your own. Without a trained run
+there is a practice table: drawn scenes as cards, and agents that follow rules. The page /runs plots the metrics of this
+run and the runs beside it while they train; for a run without a checkpoint there is only that page.
 
-Games are kept in RUN/web, so that a reload or a restart of the server loses nothing. Nothing comes from elsewhere:
-the page is three files in dixit/static. There are no passwords: the server can be reached from this machine only,
-unless --host says otherwise. The rules are in play.py, the games in rooms.py.
+Games are kept in RUN/web, so that a reload or a restart of the server loses nothing. The page is three local files in
+dixit/play/static and loads nothing else. There are no passwords: the server is reachable from this machine only, unless
+--host says otherwise. The rules are in rules.py, the games in tables.py.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from typing import Any
 from dixit.common import DixitError, run_main
 from dixit.config import load_config
 from dixit.data.assets import asset
-from dixit.play.tables import House, open_deck, practice_deck
+from dixit.play.tables import Tables, open_deck, practice_deck
 from dixit.training.checkpoints import checkpoints
 from dixit.training.runs import load_run
 
@@ -47,7 +46,7 @@ except ImportError as missing:
     print(f"error: the web page needs {missing.name}; install it with: pip install -e '.[demo]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-MOST_BYTES = 10_000_000  # of an upload; dixit.js says so too
+MOST_BYTES = 10_000_000  # of an upload; the same number stands in dixit.js
 LOG_BYTES = 1_000_000  # of a log, read at a time
 PAGES = Path(__file__).parent / "static"
 RUNS = Path("runs")
@@ -57,7 +56,7 @@ HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-re
     b"content-security-policy",
     b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'")]
 
-# --- training, as it goes ---
+# --- the page about training ---
 
 
 def runs_beside(folder: Path) -> dict[str, Path]:
@@ -104,16 +103,16 @@ def _row(line: bytes) -> dict[str, Any]:
 # --- the server ---
 
 
-def make_app(folder: Path, house: House | None, hosts: list[str]) -> Any:
-    """The application. Without a house there is only the page about training."""
+def make_app(folder: Path, tables: Tables | None, hosts: list[str]) -> Any:
+    """The application. Without tables there is only the page about training."""
 
     async def page(request: Request) -> Response:
-        if house is None and request.url.path == "/":
+        if tables is None and request.url.path == "/":
             return RedirectResponse("/runs")
         answer = FileResponse(PAGES / "index.html", headers={"Cache-Control": "no-cache"})
         who = request.cookies.get(COOKIE, "")
-        answer.set_cookie(COOKIE, who if _sound(who) else secrets.token_urlsafe(16), max_age=MONTH, httponly=True,
-                          samesite="lax")
+        session = who if _is_session_id(who) else secrets.token_urlsafe(16)
+        answer.set_cookie(COOKIE, session, max_age=MONTH, httponly=True, samesite="lax")
         return answer
 
     def calls(work: Callable[[str, Any], Any], read: Callable[[bytes], Any] = lambda body: {},
@@ -122,7 +121,7 @@ def make_app(folder: Path, house: House | None, hosts: list[str]) -> Any:
         async def endpoint(request: Request) -> Response:
             try:
                 who = request.cookies.get(COOKIE, "")
-                if not _sound(who):
+                if not _is_session_id(who):
                     raise DixitError("this page needs its cookie; allow it and load the page again")
                 asked = read(await _body(request, most))
                 return JSONResponse(await run_in_threadpool(work, who, asked), headers={"Cache-Control": "no-store"})
@@ -132,9 +131,9 @@ def make_app(folder: Path, house: House | None, hosts: list[str]) -> Any:
 
     async def picture(request: Request) -> Response:
         who, what = request.cookies.get(COOKIE, ""), request.path_params["what"]
-        if house is None or not _sound(who) or not re.fullmatch(r"own|-?\d{1,6}", what, re.ASCII):
+        if tables is None or not _is_session_id(who) or not re.fullmatch(r"own|-?\d{1,6}", what, re.ASCII):
             return Response(status_code=404)
-        found = await run_in_threadpool(house.show, who, what, request.path_params["look"])
+        found = await run_in_threadpool(tables.show, who, what, request.path_params["look"])
         if found is None:
             return Response(status_code=404)
         kept = "no-store" if what == "own" else f"private, max-age={MONTH}"
@@ -153,12 +152,13 @@ def make_app(folder: Path, house: House | None, hosts: list[str]) -> Any:
 
     routes: list[Any] = [Route("/", page), Route("/runs", page), Route("/api/runs", runs), Route("/api/log", log),
                          Mount("/static", StaticFiles(directory=PAGES))]
-    if house is not None:
-        routes += [Route("/api/state", calls(house.state)), Route("/api/image", calls(house.image)),
+    if tables is not None:
+        routes += [Route("/api/state", calls(tables.state)), Route("/api/image", calls(tables.image)),
                    Route("/picture/{key}/{what}/{look:int}.png", picture)]
-        for name, work in {"new": house.new, "move": house.move, "next": house.go_on, "explain": house.explain}.items():
-            routes.append(Route(f"/api/{name}", calls(work, _asked), methods=["POST"]))
-        routes.append(Route("/api/image", calls(house.keep_image, bytes, MOST_BYTES), methods=["POST"]))
+        actions = {"new": tables.new, "move": tables.move, "next": tables.go_on, "explain": tables.explain}
+        for name, work in actions.items():
+            routes.append(Route(f"/api/{name}", calls(work, _json_body), methods=["POST"]))
+        routes.append(Route("/api/image", calls(tables.keep_image, bytes, MOST_BYTES), methods=["POST"]))
     return _guarded(Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]))
 
 
@@ -173,8 +173,8 @@ def _guarded(app: Any) -> Any:
     return guarded
 
 
-def _sound(who: str) -> bool:
-    """Whether it is a session's id, which is part of a file's name."""
+def _is_session_id(who: str) -> bool:
+    """Whether this is a session's id: it becomes part of a file name."""
     return re.fullmatch(r"[\w-]{22}", who, re.ASCII) is not None
 
 
@@ -189,7 +189,7 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _asked(body: bytes) -> dict[str, Any]:
+def _json_body(body: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(body)
     except ValueError:
@@ -232,7 +232,7 @@ def newest_game(folder: Path) -> Path | None:
     return None
 
 
-def usual_cards() -> str:
+def default_cards() -> str:
     """Photo stamps, or the run's own test images where the stamps have not been fetched."""
     try:
         asset("stamps")
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any free one")
     arguments = parser.parse_args()
     hosts = LOOPBACK if is_local(arguments.host) else ["*"]
-    folder, house = arguments.run or newest_game(RUNS), None
+    folder, tables = arguments.run or newest_game(RUNS), None
     if folder is None:
         if arguments.data:
             raise DixitError(f"{RUNS} holds no trained game to look at {arguments.data}; scripts/quickstart trains one")
@@ -260,14 +260,14 @@ def main() -> None:
               "speaker; run this command again then", file=sys.stderr)
         folder = RUNS / "practice"
         folder.mkdir(parents=True, exist_ok=True)
-        house = House(None, practice_deck(), folder / "web")
+        tables = Tables(None, practice_deck(), folder / "web")
     elif (folder / "log.jsonl").is_file() and not checkpoints(folder):
         print(f"{folder} has no checkpoint yet: only the page about training is served", file=sys.stderr)
     else:
         run = load_run(folder)
-        house = House(run, open_deck(run, arguments.data or usual_cards()), folder / "web")
+        tables = Tables(run, open_deck(run, arguments.data or default_cards()), folder / "web")
         print(f"playing with {folder}", file=sys.stderr)
-    serve(make_app(folder, house, hosts), arguments.host, arguments.port)
+    serve(make_app(folder, tables, hosts), arguments.host, arguments.port)
 
 
 if __name__ == "__main__":

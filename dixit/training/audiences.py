@@ -1,14 +1,17 @@
-"""Many audiences: whom a round is for, and what the speaker saw those listeners do before.
+"""Audiences: which listeners take part in each round, and what the speaker is given about them.
 
-An audience is two listeners: one that should find the target, one that should not. A speaker for many audiences knows
-a listener by its observed picks: somebody named one attribute of a scene's objects ("A red shape and a blue shape."),
-and the listener picked among C candidates. N picks become a `profile`, and the profiles of both listeners, side by
-side, are the speaker's context (Adapter.context). Captions have taught the adapter to name what is asked for (its
-topics, warm_start.CaptionTask); the game trains the map from contexts to topics, and nothing else.
+By default every listener takes part in every round with its configured weight. `game.audience` samples or shuffles
+them, and `config.audiences` names pairs: one listener that should find the target, one that should not. A speaker for
+named pairs may get them as an input, either as a code (continual.py) or as observed picks: somebody named one attribute
+of a scene's objects ("A red shape and a blue shape."), and the listener picked among C candidates. N picks of a
+listener become its `profile`, and the profiles of both listeners, side by side, are the adapter's audience input.
+Captions have taught the adapter to name requested attributes (warm_start.CaptionTask); the game trains the map from
+audience input to attributes, and nothing else.
 
-Leaves out an encoder of picks that is learned: attributes are those of the scenes, so picks need scene records.
+Leaves out a learned encoder of picks: attributes are those of the scenes, so picks need scene records.
 
-Shapes: L listeners, A attributes, n images that were named, R rounds, C candidates.
+Shapes: L listeners, A attributes, n images with a named attribute, R rounds, B rounds of a batch, C candidates,
+c audience width.
 """
 
 from __future__ import annotations
@@ -22,20 +25,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dixit.common import DixitError, rng
-from dixit.config import ATTRIBUTES
+from dixit.config import ATTRIBUTES, Config
 from dixit.data.scenes import oracle_caption
-from dixit.models.listeners import score_all
-from dixit.training import game
+from dixit.models.listeners import Listener, score_all
+from dixit.training import continual, game
+from dixit.training.candidates import draw_candidates
 
-PRIOR = 0.3  # accuracy that is expected of a listener of which nothing is known
-STRENGTH = 2.0  # picks that the prior is worth
+PRIOR = 0.3  # expected accuracy of a listener without observations
+STRENGTH = 2.0  # number of picks that the prior is worth
 NAMED = 300  # images whose attributes are named
-SCALE = 4.0  # of a context: its largest values are then near 1 or 2
-WIDTH = 2 * len(ATTRIBUTES)  # of a context
+SCALE = 4.0  # of the audience input, so that its largest values are near 1 or 2
+WIDTH = 2 * len(ATTRIBUTES)  # of the audience input
 
 
-def named_hits(listeners: list, dataset: Dataset, candidates: int, *key: int | str) -> Float[Tensor, "L A n"]:
-    """How often each listener finds each image when just one attribute of it is named, on a pool of its own.
+def hits_by_attribute(listeners: list[Listener], dataset: Dataset, candidates: int,
+                      *key: int | str) -> Float[Tensor, "L A n"]:
+    """How often each listener finds each image when only one attribute of it is named, on a pool of its own.
 
     Raises DixitError if the images have no records.
     """
@@ -44,18 +49,20 @@ def named_hits(listeners: list, dataset: Dataset, candidates: int, *key: int | s
         raise DixitError("audiences are known by picks on scenes, and these images have no records; use data.name: "
                          "scenes")
     records = [json.loads(record) for record in dataset["record"][:count]]
-    rows = []
+    columns = []
     for attribute in ATTRIBUTES:
-        pools = game.draw_candidates(np.arange(count), np.arange(len(dataset)), candidates, "named", attribute, *key)
-        rows.append(game.hits(score_all(listeners, [oracle_caption(r, {attribute}) for r in records], pools)).cpu())
-    return torch.stack(rows, dim=1)
+        pools = draw_candidates(np.arange(count), np.arange(len(dataset)), candidates, "named", attribute, *key)
+        captions = [oracle_caption(r, {attribute}) for r in records]
+        columns.append(game.hits(score_all(listeners, captions, pools)).cpu())
+    return torch.stack(columns, dim=1)
 
 
 def profiles(hits: Float[Tensor, "L A n"], rounds: int, picks: list[int], *key: int | str) -> Float[Tensor, "R L A"]:
-    """What N observed picks tell of every listener: its accuracy for each named attribute, posterior minus prior.
+    """What N observed picks tell of each listener: its accuracy for each named attribute, posterior minus prior.
 
-    Round r draws N = picks[r] picks of each listener, attributes and images at random. The posterior is a Beta's mean,
-    (hits + PRIOR * STRENGTH) / (picks + STRENGTH); it is the prior, and the profile 0, where nothing was seen.
+    Round r draws N = picks[r] picks of each listener, attributes and images at random. The posterior is the mean of a
+    Beta distribution, (hits + PRIOR * STRENGTH) / (picks + STRENGTH); without picks it equals the prior, and the
+    profile is 0.
     """
     listeners, attributes, count = hits.shape
     found = torch.zeros(rounds, listeners, attributes)
@@ -70,8 +77,8 @@ def profiles(hits: Float[Tensor, "L A n"], rounds: int, picks: list[int], *key: 
     return (found + PRIOR * STRENGTH) / (seen + STRENGTH) - PRIOR
 
 
-def places(audiences: tuple[tuple[str, str], ...], names: list[str]) -> list[tuple[int, int]]:
-    """Each audience as places of its listeners in the list `names`. Raises DixitError for an unknown name."""
+def listener_indices(audiences: tuple[tuple[str, str], ...], names: list[str]) -> list[tuple[int, int]]:
+    """Each audience as indices into the list of listener names. Raises DixitError for an unknown name."""
     for pair in audiences:
         for name in pair:
             if name not in names:
@@ -80,16 +87,73 @@ def places(audiences: tuple[tuple[str, str], ...], names: list[str]) -> list[tup
     return [(names.index(a), names.index(b)) for a, b in audiences]
 
 
-def contexts(profile: Float[Tensor, "R L A"], pairs: list[tuple[int, int]]) -> Float[Tensor, "R c"]:
-    """The context of each round: the profile of the listener to be understood by, then of the other."""
+def audience_vectors(profile: Float[Tensor, "R L A"], pairs: list[tuple[int, int]]) -> Float[Tensor, "R c"]:
+    """The audience input of each round: the profile of the listener that should find the target, then the other's."""
     rounds = torch.arange(len(pairs))
     plus, minus = torch.tensor(pairs).T
     return SCALE * torch.cat([profile[rounds, plus], profile[rounds, minus]], dim=1)
 
 
-def weights(pairs: list[tuple[int, int]], listeners: int) -> Float[Tensor, "L R"]:
-    """Weights of each round: 1 for the listener to be understood by, -1 for the other, 0 for all who do not listen."""
+def round_weights(pairs: list[tuple[int, int]], listeners: int) -> Float[Tensor, "L R"]:
+    """Listener weights of each round: 1 for the first of the pair, -1 for the second, 0 for all others."""
     signed = torch.zeros(listeners, len(pairs))
     for i, (plus, minus) in enumerate(pairs):
         signed[plus, i], signed[minus, i] = 1.0, -1.0
     return signed
+
+
+class Audience:
+    """The listeners of each round and the adapter's audience input, as pure functions of (seed, step).
+
+    `listeners` see the training images `data`, `validation_listeners` the images `validation`.
+    """
+
+    def __init__(self, config: Config, listeners: list[Listener], data: Dataset,
+                 validation_listeners: list[Listener], validation: Dataset, device: str | torch.device):
+        self.config, self.device = config, device
+        self.listener_weights = torch.tensor([c.weight for c in config.listeners], device=device)
+        self.pairs = listener_indices(config.audiences, [c.name for c in config.listeners])
+        self.hits = self.validation_hits = None  # picks to be observed
+        if config.speaker.audience_width and not config.speaker.gated_units:
+            key = config.game.candidates, config.seed
+            self.hits = hits_by_attribute(listeners, data, *key)
+            self.validation_hits = hits_by_attribute(validation_listeners, validation, *key)
+
+    def round_pairs(self, step: int) -> list[tuple[int, int]]:
+        """The named pair of each round of a global batch."""
+        return [self.pairs[i] for i in continual.audience_indices(self.config, step)]
+
+    def weights(self, step: int) -> Float[Tensor, "L B"]:
+        """Each listener's weight in each round of a global batch."""
+        rounds, listeners = self.config.train.batch, len(self.listener_weights)
+        if self.pairs:
+            return round_weights(self.round_pairs(step), listeners).to(self.device)
+        if self.config.game.audience == "all":
+            return self.listener_weights[:, None].expand(-1, rounds)
+        draw = game.sampled_audience if self.config.game.audience == "sampled" else game.shuffled_audience
+        return draw(self.listener_weights.cpu(), rounds, self.config.seed, step).to(self.device)
+
+    def inputs(self, step: int) -> Float[Tensor, "B c"] | None:
+        """The adapter's audience input of each round of a global batch; None if it has none."""
+        if self.config.speaker.gated_units:
+            return continual.audience_codes_at(self.config, step).to(self.device)
+        if self.hits is None:
+            return None
+        config, pairs = self.config, self.round_pairs(step)
+        picks = rng("number of picks", config.seed, step).choice(config.picks, size=len(pairs)).tolist()
+        return audience_vectors(profiles(self.hits, len(pairs), picks, config.seed, step), pairs).to(self.device)
+
+    def on_validation(self, count: int) -> tuple[Float[Tensor, "L n"], Float[Tensor, "n c"] | None]:
+        """Weights and audience inputs of `count` validation rounds: named pairs in turn, with the most picks."""
+        if not self.pairs:
+            return self.listener_weights[:, None].expand(-1, count), None
+        index = np.arange(count) % len(self.pairs)
+        pairs = [self.pairs[i] for i in index]
+        weights = round_weights(pairs, len(self.listener_weights)).to(self.device)
+        if self.config.speaker.gated_units:
+            codes = continual.audience_codes(index, len(self.pairs), self.config.continual.centred)
+            return weights, codes.to(self.device)
+        if self.validation_hits is None:
+            return weights, None
+        profile = profiles(self.validation_hits, count, [max(self.config.picks)] * count, "observe")
+        return weights, audience_vectors(profile, pairs).to(self.device)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dixit.common import DixitError, first_line, read_json, scratch_dir, sha256, write_json
-from dixit.training.sharding import whole, whole_states
+from dixit.training.sharding import full_optimizer_states, full_tensor
 from dixit.training.task import Task
 
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -54,7 +54,7 @@ def trained_weights(folder: Path, which: str = "last") -> Path:
     return found[-1] / "model.safetensors"
 
 
-def chosen_figure(name: str, figures: dict[str, float]) -> float:
+def selected_figure(name: str, figures: dict[str, float]) -> float:
     """The figure that train.best names, negative for "-name". Raises DixitError if it is not measured."""
     key = f"eval/{name.removeprefix('-')}"
     if key not in figures:
@@ -64,11 +64,11 @@ def chosen_figure(name: str, figures: dict[str, float]) -> float:
     return -figures[key] if name.startswith("-") else figures[key]
 
 
-def best_figure(folder: Path) -> float:
+def best_so_far(folder: Path) -> float:
     """The figure of the best checkpoint so far; minus infinity if there is none that is sound."""
     for place in reversed(checkpoints(folder, "best")):
         try:
-            return float(check(place)["figure"])
+            return float(verify_checkpoint(place)["figure"])
         except DixitError as error:
             print(f"warning: {error}; the best from here on takes its place", file=sys.stderr)
     return -math.inf
@@ -80,8 +80,8 @@ def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, t
 
     All processes call it, for shards to be brought together; `write` says which one writes.
     """
-    weights = {k: whole(v) for k, v in module.state_dict().items()}
-    states = whole_states(optimizer, module)
+    weights = {k: full_tensor(v) for k, v in module.state_dict().items()}
+    states = full_optimizer_states(optimizer, module)
     if not write:
         return
     scratch = None
@@ -89,9 +89,9 @@ def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, t
         scratch = scratch_dir(place.parent)
         save_file(weights, scratch / "model.safetensors")
         save_file(states, scratch / "optimizer.safetensors")
-        state = {"step": step, "task": task.state(), "figure": figure}
+        state = {"step": step, "task": task.state_dict(), "figure": figure}
         write_json(scratch / "state.json", state | {"sha256": {name: sha256(scratch / name) for name in FILES},
-                                                    "seal": _seal(state)})
+                                                    "state_sha256": _state_hash(state)})
         shutil.rmtree(place, ignore_errors=True)
         scratch.rename(place)
     except (OSError, SafetensorError) as error:
@@ -102,18 +102,18 @@ def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, t
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _seal(state: dict[str, Any]) -> str:
-    """A hash of what state.json holds besides hashes."""
-    held = {key: state[key] for key in ("step", "task", "figure")}
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+def _state_hash(state: dict[str, Any]) -> str:
+    """A hash of the contents of state.json other than hashes."""
+    content = {key: state[key] for key in ("step", "task", "figure")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check(place: Path) -> dict[str, Any]:
+def verify_checkpoint(place: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are as they were written. Raises DixitError if they are not."""
     try:
         state = read_json(place / "state.json")
         wrong = [name for name in FILES if sha256(place / name) != state["sha256"][name]]
-        if "seal" in state and state["seal"] != _seal(state):  # checkpoints of earlier versions have none
+        if state.get("state_sha256", _state_hash(state)) != _state_hash(state):  # earlier versions wrote none
             wrong.append("state.json")
     except (DixitError, OSError, KeyError, TypeError, AttributeError) as error:
         raise DixitError(f"the checkpoint {place} is damaged ({first_line(error)}); delete its folder") from None
@@ -122,8 +122,8 @@ def check(place: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
-    """Load trained weights; those that begin with one of `may_lack` and that the file has not got stay as they are.
+def load_weights(module: nn.Module, path: Path, optional: tuple[str, ...] = ()) -> None:
+    """Load trained weights; those that begin with one of `optional` and that the file has not got stay as they are.
 
     Raises DixitError if the file is missing, damaged or of another architecture.
     """
@@ -135,7 +135,7 @@ def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) 
         raise DixitError(f"the checkpoint {path} is damaged ({error}); delete its folder to go on from the one "
                          "before it") from None
     own = module.state_dict()
-    weights = {k: v for k, v in own.items() if k.startswith(may_lack)} | weights
+    weights = {k: v for k, v in own.items() if k.startswith(optional)} | weights
     wrong = sorted(k for k in own.keys() | weights.keys()
                    if k not in own or k not in weights or own[k].shape != weights[k].shape)
     if wrong:
@@ -152,7 +152,7 @@ def resume(folder: Path, module: nn.Module, optimizer: Any, task: Task) -> int:
     found = checkpoints(folder)
     for place in reversed(found):
         try:
-            state = check(place)
+            state = verify_checkpoint(place)
             break
         except DixitError as error:
             if place == found[0]:
@@ -167,5 +167,5 @@ def resume(folder: Path, module: nn.Module, optimizer: Any, task: Task) -> int:
         index, name = key.split(".", 1)
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": blank["param_groups"]})
-    task.restore(state["task"])
+    task.load_state_dict(state["task"])
     return int(state["step"])

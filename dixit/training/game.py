@@ -1,8 +1,8 @@
-"""The reference game: candidates, reward and its named terms. Pure functions on tensors.
+"""The reference game: rewards with their named terms, hits and gaps. Pure functions on tensors.
 
-A round is one caption of a target and C candidate images, the target at place 0 (listeners score each
-candidate alone, so the place tells nothing; ties share the hit). Leaves out how captions are made
-(speaker.py) and how they change the speaker (policy.py).
+A round is one caption of a target and C candidate images, the target at index 0 (listeners score each candidate
+alone, so the order carries no information; ties share the hit). Leaves out which candidates are drawn (candidates.py),
+how captions are sampled (models/speaker.py) and how rewards update the speaker (policy.py).
 
 Shapes: B images, S captions, C candidates, L listeners.
 """
@@ -29,50 +29,13 @@ def batch_indices(seed: int, step: int, batch: int, size: int) -> Int[np.ndarray
     return rng("batch", seed, step).choice(size, size=batch, replace=False)
 
 
-def draw_candidates(targets: Int[np.ndarray, "B"], pool: Int[np.ndarray, "n"], candidates: int,
-                    *key: int | str) -> Int[Tensor, "B C"]:
-    """Each target, then C-1 different distractors drawn from `pool` without the target. Pure in `key`.
-
-    Raises DixitError if the pool is too small.
-    """
-    if len(pool) < candidates:
-        raise DixitError(f"game.candidates {candidates} needs at least as many images, but there are only "
-                         f"{len(pool)}; lower game.candidates or add images")
-    r = rng("candidates", *key)
-    rows = []
-    for target in targets:
-        chosen = r.choice(pool, size=candidates, replace=False)
-        chosen = chosen[chosen != target][: candidates - 1]
-        rows.append(np.concatenate([[target], chosen]))
-    return torch.from_numpy(np.stack(rows))
-
-
-def draw_hard(targets: Int[np.ndarray, "B"], neighbours: Int[np.ndarray, "n m"], candidates: int,
-              *key: int | str) -> Int[Tensor, "B C"]:
-    """Like draw_candidates, from each target's own nearest neighbours (itself not among them)."""
-    r = rng("candidates", *key)
-    return torch.from_numpy(np.stack([
-        np.concatenate([[t], r.choice(neighbours[t], size=candidates - 1, replace=False)]) for t in targets]))
-
-
-def nearest(embeddings: Float[Tensor, "n E"], count: int) -> Int[np.ndarray, "n m"]:
-    """The `count` nearest other images of each image by cosine of unit embeddings."""
-    parts = []
-    for start in range(0, len(embeddings), 512):
-        similarity = embeddings[start:start + 512] @ embeddings.T
-        rows = torch.arange(len(similarity))
-        similarity[rows, start + rows] = -math.inf
-        parts.append(similarity.topk(min(count, len(embeddings) - 1), dim=1).indices)
-    return torch.cat(parts).numpy()
-
-
 def target_logp(logits: Logits) -> Float[Tensor, "L S"]:
     """Each listener's log-probability of the target, log softmax(logits)[0]."""
     return logits.log_softmax(-1)[..., 0]
 
 
 def hits(logits: Logits) -> Float[Tensor, "L S"]:
-    """1 where the target scores highest; a tie for the highest of m candidates counts 1/m."""
+    """1 where the target has the highest logit; a tie of m candidates for the highest counts 1/m."""
     best = logits == logits.max(-1, keepdim=True).values
     return best[..., 0].float() / best.float().sum(-1)
 
@@ -102,7 +65,7 @@ def sampled_audience(weights: Float[Tensor, "L"], rounds: int, *key: int | str) 
 
 
 def shuffled_audience(weights: Float[Tensor, "L"], rounds: int, *key: int | str) -> Float[Tensor, "L B"]:
-    """Each round's weights dealt to the listeners at random: a control in which nobody stays who they were."""
+    """Each round's weights assigned to the listeners at random: a control without stable roles."""
     order = rng("audience", *key).permuted(np.tile(np.arange(len(weights)), (rounds, 1)), axis=1)
     return weights[torch.from_numpy(order)].T
 
@@ -111,8 +74,8 @@ def listener_reward(kind: str, logits: Logits,
                     weights: Float[Tensor, "L"] | Float[Tensor, "L S"]) -> Float[Tensor, "S"]:
     """The game reward of each caption; p_l = softmax(logits_l)[target], w_l the signed weight of listener l.
 
-    sub_logp    sum_l w_l log p_l                      (listener subtraction; w = +1, -1). Unbounded: it pays to
-                mislead listener 2 far below chance even at listener 1's cost; sub_chance closes that route
+    sub_logp    sum_l w_l log p_l                      (listener subtraction; w = +1, -1). Unbounded: misleading
+                listener 2 far below chance pays even at listener 1's cost; sub_chance prevents that
     sub_prob    sum_l w_l p_l
     sub_acc     sum_l w_l hit_l
     sub_chance  as sub_logp, but a negative listener counts only above chance: w_l max(0, log p_l + log C)
@@ -145,10 +108,10 @@ def listener_reward(kind: str, logits: Logits,
 
 
 def repetition(texts: list[str]) -> Float[Tensor, "S"]:
-    """How many words of each caption stood in it before (function words aside)."""
-    spared = {"a", "an", "the", "and", "of", "at", "on", "in", "is"}
-    said = [[w for w in words(text) if w not in spared] for text in texts]
-    return torch.tensor([float(len(row) - len(set(row))) for row in said])
+    """The number of repeated words in each caption (function words aside)."""
+    function_words = {"a", "an", "the", "and", "of", "at", "on", "in", "is"}
+    content = [[w for w in words(text) if w not in function_words] for text in texts]
+    return torch.tensor([float(len(row) - len(set(row))) for row in content])
 
 
 def total_reward(terms: dict[str, Float[Tensor, "S"]], costs: dict[str, float]) -> Float[Tensor, "S"]:
@@ -161,27 +124,27 @@ def caption_lengths(mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S"]:
     return mask.sum(1).float()
 
 
-# ---- what is worth watching while the speaker learns ---------------------------------------------------------
+# ---- diagnostics of the speaker while it learns --------------------------------------------------------------
 
 
-def commonest(texts: list[str]) -> tuple[str, float]:
-    """The caption most often said, and the share of the images it is said of: 1 if the speaker is constant."""
+def most_common_caption(texts: list[str]) -> tuple[str, float]:
+    """The most frequent caption, and the fraction of the images that get it: 1 if the speaker is constant."""
     text, count = Counter(texts).most_common(1)[0]
     return text, count / len(texts)
 
 
-def kernel(states: Float[Tensor, "B D"]) -> Float[Tensor, "B B"]:
-    """Inner products between images of the speaker's states, less their mean."""
+def centred_kernel(states: Float[Tensor, "B D"]) -> Float[Tensor, "B B"]:
+    """Inner products between images of the speaker's states, after subtracting the mean state."""
     x = states - states.mean(0)
     return x @ x.T
 
 
 def kernel_distance(first: Float[Tensor, "B B"], now: Float[Tensor, "B B"]) -> float:
-    """1 - <K, K'> / (|K| |K'|): 0 if images still lie to each other as they did. Of centred kernels, 1 - linear CKA
-    (Kornblith et al. 2019)."""
+    """1 - <K, K'> / (|K| |K'|): 0 if the geometry of the states has not changed. For centred kernels this is 1 - linear
+    CKA (Kornblith et al. 2019)."""
     return float(1 - ((first * now).sum() / (first.norm() * now.norm()).clamp(min=1e-12)).clamp(max=1))
 
 
 def participation_ratio(kernel: Float[Tensor, "B B"]) -> float:
-    """(sum l)^2 / sum l^2 over its eigenvalues l: how many dimensions the states fill; 0 if they are all alike."""
+    """(sum l)^2 / sum l^2 over its eigenvalues l: the effective dimension of the states; 0 if all are equal."""
     return float(kernel.trace().square() / kernel.square().sum().clamp(min=1e-12))

@@ -1,6 +1,6 @@
-"""The one training loop, for every training in the project.
+"""The training loop, for every training in the project.
 
-A task gives `loss(step, part)` and `observe(step)`; the loop does the rest: seeding, optimiser, clipping, mixed
+A task gives `loss(step, micro_batch)` and `validate(step)`; the loop does the rest: seeding, optimiser, clipping, mixed
 precision, accumulation, logging, evaluation, checkpoints (checkpoints.py), exact resume. A step whose loss or gradient
 is not finite changes nothing and is counted. Processes split each batch among themselves; frozen models are never
 wrapped nor sent from one process to another.
@@ -41,22 +41,22 @@ from dixit.common import (
 )
 from dixit.config import Config, TrainConfig, changed, config_hash, load_config, to_dict
 from dixit.training.checkpoints import (
-    best_figure,
+    best_so_far,
     checkpoints,
-    chosen_figure,
     resume,
     save_checkpoint,
+    selected_figure,
     step_name,
     step_of,
 )
-from dixit.training.sharding import shard_states, tell_deepspeed, whole
+from dixit.training.sharding import configure_deepspeed, full_tensor, shard_optimizer_states
 from dixit.training.task import Task
 
 
 def make_accelerator(config: Config) -> Accelerator:
     """An Accelerator for this run; `train.trackers` names extra loggers.
 
-    Raises DixitError if the processes do not meet, or are to work together in a way that this loop does not know.
+    Raises DixitError if the processes do not connect, or are to be run in a way that this loop does not support.
     """
     if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
         raise DixitError("training does not run under Megatron-LM; launch with a file from configs/accelerate")
@@ -67,39 +67,39 @@ def make_accelerator(config: Config) -> Accelerator:
     except ImportError as error:  # what the launcher's file names, such as DeepSpeed, is not installed
         raise DixitError(f"cannot train as the launcher's config says: {first_line(error)}") from None
     except RuntimeError as error:
-        if not _lost(error):
+        if not _is_connection_error(error):
             raise
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise DixitError(f"the processes did not meet at {place} within {config.train.timeout} s "
                          f"({first_line(error)}); see that all hosts are up and reach that address, then run the same "
                          "command again") from None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        tell_deepspeed(config.train, accelerator)
+        configure_deepspeed(config.train, accelerator)
     return accelerator
 
 
-def cuts(batch: int, parts: int, part: int, world: int) -> list[int]:
-    """Where one micro-batch of the global batch is cut for `world` processes: world + 1 places.
+def share_bounds(batch: int, accumulate: int, micro_batch: int, world: int) -> list[int]:
+    """The world + 1 bounds at which a micro-batch of the global batch is split among `world` processes.
 
-    Rows are cut into parts first and processes second, so any split of the same batch sees the same rows. Where they
-    do not divide, shares differ by one row. Raises DixitError if a share would be empty.
+    The batch is split into micro-batches first and processes second, so that any number of processes sees the same
+    images. Where it does not divide evenly, shares differ by one image. Raises DixitError if a share would be empty.
     """
-    cells = parts * world
-    if batch < cells:
-        raise DixitError(f"train.batch {batch} must be at least train.accumulate x processes ({parts} x {world})")
-    return [cell * batch // cells for cell in range(part * world, (part + 1) * world + 1)]
+    shares = accumulate * world
+    if batch < shares:
+        raise DixitError(f"train.batch {batch} must be at least train.accumulate x processes ({accumulate} x {world})")
+    return [share * batch // shares for share in range(micro_batch * world, (micro_batch + 1) * world + 1)]
 
 
-def share(batch: int, parts: int, part: int, accelerator: Accelerator) -> slice:
-    """This process's rows of the global batch for one micro-batch."""
-    places = cuts(batch, parts, part, accelerator.num_processes)
-    return slice(*places[accelerator.process_index:][:2])
+def local_slice(batch: int, accumulate: int, micro_batch: int, accelerator: Accelerator) -> slice:
+    """The part of the global batch that is this process's share of a micro-batch."""
+    bounds = share_bounds(batch, accumulate, micro_batch, accelerator.num_processes)
+    return slice(*bounds[accelerator.process_index:][:2])
 
 
-def share_weight(batch: int, rows: int, world: int) -> float:
-    """What a mean over `rows` rows counts for: with it, the mean over processes of the sum over parts is the mean over
-    the batch."""
-    return rows * world / batch
+def local_weight(batch: int, size: int, world: int) -> float:
+    """The weight of a mean over a share of `size`: with it, the mean over processes of the sum over micro-batches is
+    the mean over the batch."""
+    return size * world / batch
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -128,15 +128,15 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
         try:
             _train(config, task, accelerator)
         except RuntimeError as error:
-            if accelerator.num_processes == 1 or not _lost(error):
+            if accelerator.num_processes == 1 or not _is_connection_error(error):
                 raise
             raise DixitError(f"process {accelerator.process_index} of {accelerator.num_processes} lost the others "
                              f"({first_line(error)}); run the same command again, on as many processes or on others, "
                              f"to go on from the last checkpoint in {config.folder}") from None
 
 
-def _lost(error: RuntimeError) -> bool:
-    """Whether other processes died, were cut off, or took longer than train.timeout."""
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Whether other processes died, were disconnected, or took longer than train.timeout."""
     known = "gloo", "connection", "timed out", "timeout", "nccl", "socket", "broken pipe"
     return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in known)
 
@@ -149,40 +149,40 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
     start = resume(folder, plain, optimizer, task)
     if start:
-        _is_the_same(config, tell=main)
-    _agree(config, start, accelerator)
+        _check_same_run(config, tell=main)
+    _check_processes_agree(config, start, accelerator)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
     parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
-    shard_states(optimizer, states, parameters)
+    shard_optimizer_states(optimizer, states, parameters)
     if main:
-        begin_folder(config, start)
+        prepare_run_folder(config, start)
     accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
     log = open_log(folder) if main else None
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
     began = clock = time.perf_counter()
     since, skipped = start, 0
-    best = best_figure(folder) if settings.best else -math.inf
+    best = best_so_far(folder) if settings.best else -math.inf
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         figures: dict[str, float] = {}
-        for part in range(settings.accumulate):
-            last = part == settings.accumulate - 1
+        for micro_batch in range(settings.accumulate):
+            last = micro_batch == settings.accumulate - 1
             with accelerator.autocast(), _synced(accelerator, task.trained, last):
-                mine = share(settings.batch, settings.accumulate, part, accelerator)
-                weight = share_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
-                loss, part_figures = task.loss(step, part)
-                # NaN tells every process by the gradients, and DeepSpeed, whose step is part of the last backward pass.
-                sound = math.isfinite(float(loss.detach()) + part_figures.get("reward", 0.0))
+                mine = local_slice(settings.batch, settings.accumulate, micro_batch, accelerator)
+                weight = local_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
+                loss, micro_figures = task.loss(step, micro_batch)
+                # NaN reaches every process through the gradients, and DeepSpeed, whose step is part of backward.
+                sound = math.isfinite(float(loss.detach()) + micro_figures.get("reward", 0.0))
                 accelerator.sync_gradients = last
                 accelerator.backward(loss * (weight if sound else math.nan))
-            for key, value in {"loss": float(loss.detach()), **part_figures}.items():
+            for key, value in {"loss": float(loss.detach()), **micro_figures}.items():
                 figures[key] = figures.get(key, 0.0) + value * weight
         figures = _mean_over_processes(figures, accelerator)
         norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
-        figures["grad_norm"] = float(whole(torch.as_tensor(norm)))
+        figures["grad_norm"] = float(full_tensor(torch.as_tensor(norm)))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
             skipped += 1
@@ -194,15 +194,15 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         else:
             skipped = 0
             optimizer.step()
-            task.after(step)
+            task.after_step(step)
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         figures["lr"] = learning_rate(settings, step)
         bar.set_postfix_str(", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "reward", "skipped") if k in figures))
         if done % settings.eval_every == 0 or done == settings.steps:
-            figures |= {f"eval/{k}": v for k, v in task.observe(done).items()}
+            figures |= {f"eval/{k}": v for k, v in task.validate(done).items()}
             if settings.best:
-                value = chosen_figure(settings.best, figures)
+                value = selected_figure(settings.best, figures)
                 if value > best:
                     best = value
                     save_checkpoint(folder / "best" / step_name(done), done, plain, optimizer, task, best, write=main)
@@ -226,11 +226,11 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     accelerator.end_training()
     if log is not None:
         log.close()
-        write_facts(folder, time.perf_counter() - began, accelerator.num_processes)
+        write_train_summary(folder, time.perf_counter() - began, accelerator.num_processes)
     task.trained = plain
 
 
-def write_facts(folder: Path, seconds: float, processes: int) -> None:
+def write_train_summary(folder: Path, seconds: float, processes: int) -> None:
     """RUN/train.json: the command, processes, wall time over all resumptions, and peak memory of this process."""
     path = folder / "train.json"
     try:
@@ -254,10 +254,12 @@ def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) ->
     return dict(zip(figures, values.tolist(), strict=True))
 
 
-def _is_the_same(config: Config, tell: bool) -> None:
-    """Raises DixitError if what is in the run's folder was trained on or for something else. The length of a training,
-    its optimiser and how it is evaluated may change when it goes on; those that shape the training are told. A
-    config.yaml that is lost or damaged cannot tell; it is written anew."""
+def _check_same_run(config: Config, tell: bool) -> None:
+    """Raises DixitError if the run's folder holds a training with other data, models or game.
+
+    The length of a training, its optimiser and its evaluation may change when it is resumed; changes of speaker, policy
+    and train are printed. A missing or damaged config.yaml is written again, with a warning.
+    """
     try:
         before = load_config(config.folder / "config.yaml")
     except DixitError as error:
@@ -270,13 +272,13 @@ def _is_the_same(config: Config, tell: bool) -> None:
         if part in ("task", "seed", "data", "extra_data", "clip", "listeners", "game"):
             raise DixitError(f"{config.folder} holds a run with another {part}; give this one a folder of its own with "
                              "out=, or name=")
-    told = [f"{key} {new} (was {old})" for key, old, new in differing
-            if key.partition(".")[0] in ("speaker", "policy", "train")]
-    if told and tell:
-        print(f"{config.folder} goes on with {', '.join(told)}", file=sys.stderr)
+    changes = [f"{key} {new} (was {old})" for key, old, new in differing
+               if key.partition(".")[0] in ("speaker", "policy", "train")]
+    if changes and tell:
+        print(f"{config.folder} goes on with {', '.join(changes)}", file=sys.stderr)
 
 
-def _agree(config: Config, start: int, accelerator: Accelerator) -> None:
+def _check_processes_agree(config: Config, start: int, accelerator: Accelerator) -> None:
     """Raises DixitError on every process if they have different configs or see different checkpoints."""
     if accelerator.num_processes == 1:
         return
@@ -290,7 +292,7 @@ def _agree(config: Config, start: int, accelerator: Accelerator) -> None:
 
 
 def open_log(folder: Path) -> Any:
-    """RUN/log.jsonl, to be written on. Raises DixitError if it cannot be."""
+    """RUN/log.jsonl, opened to append. Raises DixitError if that fails."""
     try:
         return (folder / "log.jsonl").open("a", encoding="utf-8")
     except OSError as error:
@@ -299,7 +301,7 @@ def open_log(folder: Path) -> Any:
 
 
 def _rotated(log: Any, folder: Path, most: float) -> Any:
-    """The log, begun anew if it holds `most` bytes; what it held is then log.old.jsonl."""
+    """The log, or a new one if it has reached `most` bytes; the old one is then log.old.jsonl."""
     if log.tell() < most:
         return log
     log.close()
@@ -316,10 +318,10 @@ def _write_line(log: Any, line: dict[str, Any]) -> None:
                          "again to go on from the last checkpoint") from None
 
 
-def begin_folder(config: Config, start: int) -> None:
-    """Write the resolved config; cut log lines that are past the checkpoint a resumed run starts from.
+def prepare_run_folder(config: Config, start: int) -> None:
+    """Write the resolved config; remove log lines after the checkpoint from which a run is resumed.
 
-    What a killed process left half written is removed.
+    Half-written files of a killed process are removed.
     """
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Opening runs: the speaker a config describes, and a trained run with its base speaker.
+"""Opening runs: the speaker that a config describes, and a trained run with its base speaker.
 
-Leaves out training (train.py) and evaluation (eval/).
+Leaves out training (loop.py) and evaluation (eval/).
 
 Shapes: B images, P patches, Dv patch width.
 """
@@ -33,31 +33,32 @@ def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.dev
             path = trained_weights(Path(config.speaker.init))
         except DixitError as error:
             raise DixitError(f"speaker.init: {error}") from None
-        new = ("context.", "topics.") if config.task == "caption" else ()
-        load_weights(speaker.trained, path, may_lack=("units.", *new))
-    if config.speaker.context and not config.speaker.units:  # captions teach topics, the game whom they serve
+        new = ("audience.", "attributes.") if config.task == "caption" else ()
+        load_weights(speaker.trained, path, optional=("gated_units.", *new))
+    if config.speaker.audience_width and not config.speaker.gated_units:
+        # Captions teach the adapter to name requested attributes; the game trains the map from audience to attributes.
         game = config.task == "game"
         speaker.trained.requires_grad_(not game)
-        speaker.trained.context.requires_grad_(game)
+        speaker.trained.audience.requires_grad_(game)
     return speaker
 
 
 def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> Float[Tensor, "B P Dv"]:
-    """Rows of cached patch features, ready for the adapter."""
+    """Cached patch features of some images, ready for the adapter."""
     return torch.from_numpy(np.asarray(store[index], dtype=np.float32)).to(device)
 
 
-def speaker_and_patches(config: Config, train: Dataset, held: Dataset,
+def speaker_and_patches(config: Config, train: Dataset, validation: Dataset,
                         device: torch.device) -> tuple[Speaker, np.ndarray, np.ndarray]:
-    """What every training of a speaker starts from: it, and the cached patches of both splits in colour."""
+    """The speaker that a training starts from, and the cached patch features of both splits, seen in colour."""
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    store, held_store = patch_features(clip, train, "colour"), patch_features(clip, held, "colour")
-    return open_speaker(config, store, device), store, held_store
+    store, validation_store = patch_features(clip, train, "colour"), patch_features(clip, validation, "colour")
+    return open_speaker(config, store, device), store, validation_store
 
 
 @dataclass
 class LoadedRun:
-    """A trained run, ready to speak. `base` is the adapter it started from, if any."""
+    """A trained run with its speaker. `base` is the adapter that training started from, if any."""
 
     folder: Path
     config: Config

@@ -16,8 +16,8 @@ from dixit.common import DixitError
 from dixit.config import TrainConfig
 
 
-def tell_deepspeed(settings: TrainConfig, accelerator: Accelerator) -> None:
-    """Give DeepSpeed what train.* says. Raises DixitError for what the training loop cannot be sure of."""
+def configure_deepspeed(settings: TrainConfig, accelerator: Accelerator) -> None:
+    """Pass train.* on to DeepSpeed. Raises DixitError for settings that the training loop does not support."""
     plugin = accelerator.state.deepspeed_plugin
     offload = {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}
     if plugin.zero_stage not in (1, 2) or offload or settings.mixed_precision != "no":
@@ -33,25 +33,25 @@ def _zero(optimizer: Any) -> Any:
     return inner if hasattr(inner, "single_partition_of_fp32_groups") else None
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor in one piece, on the CPU. Of a sharded one all processes must ask together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The unsharded tensor, on the CPU. All processes must call this together."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
 
 
-def whole_states(optimizer: Any, module: nn.Module) -> dict[str, Tensor]:
-    """An optimiser's numbers as "PARAMETER.NAME", in one piece. Of sharded ones all processes must ask together."""
+def full_optimizer_states(optimizer: Any, module: nn.Module) -> dict[str, Tensor]:
+    """An optimiser's unsharded state as "PARAMETER.NAME". All processes must call this together."""
     if (zero := _zero(optimizer)) is None:
-        return {f"{i}.{k}": whole(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+        return {f"{i}.{k}": full_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    held = zero.optimizer.state.get(zero.single_partition_of_fp32_groups[0], {})  # nothing before the first step
+    flat = zero.optimizer.state.get(zero.single_partition_of_fp32_groups[0], {})  # nothing before the first step
     trained = [p for p in module.parameters() if p.requires_grad]
-    return {f"{i}.{k}": whole(safe_get_full_optimizer_state(p, k) if v.ndim else v.clone())
-            for i, p in enumerate(trained) for k, v in held.items()}
+    return {f"{i}.{k}": full_tensor(safe_get_full_optimizer_state(p, k) if v.ndim else v.clone())
+            for i, p in enumerate(trained) for k, v in flat.items()}
 
 
-def shard_states(optimizer: Any, states: dict[int, dict[str, Tensor]], trained: list[Any]) -> None:
-    """Give the whole numbers of a resumed optimiser to its parameters if they have been sharded since."""
+def shard_optimizer_states(optimizer: Any, states: dict[int, dict[str, Tensor]], trained: list[Any]) -> None:
+    """Shard the state of a resumed optimiser like its parameters, if these have been sharded."""
     if not states:
         return
     if (zero := _zero(optimizer)) is not None:

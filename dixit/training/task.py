@@ -9,23 +9,24 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Task(Protocol):
-    """What a training must provide. `trained` holds exactly the trained parameters."""
+    """What is trained and how. `trained` holds exactly the trained parameters."""
 
     trained: nn.Module
 
-    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss and figures of micro-batch `part` of `step`: means over this process's share of the batch."""
+    def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss and figures of one micro-batch of a step: means over this process's share of it."""
 
-    def after(self, step: int) -> None:
-        """What changes weights besides the optimiser, right after its step; most tasks have nothing."""
+    def after_step(self, step: int) -> None:
+        """Changes weights outside the optimiser, right after its step; most tasks do nothing."""
         return None
 
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Figures on the validation split."""
 
-    def state(self) -> dict[str, Any]:
-        """Whatever else must survive a resume; most tasks have nothing."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the weights, as JSON values; most tasks need nothing."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved state."""
+        return None

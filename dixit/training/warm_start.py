@@ -1,6 +1,6 @@
 """What comes before the game: a CLIP's heads (and its tower "cnn"), and the speaker's two supervised warm starts.
 
-Everything frozen is read from caches. Leaves out the loop (train.py).
+Features of frozen models are read from caches. Leaves out the loop (loop.py).
 
 Shapes: B images, N captions per image, S = B*N, K prefix tokens, W words, E embedding width.
 """
@@ -27,13 +27,14 @@ from dixit.data import scenes
 from dixit.data.images import load, pixels
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.clip import build_locked
-from dixit.models.features import as_maps, patch_features, read_ahead, text_features
+from dixit.models.features import patch_features, prefetch, text_features, to_feature_maps
 from dixit.models.towers import FinePatches
 from dixit.training import game
-from dixit.training.loop import Task, cuts, share
+from dixit.training.candidates import draw_candidates
+from dixit.training.loop import Task, local_slice, share_bounds
 from dixit.training.runs import patch_batch, speaker_and_patches
 
-Reader = Callable[[np.ndarray], Tensor]  # rows of a dataset -> (B, c, h, w)
+Reader = Callable[[np.ndarray], Tensor]  # indices of images -> (B, c, h, w)
 
 
 class ClipHeads(nn.Module):
@@ -56,7 +57,7 @@ class ClipTask(Task):
     """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features; a trunk that is
     not locked is trained along, from pixels.
 
-    Each step takes one dataset through one perception, by turns, so that distractors are of the same kind.
+    Steps alternate between datasets and perceptions, so that all candidates of a step are of the same kind.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -65,61 +66,61 @@ class ClipTask(Task):
         self.locked = isinstance(self.clip.model.visual.trunk, FinePatches)
         self.trained: nn.Module = ClipHeads(self.clip.model, self.locked)
         self.sets: list[tuple[Reader, list[list[int]]]] = []
-        self.held: list[tuple[Reader, list[int], str]] = []
+        self.validation: list[tuple[Reader, list[int], str]] = []
         texts: dict[str, int] = {}
         for data in (config.data, *config.extra_data):
-            train_set, held_set = load(data, "train", training=True), load(data, "validation")
-            rows = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
-            held = [texts.setdefault(row[0], len(texts)) for row in held_set["captions"]]
+            train_set, validation_set = load(data, "train", training=True), load(data, "validation")
+            captions = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
+            first = [texts.setdefault(row[0], len(texts)) for row in validation_set["captions"]]
             for perception in config.clip.perceptions:
-                self.sets.append((self.reader(train_set, perception), rows))
-                self.held.append((self.reader(held_set, perception), held, f"{data.name}_{perception}"))
+                self.sets.append((self.reader(train_set, perception), captions))
+                self.validation.append((self.reader(validation_set, perception), first, f"{data.name}_{perception}"))
         self.texts = text_features(self.clip, list(texts))
 
     def reader(self, dataset: Dataset, perception: str) -> Reader:
-        """Gives rows of a dataset as the trained part takes them: cached maps, or pixels for a trunk not locked."""
+        """Reads images as the trained part takes them: cached feature maps, or pixels for a trunk that is trained."""
         if not self.locked:
-            return lambda rows: self.clip.preprocess(pixels(dataset, rows.tolist()), perception)
+            return lambda index: self.clip.preprocess(pixels(dataset, index.tolist()), perception)
         patches = patch_features(self.clip, dataset, perception)
-        return lambda rows: as_maps(patches[rows]).to(self.accelerator.device)
+        return lambda index: to_feature_maps(patches[index]).to(self.accelerator.device)
 
-    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        seed, batch, parts = self.config.seed, self.config.train.batch, self.config.train.accumulate
-        read, rows = self.sets[step % len(self.sets)]
-        index = game.batch_indices(seed, step, batch, len(rows))
+    def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
+        seed, batch, accumulate = self.config.seed, self.config.train.batch, self.config.train.accumulate
+        read, captions = self.sets[step % len(self.sets)]
+        index = game.batch_indices(seed, step, batch, len(captions))
         choice = rng("caption", seed, step).random(len(index))
-        text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
-        mine = share(batch, parts, part, self.accelerator)
-        image, heard, scale = self.trained(read(index[mine]), self.texts[text[mine]])
-        # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
-        places = cuts(batch, parts, part, self.accelerator.num_processes)
-        images, all_heard = (_gather_with_gradients(x, places) for x in (image, heard))
-        target = torch.arange(len(image), device=image.device) + mine.start - places[0]
-        loss = (F.cross_entropy(scale * image @ all_heard.T, target)
-                + F.cross_entropy(scale * heard @ images.T, target)) / 2
+        text = [captions[i][int(c * len(captions[i]))] for i, c in zip(index, choice, strict=True)]
+        mine = local_slice(batch, accumulate, micro_batch, self.accelerator)
+        image, caption, scale = self.trained(read(index[mine]), self.texts[text[mine]])
+        # Embeddings of other processes are candidates too; each process computes the loss of its own images.
+        bounds = share_bounds(batch, accumulate, micro_batch, self.accelerator.num_processes)
+        images, captions_of_all = (_gather_with_gradients(x, bounds) for x in (image, caption))
+        target = torch.arange(len(image), device=image.device) + mine.start - bounds[0]
+        loss = (F.cross_entropy(scale * image @ captions_of_all.T, target)
+                + F.cross_entropy(scale * caption @ images.T, target)) / 2
         return loss, {"scale": float(scale.detach())}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Recall at 1 among 10 of validation captions, per dataset and perception."""
         figures = {}
-        for read, text, name in self.held:
+        for read, text, name in self.validation:
             parts = [np.arange(len(text))[i:i + 256] for i in range(0, len(text), 256)]
-            image = torch.cat([self.trained(read(rows), self.texts[text[rows[0]:rows[-1] + 1]])[0] for rows in parts])
-            heard = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
+            image = torch.cat([self.trained(read(part), self.texts[text[part[0]:part[-1] + 1]])[0] for part in parts])
+            caption = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
             everyone = np.arange(len(text))
-            pools = game.draw_candidates(everyone, everyone, 10, "observe")
-            logits = torch.einsum("se,sce->sc", heard, image[pools])
+            pools = draw_candidates(everyone, everyone, 10, "observe")
+            logits = torch.einsum("se,sce->sc", caption, image[pools])
             figures[f"r1_of_10/{name}"] = float(game.hits(logits[None]).mean())
         return figures
 
 
-def _gather_with_gradients(x: Float[Tensor, "b E"], places: list[int]) -> Float[Tensor, "B E"]:
-    """All processes' rows in order, with gradients to every one (as open_clip's gather_with_grad).
+def _gather_with_gradients(x: Float[Tensor, "b E"], bounds: list[int]) -> Float[Tensor, "B E"]:
+    """The embeddings of all processes in order, with gradients to every process (as open_clip's gather_with_grad).
 
-    `places` says where the batch is cut; shorter shares are padded on the way.
+    `bounds` are those of the processes' shares; shorter shares are padded in transit.
     """
-    counts = [stop - start for start, stop in zip(places, places[1:], strict=False)]
+    counts = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
     if len(counts) == 1:
         return x
     from torch.distributed.nn.functional import all_gather
@@ -132,25 +133,25 @@ class WordTask(Task):
     captions of the image use.
 
     Each prefix vector gives a softmax p_k over the captions' tokens by its inner products with their frozen
-    embeddings. The loss is -sum_w q_w log(1 - prod_k (1 - p_kw)): each word of the image wants one vector of its
-    own. q is inverse document frequency, normalised. It teaches the adapter to see, and to write what the LLM can
-    read, at a fraction of the price of the LLM's gradients.
+    embeddings. The loss is -sum_w q_w log(1 - prod_k (1 - p_kw)): each word of the image needs one vector of its own.
+    q is inverse document frequency, normalised. The adapter learns what is in an image, and to express it in the LLM's
+    embedding space, at a fraction of the cost of gradients through the LLM.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held,
-                                                                        accelerator.device)
+        self.data, self.validation = load(config.data, "train", training=True), load(config.data, "validation")
+        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.validation,
+                                                                              accelerator.device)
         self.trained = self.speaker.trained
-        bags = [set(self.tokens(row)) for row in self.data["captions"]]
+        bags = [set(self.tokens(captions)) for captions in self.data["captions"]]
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         embedding = self.speaker.llm.get_input_embeddings().weight
         self.words = embedding[sorted(counts)].detach()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
-        self.targets, self.held_targets = self.target(bags), self.target(
-            [set(self.tokens(row)) for row in self.held["captions"]])
+        self.targets, self.validation_targets = self.target(bags), self.target(
+            [set(self.tokens(captions)) for captions in self.validation["captions"]])
 
     def tokens(self, captions: list[str]) -> list[int]:
         return [token for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]
@@ -167,44 +168,44 @@ class WordTask(Task):
     def _loss(self, store: Any, targets: Tensor, index: np.ndarray) -> Float[Tensor, "B"]:
         prefix = self.trained(patch_batch(store, index, self.speaker.device))  # (B, K, D)
         p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
-        some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector says it
+        some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector has the word
         return -(targets[index].to(some.device) * some.clamp(min=1e-6).log()).sum(1)
 
-    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.config.train
         index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
-        if part == 0:
-            read_ahead(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
-        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        if micro_batch == 0:
+            prefetch(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
+        mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
         return self._loss(self.store, self.targets, index[mine]).mean(), {}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
-        index = np.arange(min(256, len(self.held)))
-        return {"loss": float(self._loss(self.held_store, self.held_targets, index).mean())}
+        index = np.arange(min(256, len(self.validation)))
+        return {"loss": float(self._loss(self.validation_store, self.validation_targets, index).mean())}
 
 
-UNTOLD = 0.25  # share of the captions whose topics are not told
+UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
 
 
 class CaptionTask(Task):
     """Supervised warm start: next-token loss on captions. No caption is used after this stage.
 
-    With `speaker.context` the adapter is told which attributes a caption names, so that it learns to name what it is
-    asked for; a share of the captions it is told nothing of.
+    With `speaker.audience_width` the adapter gets the attributes that a caption names as an input, so that it learns to
+    name requested attributes; a fraction of the captions is trained without that input.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held,
-                                                                        accelerator.device)
-        self.captions = [self.fitting(row) for row in self.data["captions"]]
-        self.held_captions = [self.fitting(row) for row in self.held["captions"]]
+        self.data, self.validation = load(config.data, "train", training=True), load(config.data, "validation")
+        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.validation,
+                                                                              accelerator.device)
+        self.captions = [self.that_fit(row) for row in self.data["captions"]]
+        self.validation_captions = [self.that_fit(row) for row in self.validation["captions"]]
         self.trained = self.speaker.trained
 
-    def fitting(self, captions: list[str]) -> list[str]:
+    def that_fit(self, captions: list[str]) -> list[str]:
         """The captions that fit into `speaker.max_tokens` with their end token; else the shortest one, cut."""
         most = self.config.speaker.max_tokens - 1
         lengths = [len(ids) for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]]
@@ -212,52 +213,54 @@ class CaptionTask(Task):
         return fit or [captions[lengths.index(min(lengths))]]
 
     def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray,
-              told: np.ndarray | None = None) -> Tensor:
-        """Nats of each caption, for the images `index` (B,), draws `choice` (B, N) in [0, 1), and whether the speaker
-        is `told` (B, N) the caption's topics."""
+              conditioned: np.ndarray | None = None) -> Tensor:
+        """Nats of each caption, for the images `index` (B,), draws `choice` (B, N) in [0, 1), and whether the adapter
+        gets the caption's attributes, `conditioned` (B, N)."""
         texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
         patches = patch_batch(store, index, self.speaker.device)
-        if told is None:
+        if conditioned is None:
             prefix = self.trained(patches)
         else:
-            topics = torch.tensor([scenes.named(text) for text in texts]) * torch.from_numpy(told.reshape(-1, 1))
-            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), topics=topics.to(patches))
+            named = torch.tensor([scenes.named(text) for text in texts]) * torch.from_numpy(conditioned.reshape(-1, 1))
+            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=named.to(patches))
         tokens, mask = self.speaker.encode(texts)
         return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
 
-    def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train
         index = game.batch_indices(seed, step, settings.batch, len(self.data))
-        if part == 0:
-            read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
+        if micro_batch == 0:
+            prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
-        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
-        told = rng("told", seed, step).random(choice.shape) >= UNTOLD if self.config.speaker.context else None
+        mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
+        conditioned = None
+        if self.config.speaker.audience_width:
+            conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
         return self._loss(self.store, self.captions, index[mine], choice[mine],
-                          None if told is None else told[mine]).mean(), {}
+                          None if conditioned is None else conditioned[mine]).mean(), {}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
-        """Validation loss (nats per caption), how many words of each class greedy captions get right, and, with topics,
-        how many of them name what alone was asked for and nothing else."""
-        index = np.arange(min(128, len(self.held)))
-        loss = self._loss(self.held_store, self.held_captions, index, np.zeros((len(index), 1)))
-        said = [row[0] for row in self.speaker.say(patch_batch(self.held_store, index, self.speaker.device))]
+    def validate(self, step: int) -> dict[str, float]:
+        """Validation loss (nats per caption), the precision of greedy captions' words for each word class, and, with an
+        audience input, the fraction of captions that name the one requested attribute and nothing else."""
+        index = np.arange(min(128, len(self.validation)))
+        loss = self._loss(self.validation_store, self.validation_captions, index, np.zeros((len(index), 1)))
+        texts = [row[0] for row in self.speaker.caption(patch_batch(self.validation_store, index, self.speaker.device))]
         figures = {"loss": float(loss.mean())}
-        for name, recall in word_recall(said, self.held["record"][: len(said)]).items():
+        for name, recall in word_recall(texts, self.validation["record"][: len(texts)]).items():
             figures[f"recall/{name}"] = recall
-        if self.config.speaker.context:
-            asked = 2 * torch.eye(len(ATTRIBUTES))[index % len(ATTRIBUTES)] - 1
-            patches = patch_batch(self.held_store, index, self.speaker.device)
-            prefix = self.accelerator.unwrap_model(self.trained)(patches, topics=asked.to(patches))
-            told = self.speaker.decode(*self.speaker.sample(prefix)[:2])
-            right = (torch.tensor([scenes.named(text) for text in told]) == asked).all(1).float()
+        if self.config.speaker.audience_width:
+            requested = 2 * torch.eye(len(ATTRIBUTES))[index % len(ATTRIBUTES)] - 1
+            patches = patch_batch(self.validation_store, index, self.speaker.device)
+            prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=requested.to(patches))
+            texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
+            right = (torch.tensor([scenes.named(text) for text in texts]) == requested).all(1).float()
             figures["obeys"] = float(right.mean())
         return figures
 
 
 def word_recall(texts: list[str], records: list[str]) -> dict[str, float]:
-    """The share of each attribute's words in scene captions that are true of the scene (nothing elsewhere)."""
+    """The fraction of each attribute's words in scene captions that are true of the scene; empty for other images."""
     right: dict[str, list[float]] = {"colour": [], "shape": []}
     for text, record in zip(texts, records, strict=True):
         if record:

@@ -29,7 +29,8 @@ from torch.func import functional_call
 
 from dixit.common import atomic_path
 from dixit.config import Config, TrainConfig
-from dixit.training.loop import Task, train
+from dixit.training.loop import train
+from dixit.training.task import Task
 
 # ---- claims ----------------------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class Networks(nn.Module):
         """The loss of each network at this step; random draws are functions of (seed, step)."""
         raise NotImplementedError
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """What changes weights besides gradient descent, right after its step: of all S, on every process."""
 
     def measure(self) -> dict[str, Tensor]:
@@ -153,14 +154,14 @@ class Simulation(Task):
         return losses.sum() * self.world, {}  # the loop takes the mean over processes
 
     @torch.no_grad()
-    def after(self, step: int) -> None:
-        self.networks.after(step)
+    def after_step(self, step: int) -> None:
+        self.networks.after_step(step)
 
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         self.measure(step)
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing: `simulate` starts afresh."""
 
     @torch.no_grad()

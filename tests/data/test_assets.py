@@ -2,14 +2,12 @@
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,6 +15,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from archives import make_deb, tar_bytes
 
 from dixit.common import DixitError
 from dixit.data import assets
@@ -38,30 +37,6 @@ def make_wheel(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as wheel:
         for name, content in members.items():
             wheel.writestr(name, content)
-    return path
-
-
-def tar_bytes(members: dict[str, bytes], mode: str, links: dict[str, str] | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-        for name, target in (links or {}).items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            tar.addfile(info)
-    return buffer.getvalue()
-
-
-def make_deb(path: Path, data_name: str, data: bytes) -> Path:
-    def part(name: str, content: bytes) -> bytes:
-        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
-        return header + content + b"\n" * (len(content) % 2)
-
-    path.write_bytes(b"!<arch>\n" + part("debian-binary", b"2.0\n") + part("control.tar.xz", b"odd")
-                     + part(data_name, data))
     return path
 
 

@@ -16,9 +16,9 @@ from dixit.config import DataConfig, ListenerConfig, load_config
 from dixit.data import scenes
 from dixit.data.images import load, pixels
 from dixit.models.clip import build_locked, clip_dir, load_clip, save_clip
-from dixit.models.features import _cached, image_embeddings, patch_features, read_ahead
+from dixit.models.features import _cached, image_embeddings, patch_features, prefetch
 from dixit.models.listeners import ClipListener, score_all
-from dixit.training.game import draw_candidates
+from dixit.training.candidates import draw_candidates
 from eval import clip_quality
 
 
@@ -103,21 +103,21 @@ def test_a_causal_text_tower_trimmed_to_the_longest_caption_says_the_same(tiny):
         torch.testing.assert_close(clip.embed_texts(some), plain, atol=1e-6, rtol=0)
 
 
-def test_equal_captions_are_encoded_once_for_all_listeners_that_hear_them(tiny):
+def test_equal_captions_are_encoded_once_for_all_listeners_that_read_them(tiny):
     clip, images = load_clip(str(tiny.clip)), torch.nn.functional.normalize(torch.randn(6, 32), dim=1)
     listeners = [ClipListener(clip, images.roll(i, 0), ListenerConfig(f"l{i}", domain=domain))
-                 for i, domain in enumerate(("", "shape", ""))]  # two hear all, the one between them only shapes
+                 for i, domain in enumerate(("", "shape", ""))]  # two read all words, the one between them only shapes
     texts = ["a red circle", "a blue star", "a red circle", "a green circle", "a blue star"]
     candidates = torch.arange(6).expand(5, -1)
     plain = []
     for listener in listeners:
-        heard = [listener.hearing.understood(text) for text in texts]
+        filtered = [listener.word_filter.apply(text) for text in texts]
         with torch.no_grad():
-            words = torch.cat([clip.model.encode_text(clip.tokenizer([text]), normalize=True) for text in heard])
+            words = torch.cat([clip.model.encode_text(clip.tokenizer([text]), normalize=True) for text in filtered])
         plain.append(clip.scale * words @ listener.images.T)
     encoded: list[int] = []
     hook = clip.model.token_embedding.register_forward_hook(lambda *call: encoded.append(len(call[2])))
-    clip.heard.clear()
+    clip.text_cache.clear()
     scores = score_all(listeners, texts, candidates)
     hook.remove()
     assert encoded == [3, 2]  # three captions; "a circle" and "a star"
@@ -129,7 +129,7 @@ def test_reading_ahead_changes_no_row(tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     store, wanted = np.load(tmp_path / "rows.npy", mmap_mode="r"), np.array([4, 0, 4])
     for some in (store, rows):  # what is in memory already is left alone
-        read_ahead(some, wanted)
+        prefetch(some, wanted)
         assert np.array_equal(some[wanted], rows[wanted])
 
 

@@ -1,4 +1,4 @@
-"""The decoder's fast paths: fixed memory, compiled layers and CUDA graphs change neither captions nor gradients.
+"""The decoder's fast paths: a static cache, compiled layers and CUDA graphs change neither captions nor gradients.
 
 The plain path is held against Hugging Face's own in test_speaker.py.
 """
@@ -15,7 +15,7 @@ import torch
 
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
-from dixit.models.decoder import RECORDED, LlamaDecoder
+from dixit.models.decoder import MAX_STATIC_CACHES, LlamaDecoder
 from dixit.models.speaker import Speaker
 
 PATCHES, WIDTH, T = 5, 16, 6
@@ -42,10 +42,10 @@ def prefixes(speaker: Speaker, images: int) -> torch.Tensor:
     return speaker.trained(draw(images, PATCHES, WIDTH).to(speaker.device) * 4 - 2)
 
 
-def fixed(settings: SpeakerConfig) -> Speaker:
-    """A speaker that samples in fixed memory, on a CPU and without a compiler."""
+def static(settings: SpeakerConfig) -> Speaker:
+    """A speaker that samples with a static cache, on a CPU and without a compiler."""
     speaker = Speaker(settings, PATCHES, WIDTH)
-    speaker.decoder.fixed = True
+    speaker.decoder.static = True
     return speaker
 
 
@@ -53,9 +53,9 @@ def compiled(settings: SpeakerConfig, device: str = "cpu", **how: object) -> Spe
     """As speaker.compile yes has it on a GPU; the compiler is shown what lies under the checks of annotations."""
     speaker = Speaker(dataclasses.replace(settings, compile="yes"), PATCHES, WIDTH, device=device)
     decoder = speaker.decoder
-    decoder.fixed = True
-    decoder.ask, decoder.answer = (torch.compile(inspect.unwrap(part).__get__(decoder), **how)
-                                   for part in (LlamaDecoder._ask, LlamaDecoder._answer))
+    decoder.static = True
+    decoder.project, decoder.attend = (torch.compile(inspect.unwrap(part).__get__(decoder), **how)
+                                       for part in (LlamaDecoder._project, LlamaDecoder._attend))
     return speaker
 
 
@@ -86,8 +86,8 @@ def same_update(plain: Speaker, fast: Speaker, captions: int, images: int) -> No
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_fixed_memory_gives_the_same_captions(settings, temperature):
-    plain, fast = Speaker(settings, PATCHES, WIDTH), fixed(settings)
+def test_a_static_cache_gives_the_same_captions(settings, temperature):
+    plain, fast = Speaker(settings, PATCHES, WIDTH), static(settings)
     for captions, seed in ((40, 0), (8, 1), (40, 2)):  # the memory of the first batch serves the third
         mask = same_captions(plain, fast, 4, draw(captions, T, seed=seed), temperature)
         assert not mask.all()  # some captions end early, and are dropped from the plain batch
@@ -95,14 +95,14 @@ def test_fixed_memory_gives_the_same_captions(settings, temperature):
 
 
 def test_captions_of_any_number_and_length_are_sampled_though_memory_is_kept_for_few(settings):
-    plain, fast = Speaker(settings, PATCHES, WIDTH), fixed(settings)
-    for captions in range(1, RECORDED + 3):
+    plain, fast = Speaker(settings, PATCHES, WIDTH), static(settings)
+    for captions in range(1, MAX_STATIC_CACHES + 3):
         same_captions(plain, fast, 1, draw(captions, 1 + captions % T, seed=captions))
-    assert len(fast.decoder.begun) == RECORDED
+    assert len(fast.decoder.static_caches) == MAX_STATIC_CACHES
 
 
 def test_a_batch_that_is_not_finite_leaves_nothing_behind(settings):
-    plain, fast = Speaker(settings, PATCHES, WIDTH), fixed(settings)
+    plain, fast = Speaker(settings, PATCHES, WIDTH), static(settings)
     _, _, logp = fast.sample(prefixes(fast, 2).detach() * torch.nan, draw(8, T))
     assert logp.isnan().any()
     same_captions(plain, fast, 2, draw(8, T))
@@ -138,10 +138,10 @@ def test_cuda_graphs_change_neither_captions_nor_gradients(settings, unchecked, 
     same_captions(plain, fast, 4, None)
     same_update(plain, fast, 8, 2)
     decoder = fast.decoder
-    assert isinstance(decoder, LlamaDecoder) and len(decoder.begun) == 3  # 40, 8 and 4 captions
+    assert isinstance(decoder, LlamaDecoder) and len(decoder.static_caches) == 3  # 40, 8 and 4 captions
     with torch.no_grad():
         cache, _ = fast._prefill(prefixes(fast, 2))
-        grown = decoder.begin(cache, torch.arange(8, device="cuda") // 4, room=T)
+        grown = decoder.expand(cache, torch.arange(8, device="cuda") // 4, room=T)
         torch.cuda.set_sync_debug_mode("error")  # a token waits for nothing
         try:
             decoder.extend(grown, torch.zeros(8, 1, dtype=torch.long, device="cuda"))

@@ -335,14 +335,14 @@ async function sendImage(file) {
 }
 
 function showOwn(found) {
-  const speakers = Object.keys(found.said);
+  const speakers = Object.keys(found.captions);
   if (!speakers.length) return;
   ownCount += 1;
   const own = look => `${picture('own', look)}?${ownCount}`;
   const others = [...Array(found.others).keys()].map(i => -1 - i);
   const names = ['your image', ...others.map(i => `other image ${-i}`)];
   const parts = speakers.reverse().map(name => {
-    const said = found.said[name].map(([text, p]) => make('p', {}, `“${text}” `, make('span', {className: 'soft'},
+    const said = found.captions[name].map(([text, p]) => make('p', {}, `“${text}” `, make('span', {className: 'soft'},
       `probability ${p >= .001 ? p.toFixed(3) : p.toExponential(0)}`)));
     const minds = found.opinions[name].map((opinion, i) => mind(state.looks[i].name, opinion,
       [own(i + 1), ...others.map(card => picture(card, i + 1))], names));

@@ -1,0 +1,83 @@
+"""The console command `dixit`, in a clone and from an installed wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dixit.__main__ import COMMANDS
+from dixit.common import DixitError
+from dixit.config import find_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def dixit(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "dixit", *map(str, words)], cwd=cwd, capture_output=True, text=True,
+                          timeout=120, env=os.environ | environment)
+
+
+def test_help_fits_a_screen_and_names_every_command():
+    done = dixit("--help")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) <= 24 and max(map(len, lines)) <= 100
+    assert all(name in done.stdout for name in COMMANDS)
+    assert dixit("--version").stdout.strip()
+
+
+def test_an_unknown_command_is_one_line():
+    done = dixit("trian")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "'trian' is no command" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name):
+    done = dixit(name, "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: dixit {name}"), done.stderr
+
+
+def test_configs_are_found_by_name(tmp_path, monkeypatch):
+    assert find_config("colour_vs_grey") == ROOT / "configs" / "colour_vs_grey.yaml"
+    assert find_config("pairs/colour_vs_grey") == ROOT / "configs" / "pairs" / "colour_vs_grey.yaml"
+    assert find_config("english_vs_german") == find_config("configs/pairs/english_vs_german.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("task: game\n")
+    assert find_config("mine.yaml") == Path("mine.yaml")
+    assert find_config("configs/clip.yaml") == ROOT / "configs" / "clip.yaml"  # as the docs write it, from anywhere
+    with pytest.raises(DixitError, match="no config color_vs_grey; did you mean colour_vs_grey"):
+        find_config("color_vs_grey")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder into which the project's wheel has been installed, without its dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a build leaves files beside the sources
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in files:
+        if name.startswith(("dixit/", "eval/", "configs/")) and not name.startswith("eval/results") \
+                or name in ("pyproject.toml", "README.md", "LICENSE"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                    "--no-index", "--target", folder / "site", source], check=True, capture_output=True, text=True)
+    return folder / "site"
+
+
+def test_a_wheel_is_of_use_without_a_clone(installed, tmp_path):
+    assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"dixit", "bin"}
+    assert (installed / "bin" / "dixit").is_file()
+    path = {"PYTHONPATH": str(installed)}
+    place = {"cwd": tmp_path, "DIXIT_CACHE": str(tmp_path / "cache"), **path}
+    where = subprocess.run([sys.executable, "-c", "import dixit, dixit.eval.transfer; print(dixit.__file__)"],
+                           capture_output=True, text=True, cwd=tmp_path, env=os.environ | path)
+    assert where.stdout.strip() == str(installed / "dixit" / "__init__.py"), where.stderr
+    done = dixit("train", "colour_vs_grey", "train.stesp=1", **place)  # the config is found, and its keys are checked
+    assert done.returncode == 2 and "unknown key 'train.stesp'; did you mean 'train.steps'" in done.stderr
+    for name in COMMANDS:
+        done = dixit(name, "--help", **place)
+        assert done.returncode == 0, done.stderr
