@@ -7,8 +7,8 @@ specialist trained for one audience, as those of configs/pairs are, which stands
 speaker that was trained on all and told nothing), and a ceiling, the written caption that names the one attribute that
 serves the audience best on the validation split.
 
-Writes RUN/audiences.json, prints a table and the means over audiences: paired differences, 95 % intervals by bootstrap
-over images. Leaves out transfer to other images.
+Writes RUN/audiences.json (with --keep CONDITION also rows of eval/results/audiences.csv), prints a table and the means
+over audiences: paired differences, 95 % intervals by bootstrap over images. Leaves out transfer to other images.
 
 Shapes: R audiences, L listeners, n images.
 """
@@ -30,15 +30,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
-from dixit.config import ATTRIBUTES, Config, ListenerConfig
+from dixit.config import ATTRIBUTES, Config, ListenerConfig, config_hash
 from dixit.data.images import load
 from dixit.data.scenes import oracle_caption
 from dixit.models.features import patch_features
 from dixit.models.listeners import make_listeners, score_all
 from dixit.training import audiences, continual, game
 from dixit.training.runs import LoadedRun, load_run, patch_batch
-from eval.evaluate import dataset_of
-from eval.metrics import bootstrap
+
+from .evaluate import dataset_of
+from .metrics import bootstrap
+from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 Gaps = dict[str, dict[str, Float[Tensor, "R n"]]]  # group of listeners -> speaker -> gap of each audience and image
 
@@ -173,11 +175,32 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write an audiences.json to the table of audiences.
+
+    "GROUP/gap/AUDIENCE" is a speaker's gap for one audience (training listeners only), "GROUP/..." without a speaker a
+    mean over audiences or a difference of two.
+    """
+    cell = Cell("audiences", condition, str(results["seeds"]["run"]), results["command"], results["config_hash"],
+                results["commit"], seconds=results["wall_seconds"])
+    rows = []
+    for group in [group for group in ("training", "heldout") if group in results]:
+        for name, claim in results[group]["claims"].items():
+            rows += rows_of(cell, "", {f"{group}/{name}": {
+                "mean": claim["ratio"] if "ratio" in claim else claim["mean"], "low": claim.get("low"),
+                "high": claim.get("high"), "n": claim["audiences"] if "ratio" in claim else claim["images"]}})
+    for audience, speakers in results["training"]["gap"].items():
+        for speaker, mean in speakers.items():
+            rows += rows_of(cell, speaker, {f"training/gap/{audience}": {"mean": mean, "n": results["images"]}})
+    put(cell, rows, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
     parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
     parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; a speaker told nothing")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
@@ -189,10 +212,13 @@ def main() -> None:
     trainings = {str(path): read_json(path / "train.json") for path in (arguments.run, *arguments.beside)
                  if (path / "train.json").is_file()}
     write_json(arguments.run / "audiences_captions.json", said)
-    write_json(arguments.run / "audiences.json", {
-        "command": command_line(), "commit": git_commit(), "wall_seconds": round(time.perf_counter() - began, 1),
-        "seeds": {"run": run.config.seed, "eval": run.config.eval.seed}, "images": len(dataset),
-        "training": trainings, **found})
+    results = {"command": command_line(), "config_hash": config_hash(run.config), "commit": git_commit(),
+               "wall_seconds": round(time.perf_counter() - began, 1),
+               "seeds": {"run": run.config.seed, "eval": run.config.eval.seed}, "images": len(dataset),
+               "trainings": trainings, **found}
+    write_json(arguments.run / "audiences.json", results)
+    if arguments.keep:
+        keep(arguments.keep, results)
     for group, part in found.items():
         print(f"\n{group} listeners\n\n{table(part)}")
     print(f"\nwritten to {arguments.run / 'audiences.json'}")

@@ -31,7 +31,8 @@ from dixit.models.features import patch_features
 from dixit.models.listeners import Listener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.runs import LoadedRun, load_run, patch_batch
-from eval.evaluate import dataset_of, measure, speak, table, weights_of, write_results
+
+from .evaluate import dataset_of, generate_captions, measure, table, weights_of, write_results
 
 POOLS = 8  # sets of distractors a caption is judged on
 
@@ -85,7 +86,7 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
 @torch.no_grad()
 def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, tokens_tried: int = 6,
                        strength: float = 8.0) -> dict[str, dict[str, Any]]:
-    """Captions of both baselines for every image, as eval.evaluate's `speak` gives those of the others."""
+    """Captions of both baselines for every image, as eval.evaluate's `generate_captions` gives those of the others."""
     if run.base is None:
         raise DixitError(f"{run.folder} has no base speaker; name a run of the game that started from one")
     store, config = patch_features(run.clip, dataset, "colour"), run.config
@@ -111,7 +112,7 @@ def main() -> None:
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
-    said = speak(run, dataset) | untrained_speakers(run, dataset)
+    said = generate_captions(run, dataset) | untrained_speakers(run, dataset)
     figures, picks = measure(run, dataset, said)
     path = write_results(run, "baselines", figures, picks, time.perf_counter() - began)
     print(table(figures))

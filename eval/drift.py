@@ -6,7 +6,7 @@ meaning     BLEU-4 and CIDEr-D against the references; on scenes, how much of wh
 use         the gap that is left when captions are rewritten with the same meaning
 words       distinct-n, vocabulary, commonest caption; the words the game added and took
 Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
-per run.
+per run, and `--keep CONDITION` keeps that plot and its figures in eval/results.
 
 Leaves out a parser: claims and rewrites know the scenes' grammar, and two phrases may be true of one object. The
 rewrites change few words of other captions. Where there are no scenes, the ground truth is one of its own references.
@@ -30,13 +30,16 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words, write_json
+from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words
 from dixit.data import scenes
 from dixit.data.images import load
 from dixit.models.listeners import make_listeners, score_all
 from dixit.training.runs import LoadedRun, load_run
-from eval import evaluate
-from eval.metrics import mean_and_error
+
+from . import evaluate
+from .figures import keep_picture
+from .metrics import mean_and_error
+from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 # --- structure ---
 
@@ -289,6 +292,10 @@ COLUMNS = ("training/gap", "heldout/gap", "kl_to_base", "perplexity", "no_double
            "rewritten/heldout/gap_kept", "distinct_1", "distinct_2", "vocabulary", "most_repeated")
 
 
+KEPT = re.compile(GAME.pattern + r"|(training|heldout)/gap_over_base|kl_to_base|perplexity(_ratio)?|no_doubled_word"
+                  r"|faithful/.*|rewritten/.*_kept|most_repeated")  # of a frontier
+
+
 @torch.no_grad()
 def _heard(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
            said: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
@@ -305,7 +312,7 @@ def _heard(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
 def panel(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks, of what speakers said.
 
-    `said`, the figures and the picks are as in eval.evaluate (`speak`, `measure`).
+    `said`, the figures and the picks are as in eval.evaluate (`generate_captions`, `measure`).
 
     What is undefined is left out: faithfulness without scenes, a kept share of no gap, drift without a base speaker.
     """
@@ -388,17 +395,27 @@ def frontier(path: Path, points: list[tuple[str, dict[str, Any]]]) -> None:
     plt.close(figure)
 
 
+def keep(cell: Cell, trained: dict[str, dict[str, Any]], folder: Path = RESULTS) -> None:
+    """Write the figures of trained speakers, run -> figures, to the table of the frontier."""
+    put(cell, [row for run, figures in trained.items() for row in rows_of(cell, run, {
+        name: figure for name, figure in figures.items() if KEPT.fullmatch(name)})], folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="+", help="folders of runs, and overrides: eval.images=... eval.split=...")
     parser.add_argument("--frontier", type=Path, metavar="PATH",
-                        help="plot gap against drift of all runs to this PNG; the figures to a JSON beside it")
+                        help="plot gap against drift of all runs to this PNG")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.run if "=" in word and not Path(word).is_dir()]
     folders = [Path(word) for word in arguments.run if word not in overrides]
     if not folders:
         raise DixitError("no run named; give a run's folder, e.g. runs/colour_vs_grey")
-    points = []
+    if arguments.keep and not arguments.frontier:
+        raise DixitError("--keep keeps a frontier; add --frontier PATH")
+    points: list[tuple[str, dict[str, Any]]] = []
+    seeds: dict[str, None] = {}
     for folder in folders:
         began = time.perf_counter()
         run = load_run(folder, overrides)
@@ -410,18 +427,20 @@ def main() -> None:
                              "leave it out or drop --frontier")
         dataset = load(config.data, config.eval.split)
         dataset = dataset.select(range(min(config.eval.images, len(dataset))))
-        figures, picks = panel(run, dataset, evaluate.speak(run, dataset))
+        figures, picks = panel(run, dataset, evaluate.generate_captions(run, dataset))
         path = evaluate.write_results(run, "drift", figures, picks, time.perf_counter() - began)
         print(f"\n{folder}\n{evaluate.table(figures['speakers'], COLUMNS)}")
         if "word_shift" in figures:
             print("\n" + shift_table(figures["word_shift"]))
         print(f"\nwritten to {path}")
         points.append((f"{folder.name} (kl_cost {config.game.kl_cost:g})", figures["speakers"]["trained"]))
+        seeds[str(config.seed)] = None
     if arguments.frontier:
         frontier(arguments.frontier, points)
-        write_json(arguments.frontier.with_suffix(".json"),
-                   {"command": command_line(), "commit": git_commit(), "trained": dict(points)})
         print(f"written to {arguments.frontier}")
+    if arguments.keep:
+        keep(Cell("frontier", arguments.keep, " ".join(seeds), command_line(), "", git_commit()), dict(points))
+        keep_picture(arguments.frontier, RESULTS / "frontier" / f"{arguments.keep}.png")
 
 
 if __name__ == "__main__":

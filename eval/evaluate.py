@@ -32,11 +32,12 @@ from dixit.models.features import patch_features
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.runs import LoadedRun, load_run
-from eval import metrics
+
+from . import metrics
 
 
 @torch.no_grad()
-def speak(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
+def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the base
     speaker's, if they are known.
 
@@ -161,7 +162,7 @@ def dataset_of(run: LoadedRun, data: DataConfig, split: str, images: int) -> Dat
 def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
     """Figures and picks on the first `images` of a split."""
     dataset = dataset_of(run, data, split, images)
-    return measure(run, dataset, speak(run, dataset))
+    return measure(run, dataset, generate_captions(run, dataset))
 
 
 COLUMNS = ("training/gap", "heldout/gap", "recall@1", "perplexity", "length", "most_repeated", "says/colour",
@@ -177,7 +178,10 @@ def table(figures: dict[str, dict], columns: tuple[str, ...] | None = None) -> s
     def cell(value: Any) -> str:
         if value is None:
             return ""
-        return f"{value['mean']:.2f} ± {value['se']:.2f}" if isinstance(value, dict) else f"{value:.2f}"
+        if not isinstance(value, dict):
+            return f"{value:.2f}"
+        digits = metrics.decimals(value["mean"])
+        return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"
 
     lines = ["| speaker | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |" for name, row in figures.items()]

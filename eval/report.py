@@ -28,7 +28,8 @@ from dixit.common import atomic_path, atomic_write_text, read_json, run_main  # 
 from dixit.config import Config, load_config  # noqa: E402
 from dixit.data.images import load, pixels  # noqa: E402
 from dixit.models.perception import perceive  # noqa: E402
-from eval.evaluate import table  # noqa: E402
+
+from .evaluate import table  # noqa: E402
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c1c28}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}td,th{padding:.3rem .6rem;
