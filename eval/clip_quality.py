@@ -1,7 +1,7 @@
 """How good a CLIP is: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
 
 Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and how often
-a scene's attribute is told from its alternatives. Printed, and with `--keep CONDITION` kept in
+a scene's attribute is recognised among its alternatives. Printed, and with `--keep CONDITION` kept in
 eval/results/clip_quality.csv.
 
 Shapes: S captions, C candidates or classes.
@@ -46,7 +46,7 @@ def classify(clip: Clip, images: Tensor, texts: list[str], labels: Tensor) -> di
 
 
 def attributes(clip: Clip, data: DataConfig) -> dict[str, Any]:
-    """On scenes of one object: is the right colour, shape, size, place told from the others? And the count?"""
+    """On scenes of one object: accuracy of the right colour, shape, size and place among all; and of the count."""
     dataset = load(data, "test")
     images = image_embeddings(clip, dataset, "colour")
     records = [json.loads(r) for r in dataset["record"]]
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
     add_keep_option(parser)
     arguments = parser.parse_args()
-    clips = {name: load_clip(name) for name in arguments.name}  # one that is missing is told before any figure
+    clips = {name: load_clip(name) for name in arguments.name}  # a missing one raises before anything is computed
     found = {}
     for name, clip in clips.items():
         found[name] = figures = quality(clip)

@@ -121,10 +121,10 @@ def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict) -
         axis.axis("off")
         lines = []
         for name in speakers:
-            said = "\n".join(textwrap.wrap(picks[name]["texts"][i] or "(nothing)", 38))
+            caption = "\n".join(textwrap.wrap(picks[name]["texts"][i] or "(nothing)", 38))
             found = [f"{c.name} {'finds it' if picks[name]['pick'][j][i] == 0 else 'errs'}"
                      for j, c in enumerate(config.listeners)]
-            lines.append(f"{name}: “{said}”\n{', '.join(found)}")
+            lines.append(f"{name}: “{caption}”\n{', '.join(found)}")
         axis.text(0, -0.04, "\n\n".join(lines), transform=axis.transAxes, va="top", fontsize=9)
     with atomic_path(folder / "rounds.png") as temporary:
         figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight")

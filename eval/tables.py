@@ -133,7 +133,7 @@ def look_up(experiment: str, condition: str, seed: str | Sequence[str], speaker:
         value = getattr(found[0], field) if len(found) == 1 else (over_seeds(some, speaker, figure) or {}).get(field)
     if value is None:
         raise DixitError(f"{path} has no {field} of {figure} of '{speaker}' in {condition}, seed {seed or 'any'}")
-    return value
+    return float(value)
 
 
 def put(cell: Cell, rows: Sequence[Row], folder: Path = RESULTS) -> None:

@@ -11,8 +11,7 @@ Then a tournament: the same five as players of one table, each with a listener o
 anew each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
 
 Cards are images the speaker never trained on. Writes RUN/tournament.json (with --keep CONDITION also rows of
-eval/results/tournament.csv) and prints both tables. Leaves out players
-that choose which card to tell: all take one at random.
+eval/results/tournament.csv) and prints both tables. Leaves out players that choose their card: all take one at random.
 """
 
 from __future__ import annotations
@@ -74,11 +73,11 @@ class Seated:
 
 def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tuple[
         dict[str, Float[np.ndarray, "games"]], dict[str, Float[np.ndarray, "cards 2"]]]:
-    """Each storyteller's share of scoring rounds in each game; and of each card, how often it was told and scored."""
+    """Each storyteller's share of scoring rounds in each game; and how often each card was chosen and scored."""
     shares: dict[str, list[float]] = {name: [] for name in clues}
-    tables = {name: [Agent(said, listener, 0) for listener in listeners] for name, said in clues.items()}
+    tables = {name: [Agent(own, listener, 0) for listener in listeners] for name, own in clues.items()}
     count = len(next(iter(clues.values())))
-    told = {name: np.zeros((count, 2)) for name in clues}
+    counts = {name: np.zeros((count, 2)) for name in clues}
     for number in tqdm(range(games), desc="storytellers", disable=None):
         cards, seats = deal(count, number), deal_seats(len(listeners), SEATS, number)
         for name, agents in tables.items():
@@ -86,15 +85,15 @@ def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tu
             game = play_out(game, [Seated(agents[i], cards) for i in seats])
             shares[name].append(scoring_share(game))
             for r in game.rounds:
-                told[name][cards[r.table[r.owners.index(r.storyteller)]]] += 1, r.points[r.storyteller] > 0
-    return {name: np.array(values) for name, values in shares.items()}, told
+                counts[name][cards[r.table[r.owners.index(r.storyteller)]]] += 1, r.points[r.storyteller] > 0
+    return {name: np.array(values) for name, values in shares.items()}, counts
 
 
-def over_cards(told: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> dict[str, list[float]]:
+def over_cards(counts: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> dict[str, list[float]]:
     """95 % intervals of the trained speaker's share of scoring rounds minus each one's, by bootstrap over cards."""
-    n = len(told["trained"])
+    n = len(counts["trained"])
     drawn = rng("told cards", seed).multinomial(n, np.full(n, 1 / n), size=2000)  # how often each card is in a sample
-    shares = {name: (drawn @ counts[:, 1]) / (drawn @ counts[:, 0]).clip(1) for name, counts in told.items()}
+    shares = {name: (drawn @ own[:, 1]) / (drawn @ own[:, 0]).clip(1) for name, own in counts.items()}
     return {name: np.quantile(shares["trained"] - share, [0.025, 0.975]).tolist() for name, share in shares.items()}
 
 
@@ -183,30 +182,32 @@ def main() -> None:
     seeing = next((m for m in made if isinstance(m, ClipListener)), None)
     if seeing is None:
         raise DixitError("a tournament needs a listener of kind clip, for the one-word player")
-    said = generate_captions(run, dataset)
+    captions = generate_captions(run, dataset)
     anything = literal_clues(dataset)
-    clues = {"trained": said["trained"]["texts"], "base": said["base"]["texts"], "literal": anything,
+    clues = {"trained": captions["trained"]["texts"], "base": captions["base"]["texts"], "literal": anything,
              "association": associations(dataset, seeing.clip, seeing.images),
              "random": [anything[i] for i in rng("any clue", config.eval.seed).permutation(len(anything))]}
-    shares, told = storytellers(clues, made, arguments.games)
-    cards = over_cards(told, config.eval.seed)
+    shares, counts = storytellers(clues, made, arguments.games)
+    cards = over_cards(counts, config.eval.seed)
     rows = torch.from_numpy(np.stack([*shares.values(), *(shares["trained"] - v for v in shares.values())]))
     low, high = bootstrap(rows, config.eval.seed).tolist()
     k = len(shares)
-    telling = {name: {"share": float(rows[i].mean()), "low": low[i], "high": high[i],
-                      "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
-                      "difference_high": high[k + i], "cards_low": cards[name][0], "cards_high": cards[name][1],
-                      "significant": min(low[k + i], cards[name][0]) > 0} for i, name in enumerate(shares)}
+    storyteller_rows = {
+        name: {"share": float(rows[i].mean()), "low": low[i], "high": high[i],
+               "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
+               "difference_high": high[k + i], "cards_low": cards[name][0], "cards_high": cards[name][1],
+               "significant": min(low[k + i], cards[name][0]) > 0} for i, name in enumerate(shares)}
     ratings = tournament(clues, made, arguments.games, config.eval.seed)
     results = {"command": command_line(), "config_hash": config_hash(config), "commit": git_commit(),
                "seed": config.seed, "games": arguments.games, "data": arguments.data, "cards": len(dataset),
-               "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": telling, "tournament": ratings}
+               "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": storyteller_rows,
+               "tournament": ratings}
     write_json(arguments.run / "tournament.json", results)
     if arguments.keep:
         keep(arguments.keep, results)
     print(f"\n| storyteller, {arguments.games} games | scoring rounds | 95 % | trained minus this | 95 % over games | "
           "95 % over cards | significant |\n|---|---|---|---|---|---|---|")
-    for name, row in telling.items():
+    for name, row in storyteller_rows.items():
         print(f"| {name} | {row['share']:.3f} | {row['low']:.3f} to {row['high']:.3f} | "
               f"{row['trained_minus_this']:+.3f} | {row['difference_low']:+.3f} to {row['difference_high']:+.3f} | "
               f"{row['cards_low']:+.3f} to {row['cards_high']:+.3f} | {'yes' if row['significant'] else 'no'} |")

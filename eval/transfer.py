@@ -105,11 +105,11 @@ def accuracies(listeners: list, texts: list[str],
 
 
 @torch.no_grad()
-def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
+def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
             pools: int, seed: int, device: str | torch.device = "cpu") -> Rows:
     """(pool, speaker, figure) -> a value for each run and image.
 
-    `said` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
+    `captions` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
     run has are left out. `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the
     same for all; hard ones are near in the eyes of the first training listener.
     """
@@ -118,11 +118,11 @@ def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str
     if not isinstance(first, ClipListener):
         raise DixitError("the first listener must be of kind clip: its images say which pools are hard")
     drawn = draw_pools(first.images.cpu(), pools, seed)
-    speakers = [name for name in said[0] if all(name in one for one in said)]
+    speakers = [name for name in captions[0] if all(name in one for one in captions)]
     rows: Rows = {}
     for name, group in tqdm(list(itertools.product(speakers, made)), desc="listening", disable=None):
         weights = torch.tensor([c.weight for c in groups[group]])
-        runs = [accuracies(made[group], one[name], drawn) for one in said]
+        runs = [accuracies(made[group], one[name], drawn) for one in captions]
         for pool in drawn:
             hits = torch.stack([found[pool] for found in runs], dim=1)  # (L, R, n)
             for listener, values in zip(groups[group], hits, strict=True):
@@ -244,11 +244,11 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
         for pool, speakers in result["pools"].items():
             for speaker, figures in speakers.items():
                 for key, figure in figures.items():
-                    ten, spoken = pool == "random/10", speaker not in ("ground truth", "oracle")
-                    if ten or spoken and "/accuracy/" not in key:
+                    ten, generated = pool == "random/10", speaker not in ("ground truth", "oracle")
+                    if ten or generated and "/accuracy/" not in key:
                         rows += rows_of(cell, speaker, {
                             f"{name}/{pool}/{key}": figure | {"se": figure.get("runs_se")}})
-                    if ten and spoken and "/accuracy/" not in key:
+                    if ten and generated and "/accuracy/" not in key:
                         for one, kept, mean in zip(cells, of_seeds, figure.get("runs", []), strict=False):
                             kept += rows_of(one, speaker, {f"{name}/{pool}/{key}": {"mean": mean, "n": figure["n"]}})
     put(cell, rows, folder)
@@ -308,8 +308,10 @@ def main() -> None:
         print(f"{name}: {len(dataset)} images")
         captions[name] = []
         for run in runs:
-            said = generate_captions(run, dataset) | (untrained_speakers(run, dataset) if arguments.baselines else {})
-            captions[name].append({who: spoken["texts"] for who, spoken in said.items()})
+            generated = generate_captions(run, dataset)
+            if arguments.baselines:
+                generated |= untrained_speakers(run, dataset)
+            captions[name].append({who: own["texts"] for who, own in generated.items()})
         rows = measure(captions[name], dataset, groups, arguments.pools, config.eval.seed, runs[0].speaker.device)
         skipped = {str(size): f"more candidates than the {len(dataset)} images of {name}"
                    for size in SIZES if size > len(dataset)}
