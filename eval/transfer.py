@@ -34,16 +34,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit.common import DixitError, atomic_path, run_main
+from dixit.common import DixitError, atomic_path, read_json, run_main
 from dixit.config import ListenerConfig, config_hash
 from dixit.data.assets import asset
 from dixit.data.images import OTHERS, open_data
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.runs import LoadedRun, load_run
-from eval import metrics
-from eval.baselines import untrained_speakers
-from eval.evaluate import speak, write_results
+
+from . import metrics
+from .baselines import untrained_speakers
+from .evaluate import generate_captions, write_results
+from .figures import keep_picture
+from .tables import RESULTS, Cell, Row, add_keep_option, put, rows_of
 
 KINDS = ("random", "hard")
 SIZES = (2, 4, 10, 32, 100)
@@ -102,11 +105,11 @@ def accuracies(listeners: list, texts: list[str],
 
 
 @torch.no_grad()
-def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
+def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
             pools: int, seed: int, device: str | torch.device = "cpu") -> Rows:
     """(pool, speaker, figure) -> a value for each run and image.
 
-    `said` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
+    `captions` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
     run has are left out. `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the
     same for all; hard ones are near in the eyes of the first training listener.
     """
@@ -115,11 +118,11 @@ def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str
     if not isinstance(first, ClipListener):
         raise DixitError("the first listener must be of kind clip: its images say which pools are hard")
     drawn = draw_pools(first.images.cpu(), pools, seed)
-    speakers = [name for name in said[0] if all(name in one for one in said)]
+    speakers = [name for name in captions[0] if all(name in one for one in captions)]
     rows: Rows = {}
     for name, group in tqdm(list(itertools.product(speakers, made)), desc="listening", disable=None):
         weights = torch.tensor([c.weight for c in groups[group]])
-        runs = [accuracies(made[group], one[name], drawn) for one in said]
+        runs = [accuracies(made[group], one[name], drawn) for one in captions]
         for pool in drawn:
             hits = torch.stack([found[pool] for found in runs], dim=1)  # (L, R, n)
             for listener, values in zip(groups[group], hits, strict=True):
@@ -223,6 +226,37 @@ def plot(found: dict[str, dict], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
+def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a transfer.json to the table of transfer: figures are SET/KIND/SIZE/GROUP/..., e.g.
+    stamps/random/10/training/gap, with their interval over images and, of several runs, their error over seeds.
+
+    Accuracies and written captions are kept among 10 random candidates only, categories not at all. Of several runs
+    each one's gaps among 10 random candidates are kept under its own seed.
+    """
+    runs = results["figures"]["runs"]
+    cell = Cell("transfer", condition, " ".join(str(run["seed"]) for run in runs), results["command"],
+                results["config_hash"], results["commit"], (results["training"] or {}).get("commit", ""),
+                results["wall_seconds"])
+    rows: list[Row] = []
+    of_seeds: list[list[Row]] = [[] for _ in runs]
+    cells = [dataclasses.replace(cell, seed=str(run["seed"]), config_hash=run["config_hash"]) for run in runs]
+    for name, result in results["figures"]["data"].items():
+        for pool, speakers in result["pools"].items():
+            for speaker, figures in speakers.items():
+                for key, figure in figures.items():
+                    ten, generated = pool == "random/10", speaker not in ("ground truth", "oracle")
+                    if ten or generated and "/accuracy/" not in key:
+                        rows += rows_of(cell, speaker, {
+                            f"{name}/{pool}/{key}": figure | {"se": figure.get("runs_se")}})
+                    if ten and generated and "/accuracy/" not in key:
+                        for one, kept, mean in zip(cells, of_seeds, figure.get("runs", []), strict=False):
+                            kept += rows_of(one, speaker, {f"{name}/{pool}/{key}": {"mean": mean, "n": figure["n"]}})
+    put(cell, rows, folder)
+    if len(runs) > 1:
+        for one, kept in zip(cells, of_seeds, strict=True):
+            put(one, kept, folder)
+
+
 def _check(runs: list[LoadedRun]) -> None:
     """Several runs must be seeds of one experiment, for their values are averaged."""
     first = runs[0].config
@@ -246,6 +280,7 @@ def main() -> None:
     parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
     parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.pools < 1:
         raise DixitError(f"--pools is {arguments.pools}; choose at least 1")
@@ -273,8 +308,10 @@ def main() -> None:
         print(f"{name}: {len(dataset)} images")
         captions[name] = []
         for run in runs:
-            said = speak(run, dataset) | (untrained_speakers(run, dataset) if arguments.baselines else {})
-            captions[name].append({who: spoken["texts"] for who, spoken in said.items()})
+            generated = generate_captions(run, dataset)
+            if arguments.baselines:
+                generated |= untrained_speakers(run, dataset)
+            captions[name].append({who: own["texts"] for who, own in generated.items()})
         rows = measure(captions[name], dataset, groups, arguments.pools, config.eval.seed, runs[0].speaker.device)
         skipped = {str(size): f"more candidates than the {len(dataset)} images of {name}"
                    for size in SIZES if size > len(dataset)}
@@ -288,8 +325,12 @@ def main() -> None:
     figures = {"runs": about, "pools_per_image": arguments.pools, "data": found}
     path = write_results(dataclasses.replace(runs[0], folder=out), "transfer", figures, captions,
                          time.perf_counter() - began)
-    plot(found, path.with_suffix(".png"))
-    print(f"\n{table(found)}\n\nwritten to {path} and {path.with_suffix('.png')}")
+    picture = path.with_suffix(".png")
+    plot(found, picture)
+    if arguments.keep:
+        keep(arguments.keep, read_json(path))
+        keep_picture(picture, RESULTS / "transfer" / f"{arguments.keep}.png")
+    print(f"\n{table(found)}\n\nwritten to {path} and {picture}")
 
 
 if __name__ == "__main__":
