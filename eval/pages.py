@@ -21,7 +21,7 @@ Figure = dict[str, float] | None  # {"mean", "se"}
 LEARNABLE = 0.05  # a pair is learnable if the oracle's gap is so much wider than the base speaker's
 SPEAKERS = ("base", "trained", "ground truth", "oracle")  # the columns of a pair's table, before any others
 DRIFT = ("faithful/words", "faithful/phrases", "rewritten/training/gap", "perplexity", "no_doubled_word")
-ASK = ("best of 8", "contrastive decoding")  # speakers that need no training (eval/baselines.py)
+UNTRAINED = ("best of 8", "contrastive decoding")  # the speakers of eval/baselines.py
 OTHERS = ("transfer", "audiences", "tournament", "frontier", "clip_quality", "bench", "bench_scaling")
 YES = {None: "", True: "yes", False: "no"}
 HEAD = ("| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
@@ -179,8 +179,9 @@ def _pair(pair: str, rows: list[Row], cells: list[Cell], examples: dict[str, Any
     made = [cell for cell in cells if cell.seed]
     names = [name for name in dict.fromkeys([*SPEAKERS, *(row.speaker for row in rows)])
              if over_seeds(rows, name, "training/gap")]
+    baselines = UNTRAINED[1] in names
     lines = ["", f"## {pair}", "",
-             f"`scripts/run_pairs {pair}{' --baselines' * (ASK[1] in names)}` (`configs/pairs/{pair}.yaml`), seeds "
+             f"`scripts/run_pairs {pair}{' --baselines' * baselines}` (`configs/pairs/{pair}.yaml`), seeds "
              f"{', '.join(cell.seed for cell in made)}; {made[0].note if made else ''}", "",
              "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     games = [row.figure for row in find(rows, speaker="base")
@@ -189,8 +190,9 @@ def _pair(pair: str, rows: list[Row], cells: list[Cell], examples: dict[str, Any
         found = [over_seeds(rows, name, figure) for name in names]
         if any(found):
             lines.append(f"| {figure} | " + " | ".join(map(show, found)) + " |")
-    if ASK[1] in names:
-        lines += ["", f"{ASK[0].capitalize()} and {ASK[1]} need no training: they ask the listeners about each image."]
+    if baselines:
+        lines += ["", f"{' and '.join(UNTRAINED).capitalize()} need no training: they ask the listeners about each "
+                  "image."]
     if examples:
         gained, lost = (", ".join(f"{word} {z:+.1f}" for word, z in examples[key] if abs(z) > 2) or "none"
                         for key in ("gained", "lost"))

@@ -58,10 +58,9 @@ from .baselines import untrained_speakers
 from .drift import panel, word_shift
 from .evaluate import dataset_of, generate_captions, weights_of
 from .metrics import mean_and_error
-from .pages import ASK, DRIFT, results_page
+from .pages import DRIFT, UNTRAINED, results_page
 from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 
-ROOT = Path(__file__).parents[1]
 QUICK = ["train.steps=15", "eval.images=80"]
 WRITTEN = ("ground truth", "oracle")  # captions that are the same for every seed
 GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base)")
@@ -93,9 +92,9 @@ def launch(config: str | Path, *overrides: str, threads: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words = [Path(sys.executable).parent / "accelerate", "launch", "--num_processes", "1", "--num_machines", "1",
              "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads,
-             ROOT / "scripts" / "train.py", configs() / config, *overrides]
+             Path(__file__).parents[1] / "scripts" / "train.py", configs() / config, *overrides]
     with (out / "train.log").open("w") as log:
-        done = subprocess.run(list(map(str, words)), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
+        done = subprocess.run(list(map(str, words)), stdout=log, stderr=subprocess.STDOUT,
                               env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if done.returncode:
         raise DixitError(f"training {out} failed (exit code {done.returncode}); see the end of {out / 'train.log'}")
@@ -123,7 +122,8 @@ def why_anew(condition: str, seed: int, config_hash: str, baselines: bool, folde
         return "not made yet"
     if cell.config_hash != config_hash:
         return f"its config has changed since {cell.commit}"
-    if baselines and not find(read_rows(folder / "pairs.csv"), condition=condition, seed=str(seed), speaker=ASK[1]):
+    rows = find(read_rows(folder / "pairs.csv"), condition=condition, seed=str(seed))
+    if baselines and not find(rows, speaker=UNTRAINED[1]):
         return f"made without --baselines at {cell.commit}"
     return ""
 
@@ -285,7 +285,7 @@ def main() -> None:
                  *["--quick"] * arguments.quick, *["--baselines"] * arguments.baselines,
                  *(["--set", *arguments.set] if arguments.set else [])]
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-        return subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
+        return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
 
     if len(tasks) > 1:
         with ThreadPoolExecutor(arguments.jobs) as pool:

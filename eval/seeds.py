@@ -29,9 +29,9 @@ BOUNDS = {"share of the oracle's gap": (">=", 0.70),
           "share of images with the commonest caption": ("<=", 0.20)}
 
 
-def mean_of(figure: dict[str, float] | float) -> float:
+def mean_of(figure: dict[str, float] | float | int) -> float:
     """The mean of a figure with an error, or the figure itself."""
-    return figure["mean"] if isinstance(figure, dict) else figure
+    return float(figure["mean"] if isinstance(figure, dict) else figure)
 
 
 def combine(results: list[dict[str, Any]]) -> dict[str, dict]:

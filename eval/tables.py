@@ -52,10 +52,10 @@ class Cell:
     condition: str
     seed: str
     command: str
-    config_hash: str
+    config_hash: str  # of pairs and ceilings: settings_hash, which says if the cell is current; else config_hash
     commit: str  # of the evaluation
     training_commit: str = ""
-    seconds: float | None = None
+    seconds: float | None = None  # wall time of the evaluation; in pairs, of training and evaluation
     note: str = ""
 
 

@@ -17,6 +17,7 @@ from dixit.config import Config, SpeakerConfig, load_config, settings_hash
 from dixit.models.listeners import make_listeners
 from dixit.training import game
 from dixit.training.runs import load_run
+from eval import pairs
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
 from eval.evaluate import dataset_of, generate_captions, measure
 from eval.pages import results_page, summary
@@ -99,7 +100,7 @@ def test_every_kept_cell_of_a_pair_is_of_todays_config():
         assert cell.config_hash == settings_hash(config), cell
 
 
-def test_a_cell_is_made_anew_only_if_its_config_changes(home, command, tmp_path, monkeypatch):
+def test_a_cell_is_made_anew_only_if_its_config_changes(home, tmp_path, monkeypatch):
     path = tmp_path / "p.yaml"
     shutil.copy(home.game_config, path)
 
@@ -118,6 +119,25 @@ def test_a_cell_is_made_anew_only_if_its_config_changes(home, command, tmp_path,
     monkeypatch.undo()
     path.write_text(path.read_text() + "\noracle: [shape]\n")
     assert reason() == "its config has changed since abc"
+
+
+def test_the_command_says_which_cell_is_made_anew_and_skips_the_others(home, game_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pairs").mkdir()
+    path = Path(shutil.copy(home.game_config, tmp_path / "pairs" / "p.yaml"))
+    runs = tmp_path / "runs"
+    shutil.copytree(game_run, runs / "p_0")
+    monkeypatch.setattr(pairs, "configs", lambda: tmp_path)
+    monkeypatch.setattr(pairs, "PAIRS", ["p"])
+    monkeypatch.setattr("sys.argv", ["run_pairs", "p", "--seeds", "0", "--quick", "--runs", str(runs)])
+    one = made(0, 0.1, 0.3)
+    digest = settings_hash(load_config(path, overrides_of(0, True, [])))
+    keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), runs / "results")
+    pairs.main()
+    assert "seed 0:" not in capsys.readouterr().out and "| p | 1 |" in (runs / "RESULTS.md").read_text()
+    path.write_text(path.read_text() + "\noracle: [shape]\n")
+    with pytest.raises(DixitError, match="was trained with another"):  # the run of the old config is still there
+        pairs.main()
+    assert "p, seed 0: its config has changed since abc" in capsys.readouterr().out
 
 
 def test_the_hash_of_settings():
@@ -143,7 +163,7 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     gaps = [found.figures[speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
     assert change == pytest.approx(gaps[0] - gaps[1], abs=1e-6)
     assert len(found.examples["rounds"]) == 3 and {"base", "trained", "oracle"} <= found.examples["rounds"][0].keys()
-    assert found.cell.command == "scripts/run_pairs game --seeds 0" and found.cell.note == "8 steps, 24 images"
+    assert found.cell.command == "scripts/run_pairs game --seeds 0" and found.cell.note == "4 steps, 24 images"
     assert "faithful/words" in found.figures["oracle"] and "best of 8" not in found.figures
 
     changed = "game.kl_cost=0.1"
