@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from dixit.common import DixitError, atomic_write_text, locked
 
 RESULTS = Path(__file__).parent / "results"
+TRUTH = {"True": True, "False": False}
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,12 @@ class Cell:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a table, in order; none if there is no such file. Raises DixitError if it is damaged."""
-    return [Row(**values) for values in _read(path, Row)]
+    return read_table(path, Row)
 
 
 def read_cells(folder: Path = RESULTS) -> list[Cell]:
     """All cells in FOLDER/cells.csv, in order."""
-    return [Cell(**values) for values in _read(folder / "cells.csv", Cell)]
+    return read_table(folder / "cells.csv", Cell)
 
 
 def find_cell(experiment: str, condition: str, seed: str, folder: Path = RESULTS) -> Cell | None:
@@ -90,24 +93,33 @@ def put(cell: Cell, rows: Sequence[Row], folder: Path = RESULTS) -> None:
 
     if not all(same(row) for row in rows):
         raise ValueError("every row must be of the cell")
-    table = folder / f"{cell.experiment}.csv"
-    with locked(folder / ".tables.lock"):  # cells are made by several processes
-        kept = [row for row in read_rows(table) if not same(row)]
-        cells = [other for other in read_cells(folder) if not same(other)]
-        _write(table, Row, sorted([*kept, *rows], key=lambda row: (row.condition, row.seed)))
-        _write(folder / "cells.csv", Cell, sorted([*cells, cell], key=lambda c: (c.experiment, c.condition, c.seed)))
+    replace_rows(folder / f"{cell.experiment}.csv", Row, same, rows, ("condition", "seed"))
+    replace_rows(folder / "cells.csv", Cell, same, [cell], ("experiment", "condition", "seed"))
 
 
-def _read(path: Path, kind: Any) -> list[dict[str, Any]]:
+def replace_rows(path: Path, kind: type[Some], old: Callable[[Some], bool], new: Sequence[Some],
+                 order: tuple[str, ...]) -> None:
+    """Take the rows that are `old` out of a table of the dataclass `kind`, put new ones in, and sort by some fields."""
+    with locked(path.parent / ".tables.lock"):  # cells are made by several processes
+        kept = [row for row in read_table(path, kind) if not old(row)]
+        _write(path, kind, sorted([*kept, *new], key=attrgetter(*order)))
+
+
+def read_table(path: Path, kind: type[Some]) -> list[Some]:
+    """The rows of a table of the dataclass `kind`, whose fields are str, bool, int, float, or a number or None.
+
+    An empty list if there is no such file. Raises DixitError if it is damaged.
+    """
     if not path.is_file():
         return []
-    numbers = {field.name: (int if field.type.startswith("int") else float) for field in fields(kind)
-               if field.type.startswith(("int", "float"))}
+    parse: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": lambda word: TRUTH[word]}
+    numbers = {field.name: parse[str(field.type).partition(" ")[0]] for field in fields(cast(Any, kind))
+               if field.type != "str"}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [{key: (numbers[key](value) if value else None) if key in numbers else value
-                     for key, value in line.items()} for line in csv.DictReader(file, strict=True)]
-    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
+            return [kind(**{key: (numbers[key](value) if value else None) if key in numbers else value
+                            for key, value in line.items()}) for line in csv.DictReader(file, strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DixitError(f"{path} is damaged ({error}); restore it, or delete it and make it again") from None
 
 
