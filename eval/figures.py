@@ -23,6 +23,6 @@ def keep_picture(source: Path, target: Path) -> None:
         small = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
         for colours in (256, 64):
             with atomic_path(target) as temporary:
-                small.quantize(colours).save(temporary, "PNG", optimize=True)
+                small.quantize(colours, Image.Quantize.MAXCOVERAGE).save(temporary, "PNG", optimize=True)
             if target.stat().st_size <= MOST_BYTES:
                 return
