@@ -125,8 +125,8 @@ def pages(root: Path) -> dict[Path, str]:
             "speaker": [asdict(row) for row in tables.read_table(_table(root, "speaker"), FindingRow)]}
     cells = {(cell.experiment, cell.condition): cell for cell in tables.read_cells(root / RESULTS)}
     index = (f"# Learning dynamics: every claim\n\n{GENERATED}\nWhat the probes are and how to read the tables: "
-             "[docs/dynamics.md](../docs/dynamics.md). Of a curve or of several seeds the\nworst entry is shown. Of the "
-             "measurements on the speaker only those with a verdict are listed; the pages show all.\n")
+             "[docs/dynamics.md](../docs/dynamics.md). Of a curve or of several seeds the\nworst entry is shown. Of "
+             "the measurements on the speaker only those with a verdict are listed; the pages show all.\n")
     texts = {}
     for name in sorted({row["page"] for some in rows.values() for row in some}):
         path = PAGES / f"{name}.md"

@@ -42,15 +42,17 @@ from dixit.models.decoder import LlamaDecoder
 from dixit.models.speaker import Adapter, Speaker, TokenLogp
 from dixit.training import game
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker.measure import (
+
+from .measure import (
     Finding,
+    FromTrained,
     ShortCaptions,
     accelerator,
     again,
+    all_curves,
     configure,
-    curve,
     new_adapter,
-    steps,
+    plot_seeds,
     teach,
 )
 
@@ -58,11 +60,10 @@ from eval.dynamics.speaker.measure import (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(FromTrained):
     """One step is 8 images with one caption each."""
 
     captions: str = "configs/caption_scenes.yaml"
-    init: str = "runs/caption_scenes"  # the trained adapter; {seed} is filled in
     fusions: tuple[str, ...] = ("input", "middle", "logits")
     reliable: float = 0.75
     batch: int = 8
@@ -310,9 +311,7 @@ def draw(curves: Curves) -> Figure:
             one = curves[fusion, hints]
             for axis, names in (top, ("full", "without image")), (bottom, ("image gap", "text gap")):
                 for i, name in enumerate(names):
-                    axis.plot(one["step"][0], one[name].mean(0), f"C{i}", linestyle=style, label=f"{name}, {hints}")
-                    for row in one[name]:
-                        axis.plot(one["step"][0], row, f"C{i}", linestyle=style, alpha=0.25, linewidth=0.8)
+                    plot_seeds(axis, one["step"][0], one[name], f"{name}, {hints}", f"C{i}", style)
         top.set(title=f"image enters: {fusion}", ylabel="nats per caption" if fusion == fusions[0] else "")
         bottom.set(xlabel="step", ylabel="gap, nats per caption" if fusion == fusions[0] else "")
         top.legend(fontsize=7)
@@ -323,9 +322,8 @@ def draw(curves: Curves) -> Figure:
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: every fusion with useful and with random hints."""
     def config_of(name: str, seed: int) -> Config:
-        return configure(settings.captions, seed, folder / name.replace(" ", "_"), "speaker.init=''",
-                         f"train.batch={settings.batch}", f"train.lr={settings.lr}", "train.warmup=2",
-                         *steps(settings.steps, settings.every))
+        return configure(settings.captions, seed, folder / name, batch=settings.batch, lr=settings.lr, warmup=2,
+                         steps=settings.steps, every=settings.every)
 
     task = HintedCaptions(config_of("start", 0), accelerator(folder))
     records: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
@@ -334,10 +332,9 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
         for fusion in settings.fusions:
             for seed in range(seeds):
                 config = config_of(f"{fusion}_{hints}_{seed}", seed)
-                adapter = new_adapter(task, config, settings.init.format(seed=seed))
+                adapter = new_adapter(task, config, settings.init_of(seed))
                 some = patch_batch(task.store, np.arange(min(64, len(task.store))), task.speaker.device)
                 module = Fusion(adapter, some, fusion, settings.scale)
                 records.setdefault((fusion, hints), []).append(teach(again(task, config, module), config))
-    curves = {key: {name: curve(rows, name) for name in rows[0][0]} for key, rows in records.items()}
-    ordered = {(fusion, hints): curves[fusion, hints] for fusion in settings.fusions for hints in HINTS}
+    ordered = {(fusion, hints): all_curves(records[fusion, hints]) for fusion in settings.fusions for hints in HINTS}
     return findings(ordered), draw(ordered)
