@@ -1,13 +1,12 @@
-"""Probes of learning dynamics: theory laid over simulations, and the same measured on the speaker.
+"""Probes of learning dynamics: theory compared with simulations, and the same measured on the speaker.
 
-  python -m eval.dynamics                     list the probes (with --on speaker: the measurements on the speaker)
-  python -m eval.dynamics NAME                run one, or all: a table, and OUT/NAME/results.json, NAME.png, NAME.svg
-  python -m eval.dynamics NAME --on speaker   measure the same on the trained speaker: OUT/speaker/NAME/...
-  python -m eval.dynamics report [FOLDER...]  take finished runs into eval/results; write eval/DYNAMICS.md and
-                                              docs/dynamics/NAME.md (FOLDER called NAME_X: a page beside NAME's)
+  python -m eval.dynamics                  list the probes (with --on speaker: the measurements on the speaker)
+  python -m eval.dynamics NAME             run one, or all: OUT/NAME/results.json, NAME.png, NAME.svg and a table
+  ... NAME --on speaker                    measure on the trained speaker: OUT/speaker/NAME/...
+  python -m eval.dynamics report [FOLDER]  take finished runs into the tables of eval/results, and generate
+                                           eval/DYNAMICS.md and docs/dynamics/NAME.md from these tables
 
-Exit code: 0; 1 if a claim fails; 2 on bad input. Several processes share the networks of a probe:
-accelerate launch -m eval.dynamics NAME. See docs/dynamics.md.
+Exit code: 1 if a claim fails, 2 on bad input, else 0. More in docs/dynamics.md.
 """
 
 from __future__ import annotations

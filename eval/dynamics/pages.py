@@ -112,7 +112,7 @@ def _setting(value: Any) -> str:
     return value if bare else json.dumps(value, separators=(",", ":"))
 
 
-def _words(values: Sequence[float | None]) -> str:
+def _words(values: Sequence[int | float | None]) -> str:
     return " ".join("NaN" if value is None else f"{value:.6g}" for value in values)
 
 
