@@ -1,10 +1,10 @@
 """Probes of learning dynamics: theory compared with simulations, and the same measured on the speaker.
 
-  python -m eval.dynamics                  list the probes (with --on speaker: the measurements on the speaker)
-  python -m eval.dynamics NAME             run one, or all: OUT/NAME/results.json, NAME.png, NAME.svg and a table
-  ... NAME --on speaker                    measure on the trained speaker: OUT/speaker/NAME/...
-  python -m eval.dynamics report [FOLDER]  take finished runs into the tables of eval/results, and generate
-                                           eval/DYNAMICS.md and docs/dynamics/NAME.md from these tables
+  python -m eval.dynamics                    list the probes (--on speaker: the measurements)
+  python -m eval.dynamics NAME               run one, or all: a table, and results in OUT/NAME
+  python -m eval.dynamics NAME --on speaker  measure on the trained speaker: OUT/speaker/NAME
+  python -m eval.dynamics report [FOLDER]    take finished runs into the tables of eval/results,
+                                             and generate all pages from these tables
 
 Exit code: 1 if a claim fails, 2 on bad input, else 0. More in docs/dynamics.md.
 """
@@ -84,7 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.name is None:
         for name in probe_names(arguments.on):
-            print(f"{name:14} {(find_probe(name, arguments.on).__doc__ or '').splitlines()[0]}")
+            print(f"{name:16}{(find_probe(name, arguments.on).__doc__ or '').splitlines()[0]}")
         return 0
     if arguments.name == "report":
         report(arguments.run)

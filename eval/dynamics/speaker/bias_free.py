@@ -3,14 +3,14 @@
 The adapter is a two-layer network f on the mean patch z of an image, centred and scaled; the prefix is a fixed random
 one plus f(z). On symmetric data a bias-free ReLU network learns as a linear one of half the rate and 1/sqrt(2) of the
 weights does (probe bias_free), and the even part of what it learns goes to 0. What images call for is not odd in z:
-what all captions share is even, and with z centred a linear map cannot say it. So a departure is what is expected; it
-is measured: the even share E = |f(z) + f(-z)|^2 / (|f(z) + f(-z)|^2 + |f(z) - f(-z)|^2) on held-out images, and the
-loss of the ReLU network less that of its linear partner, at the same steps on the same batches, by plain gradient
-descent from matched small weights. The training is the first warm start of the speaker (words), the adapter-only one:
-through the frozen LLM plain gradient descent from small weights needs thousands of steps (tried: prefix gradients are
-so steep that stable rates leave small weights where they are). Arms: ReLU, its linear partner, ReLU with biases. The
-null: the same two networks and features, trained by half the squared error on an odd target, the largest linear mode of
-the words' own gradient, at z and -z alike.
+what all captions share is even, and with z centred a linear map cannot express it. So a departure is expected. It is
+measured by the even share E = |f(z) + f(-z)|^2 / (|f(z) + f(-z)|^2 + |f(z) - f(-z)|^2) on held-out images, and the loss
+of the ReLU network less that of its linear partner, at the same steps on the same batches, by plain gradient descent
+from matched small weights. The training is the first warm start of the speaker (words), the adapter-only one: through
+the frozen LLM plain gradient descent from small weights needs thousands of steps (tried: prefix gradients are so steep
+that stable rates leave small weights where they are). Arms: ReLU, its linear partner, ReLU with biases. The null: the
+same two networks and features, trained by half the squared error on an odd target, the largest linear mode of the
+words' own gradient, at z and -z alike.
 
 All sizes, rates and bars are [stand-in]. The exact bars are the probe's own; here none is exact. Leaves out the default
 attention adapter, which has norms and biases throughout, and captions.

@@ -88,7 +88,7 @@ class Settings(FromTrained):
     candidates: int = 10
     rounds: int = 40  # held-out images
     pools: int = 32  # of candidates, for each of them
-    used: int = 16  # images that say which units are used
+    used: int = 16  # images from which the units in use are estimated
 
 
 TINY = Settings(block=4, every=2, batch=4, messages=2, tokens=6, candidates=3, rounds=4, pools=4, used=4)
@@ -149,7 +149,7 @@ class ContinualGame(GameTask):
         return units.double().cpu().numpy(), prefix.double().cpu().numpy()
 
     def shares(self, patches: Float[Tensor, "n P Dv"], step: int) -> Float[np.ndarray, "A H"]:
-        """Which share of what each audience is told hangs on each unit, over all layers."""
+        """The share of each unit, over all layers, in the captions for each audience."""
         draws = rng("used", self.config.seed, step).random((len(patches), self.config.speaker.max_tokens))
         uniforms = torch.from_numpy(draws.astype(np.float32)).to(self.speaker.device)
         found = [torch.cat(continual.importance(self.speaker, self.speaker.trained, patches,
@@ -185,7 +185,7 @@ def condition(name: str) -> list[str]:
     remedy, *more = name.split()
     lags = [word.removeprefix("lag=") for word in more if word.startswith("lag=")]
     if len(lags) > 1 or {word for word in more if not word.startswith("lag=")} - {"uncentred", "interleaved"}:
-        raise DixitError(f"'{name}' is no condition; write a remedy, and uncentred, interleaved or lag=0.1, say")
+        raise DixitError(f"'{name}' is no condition; write a remedy, then any of uncentred, interleaved, lag=0.1")
     return [f"continual.remedy={remedy}", f"continual.centred={'uncentred' not in more}",
             f"continual.order={'interleaved' if 'interleaved' in more else 'blocked'}",
             *(f"continual.sluggish={lag}" for lag in lags)]
@@ -233,7 +233,7 @@ def learn(play: ContinualGame, settings: Settings, config: Config, init: str, st
 # ---- findings --------------------------------------------------------------------------------------------
 
 Records = dict[str, Observed]  # by condition
-LEAST = 0.1  # gap after its own block, below which nothing can be said of what is kept of it
+LEAST = 0.1  # gap after its own block, below which the share kept is not defined
 
 
 def stages(records: list[dict[str, float]], block: int) -> Float[np.ndarray, "A A"]:

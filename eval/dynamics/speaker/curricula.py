@@ -9,8 +9,8 @@ is a legitimate outcome too.
 
 What is trained is a residual bottleneck of the given width behind the trained adapter `init`, which is frozen: a new
 narrow adapter would have to learn to speak first. It starts at 0, so every width starts as the same speaker. (A first
-try with whole adapters of width 16 and 64 and warm starts of a minute began the game at chance, so that nothing could
-be told.) Measured: the listener's probability of the target, with hard distractors and held-out images, of greedy
+try with whole adapters of width 16 and 64 and warm starts of a minute began the game at chance, so that arms could not
+be compared.) Measured: the listener's probability of the target, with hard distractors and held-out images, of greedy
 captions.
 
 Widths, budget, rates and bars are [stand-in], declared before the runs. Leaves out hard distractors first.

@@ -202,7 +202,7 @@ class FirstOrder(Networks):
         return small * into, head * out / width ** 0.5, 0.01 * gate, 0 * shift
 
     def _rounds(self, plan: Plan) -> tuple[Int[Tensor, "steps b"], Float[Tensor, "steps b A"]]:
-        """Whom each round is for, and the context it comes with."""
+        """The audience of each round, and its context."""
         b, steps = self.settings.batch, self.count * self.settings.block
         rounds = np.repeat(np.arange(steps) // self.settings.block, b)
         if plan.order == "interleaved":
@@ -226,7 +226,7 @@ class FirstOrder(Networks):
         drive = torch.einsum("sna,sha->snh", context / self.spread, self.gate)
         return (into + self.shift[:, None, None] + drive[:, :, None]).relu()
 
-    def told(self, slopes: Float[Tensor, "n K W"], audience: Int[Tensor, "S"]) -> Float[Tensor, "S n K H"]:
+    def heads_effect(self, slopes: Float[Tensor, "n K W"], audience: Int[Tensor, "S"]) -> Float[Tensor, "S n K H"]:
         """What a unit's activation adds to d, by the head for an audience."""
         heads = self.outputs[torch.arange(len(audience)), audience * self.private]
         return torch.einsum("nkw,shw->snkh", slopes / self.scale, heads)
@@ -238,7 +238,7 @@ class FirstOrder(Networks):
         wanted = torch.einsum("bp,sbp->sb", self.features[rows],
                               self.directions[torch.arange(len(audience))[:, None], audience])
         active = self.active(self.data.inputs[rows], self.context[:, step, :count])
-        d = self.data.bias[rows] + (active * self.told(self.data.slopes[rows], audience[:, 0])).sum((2, 3))
+        d = self.data.bias[rows] + (active * self.heads_effect(self.data.slopes[rows], audience[:, 0])).sum((2, 3))
         return (d - wanted).square().mean(1) / 2
 
     def after(self, step: int) -> None:
@@ -256,10 +256,10 @@ class FirstOrder(Networks):
             audience, name = torch.full((len(self.names),), j), self.names[:, j, None]
             wanted = torch.einsum("np,sp->sn", self.held_features, self.directions[:, j])
             active = self.active(self.held.inputs, name.expand(-1, len(self.held.bias), -1))
-            told = active * self.told(self.held.slopes, audience)
-            d = self.held.bias + told.sum((2, 3))
+            effect = active * self.heads_effect(self.held.slopes, audience)
+            d = self.held.bias + effect.sum((2, 3))
             found["score"].append(1 - (d - wanted).square().mean(1) / (self.held.bias - wanted).square().mean(1))
-            used = told.sum(2).square().mean(1)  # (S, H)
+            used = effect.sum(2).square().mean(1)  # (S, H)
             found["share"].append(used / used.sum(1, keepdim=True).clamp(min=1e-30))
             states = self.active(self.data.inputs, name.expand(-1, len(self.features), -1)).mean(2)
             found["states"].append(self.cells @ states)

@@ -113,7 +113,7 @@ class ForgettingGame(ContinualGame):
 
     @contextmanager
     def head(self, audience: int) -> Iterator[None]:
-        """The head of an audience: before the second audience came there is one, that of whoever is taught."""
+        """Use the head of an audience. In the first block there is one head only."""
         if self.first is None or audience:
             yield
             return
@@ -148,7 +148,7 @@ class ForgettingGame(ContinualGame):
 
 def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed: int,
               pairs: list[tuple[int, int]]) -> list[list[Float[Tensor, "W H"]]]:
-    """Policy gradient of each audience in the heads of the units, layer by layer, on captions that all of them hear."""
+    """Policy gradient of each audience in the heads of the units, layer by layer, on the same captions."""
     heads = [units.outputs.weight for units in continual.audience_units(adapter)]
     found = [[torch.zeros_like(head) for head in heads] for _ in pairs]
     rows = game.batch_indices(seed, 0, min(settings.estimate, len(play.data)), len(play.data))

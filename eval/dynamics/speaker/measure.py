@@ -1,10 +1,9 @@
-"""What every measurement on the real speaker uses: Finding and its rule, the project's loop, captions of few words.
+"""What every measurement on the speaker uses: Finding and its rule, configs, the project's loop, short captions.
 
 A measurement is one module of this package, named like its probe, with a frozen dataclass `Settings`, an instance
-`TINY` of it for tests, a pure function `findings` that turns recorded numbers into findings, and
-`run(settings, seeds, folder) -> (findings, figure)`. No theory passes or fails here: a finding is a statistic of each
-seed, what it is held against (a control run, or a number), and a verdict by a rule that was written down, bar and all,
-before the runs.
+`TINY` of it for tests, a pure function `findings` that turns recorded numbers into findings, and `run(settings, seeds,
+folder) -> (findings, figure)`. No theory passes or fails here: a finding compares a statistic of each seed with a null
+(a control run, or a number) and gives a verdict, by a rule and a bar that were written down before the runs.
 
 Leaves out the command line (eval/dynamics/__main__.py) and training on several processes.
 
@@ -68,14 +67,14 @@ def judge(difference: Float[np.ndarray, "n"], bar: float) -> Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """A statistic of each seed, held against a null. Without a bar it is a figure that bears no verdict."""
+    """A statistic of each seed, compared with a null. Without a bar it is a figure without a verdict."""
 
     name: str
     values: Sequence[float] | np.ndarray  # one for each seed
     null: float | Sequence[float] | np.ndarray = 0.0  # a number, or the control run of each seed
     bar: float | None = None
-    present: str = ""  # what to change in one's training if the effect is there,
-    absent: str = ""  # and if it is not
+    present: str = ""  # what to change in training if the effect is present
+    absent: str = ""  # and if it is absent
 
     @property
     def verdict(self) -> Verdict:
@@ -164,9 +163,9 @@ def accelerator(folder: Path) -> Accelerator:
 
 
 def teach(task: Task, config: Config) -> list[dict[str, float]]:
-    """Train in the project's one loop, afresh; returns what was observed before the first step, on the way, at the end.
+    """Train in the project's one loop, from the start; returns what was observed before, during and after training.
 
-    Checkpoints are not kept: a measurement trains dozens of adapters, and nothing goes on from them.
+    Checkpoints are not kept: a measurement trains dozens of adapters, and none is trained further.
     """
     folder = config.folder
     forget(folder)
@@ -185,7 +184,7 @@ def losses(folder: Path) -> Float[np.ndarray, "steps"]:
 
 
 def forget(folder: Path) -> None:
-    """Remove an earlier training, so that the loop does not take it up."""
+    """Remove an earlier training, so that the loop does not resume it."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for name in ("log.jsonl", "train.json"):
         (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The optimal constant solution in the speaker: does it first say what captions say on the whole, of any image?
+"""The optimal constant solution in the speaker: does it first learn the captions' marginal, whatever the image?
 
 Captions. Of held-out images with one object, q_i is the speaker's distribution of the token after "A" for image i; p is
 that of the training captions. D = KL(p || mean q), how far the speaker is from the captions' marginal; I = mean
@@ -12,7 +12,7 @@ fits.
 
 Reinforcement. The analogue is a collapse to the best constant message: entropy of messages and I(message; target) from
 samples of a few images, each scored under all of them (so I <= log of their number); the reward of the speaker's
-messages, of the same messages said of other images, and of the single message that pays best on other rounds. The null
+messages, of the same messages for other images, and of the single message that pays best on other rounds. The null
 is a blind game: the target is another image than the one the speaker sees, so that only constant messages can pay.
 
 Sizes, rates and bars are [stand-in]. Leaves out humans, and decoders trained from scratch.
@@ -107,9 +107,9 @@ def ocs_distance(p: Float[np.ndarray, "V"], q: Float[np.ndarray, "n V"]) -> floa
 
 def negative_slope(p: Float[np.ndarray, "V"], q: Float[np.ndarray, "n V"], words: Int[np.ndarray, "W"],
                    lacks: np.ndarray) -> float:
-    """The least-squares slope over words w of 1 - P(w | images without w) on 1 - p_w; lacks (n, W) says without.
+    """The least-squares slope over words w of 1 - P(w | images without w) on 1 - p_w.
 
-    Words that no caption holds there, or that no image lacks, are left out; NaN if fewer than two are left.
+    lacks (n, W) is True where the image lacks the word. Words that no caption holds there, or that no image lacks, are left out; NaN if fewer than two are left.
     """
     base = p[words]
     some = (base > 0) & lacks.any(0)
@@ -129,7 +129,7 @@ def message_information(logp: Float[np.ndarray, "M n"], own: Int[np.ndarray, "M"
 
 
 def rewards(paid: Float[np.ndarray, "n n"]) -> tuple[float, float, float]:
-    """(of each message for its own target, of messages said of other targets, of the best constant message).
+    """(of each message for its own target, of messages made for other targets, of the best constant message).
 
     paid[m, i] is what message m pays for target i. The best constant one is chosen on the even targets and valued on
     the odd ones, and the other way round: the best of many on the same rounds would look better than it is.

@@ -1,12 +1,13 @@
-"""Rich and lazy learning in the speaker: what training conserves, how far the tangent kernel moves, and what a
-rescaling of layers that leaves the function alone does to both and to the game.
+"""Rich and lazy learning in the speaker: what training conserves, and what rescaled layers do to it.
 
-Under gradient flow the invariance of a map under a rescaling conserves a quantity (probe rich: delta). The default
-adapter has exact ones despite its norms and biases, for they are invariances between layers with nothing between
-them: for every head Q Q' - K K' and V V' - O'O (Q, K, V with their biases as one more column), and for every channel of
-the last norm gain^2 + shift^2 - |column of the last map|^2. Of its MLPs, whose GELU is not homogeneous, |w_in|^2 + b^2
-- |w_out|^2 is not conserved. The drift of each after training is given over the drift that the same steps would have
-made with their entries in random order, the null, which is 1; for plain gradient descent and for AdamW.
+Measured are the quantities that gradient flow conserves, how far the tangent kernel moves, and what a rescaling of
+layers that leaves the function unchanged does to both and to the game. Under gradient flow the invariance of a map
+under a rescaling conserves a quantity (probe rich: delta). The default adapter has exact ones despite its norms and
+biases, because they are invariances between layers with nothing between them: for every head Q Q' - K K' and V V' - O'O
+(Q, K, V with their biases as one more column), and for every channel of the last norm gain^2 + shift^2 - |column of the
+last map|^2. Of its MLPs, whose GELU is not homogeneous, |w_in|^2 + b^2 - |w_out|^2 is not conserved. The drift of each
+over training is divided by the drift that the same steps would have caused with their entries in random order; that
+null is 1. It is given for plain gradient descent and for AdamW.
 
 Intervention: V and its bias over alpha and O times alpha in every attention, gain and shift of the last norm over alpha
 and the last map times alpha. The function is the same (checked before training; a run stops if it is not). Large

@@ -2,20 +2,20 @@
 
 Before the caption "A red circle." stands one word of text, a colour that is the object's in `reliable` of all images
 and any other one else; the image tells colour and shape. Where a pretrained LLM copies words from the start (the text
-gap there tells), t_text says nothing of learning, while what it sees must be learned: t_image, the half-time of the
-nats that a wrong image costs, is what is compared. The image enters at one of three depths, and nothing else differs:
-one vector, at first 0, is added to every token's hidden state at the input, before the middle layer, or before the
-output head, which makes it a sum of logits. It is a linear map of the mean of what the trained adapter `init` gives
-as its prefix, so that the eyes have been opened before; all of it is trained. (A prefix at the input, the speaker as
-it is, is kind "prefix": it starts without the map, so its times do not compare.) The null: hints that are random
-colours, of no use.
+gap at the start shows it), t_text does not measure learning, while the use of the image must be learned. So t_image,
+the half-time of the nats that a wrong image costs, is what is compared. The image enters at one of three depths, and
+nothing else differs: one vector, at first 0, is added to every token's hidden state at the input, before the middle
+layer, or before the output head, which makes it a sum of logits. It is a linear map of the mean of what the trained
+adapter `init` gives as its prefix, so that image features are usable from the start; all of it is trained. (A prefix at
+the input, the speaker as it is, is kind "prefix": it starts without the map, so its times do not compare.) The null:
+hints that are random colours, of no use.
 
 Full loss, loss with another image, loss with another hint, on held-out images. Image gap and text gap are the last two
 less the first. The unimodal phase: steps from when the loss with a wrong image has made 90 % of its fall to when the
 image gap has come to 10 % of its last value. Misattribution: how far the text gap once was above its last value.
 
 All sizes and bars are [stand-in]. The theory (Zhang, Latham, Saxe 2024) trains both pathways and every layer; here the
-language model is frozen, so theory says nothing of the numbers. Theory's direction, late is slow, was declared first;
+language model is frozen, so theory does not predict the numbers. Theory's direction, late is slow, was declared first;
 the other one was added after a pilot with seed 0. Leaves out decoders trained from scratch.
 
 Shapes: n seeds, B images, K vectors, T tokens (the hint first), D LLM width, V vocabulary.
