@@ -109,7 +109,8 @@ def negative_slope(p: Float[np.ndarray, "V"], q: Float[np.ndarray, "n V"], words
                    lacks: np.ndarray) -> float:
     """The least-squares slope over words w of 1 - P(w | images without w) on 1 - p_w.
 
-    lacks (n, W) is True where the image lacks the word. Words that no caption holds there, or that no image lacks, are left out; NaN if fewer than two are left.
+    lacks (n, W) is True where the image lacks the word. Words that no caption holds there, or that no image lacks, are
+    left out; NaN if fewer than two are left.
     """
     base = p[words]
     some = (base > 0) & lacks.any(0)
