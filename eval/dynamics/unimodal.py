@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.common import rng
-from eval.dynamics.ocs import crossing, image_set
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+from eval.dynamics.networks.images import image_set
+from eval.dynamics.probe import Claim, Networks, crossing, overlay, simulate
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
