@@ -58,7 +58,8 @@ from eval.dynamics.speaker.measure import (
     keep_one_object,
     new_adapter,
 )
-from eval.dynamics.teacher_student import entropy, reuse
+
+from ..theory.teacher_student import entropy, reuse
 
 # ---- setting ---------------------------------------------------------------------------------------------
 

@@ -54,7 +54,8 @@ from eval.dynamics.probe import Networks, simulate
 from eval.dynamics.speaker.continual import ContinualGame, config_of, kept
 from eval.dynamics.speaker.continual import Settings as GameSettings
 from eval.dynamics.speaker.measure import Finding, accelerator, final_states, new_adapter
-from eval.dynamics.teacher_student import entropy, reuse
+
+from ..theory.teacher_student import entropy, reuse
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
