@@ -244,7 +244,7 @@ class Trajectories:
         return [i for i, net in enumerate(self.nets) if net.kind == kind and slope in (None, net.slope)]
 
     def length(self, i: int) -> Float[np.ndarray, "M"]:
-        """Of the linear map that network `i` is, along the target; inputs are whitened."""
+        """The length along the target of the linear map that network `i` computes; inputs are whitened."""
         beta = regression(self.x[i], self.y[i])[0]
         return self.answers[:, i] @ self.x[i] @ beta / np.linalg.norm(beta) / len(self.y[i])
 

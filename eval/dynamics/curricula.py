@@ -263,7 +263,7 @@ def order_on_mixture(settings: Settings, seeds: int, hard: float, time: float, f
 
 
 def order_on_images(settings: Settings, seeds: int, name: str, folder: Path) -> Float[np.ndarray, "S A G"]:
-    """The same for images: small batches, readouts of variance 1 / K."""
+    """As `order_on_mixture` for images, with small batches and readouts of variance 1 / K."""
     data, runs, widths, steps = images(name, settings), settings.image_runs, settings.image_widths, settings.image_steps
     levels = [noise_levels(0.0, settings.image_noise, steps, seed, run) for seed in range(seeds) for run in range(runs)]
     start = cold_start(name, seeds, runs, data.inputs.shape[1], np.concatenate([np.full(k, k ** -0.5) for k in widths]))
@@ -278,7 +278,7 @@ PAIRS = (("easy first", "mix"), ("easy first", "hard only"), ("hard first", "mix
 
 
 def flow_claims(flows: list[Flow]) -> list[Claim]:
-    """ODE against SGD."""
+    """The order-parameter ODE against SGD."""
     ds, last = [flow.d for flow in flows], flows[-1]
     claims = [Claim(f"{name}, SGD less ODE: rms over runs of the largest error, times sqrt d, d = {ds}", 2.0,
                     np.array([flow.error(part) * flow.d ** 0.5 for flow in flows]), kind="at_most",
@@ -291,7 +291,7 @@ def flow_claims(flows: list[Flow]) -> list[Claim]:
 
 
 def lottery_claims(settings: Settings, record: dict[str, np.ndarray]) -> list[Claim]:
-    """Success against the formula."""
+    """The share of networks that succeed, against the formula of the lottery."""
     widths, noises = settings.lottery_widths, settings.lottery_noises
     theory, won = lottery(widths), record["accuracy"][-1] > 0.9
     rates = won.mean(0)  # (A, G)
@@ -367,7 +367,7 @@ def tally(results: dict[str, tuple[Sequence[int], np.ndarray]]) -> list[Claim]:
 
 
 def draw_flows(errors: Axes, parameters: Axes, flows: list[Flow]) -> None:
-    """Order parameters of single runs on the ODE, and how far off runs are by dimension."""
+    """Order parameters of single runs and of the ODE, and the error of runs by dimension."""
     last = flows[-1]
     for part, name, colour in (0, "M", "tab:blue"), (2, "v", "tab:orange"):
         for i, unit in enumerate(np.ndindex(last.theory[part].shape[2:])):
@@ -385,7 +385,7 @@ def draw_flows(errors: Axes, parameters: Axes, flows: list[Flow]) -> None:
 
 
 def draw_lottery(axis: Axes, settings: Settings, record: dict[str, np.ndarray]) -> None:
-    """Success by width, on the formula."""
+    """The share of networks that succeed by width, and the formula."""
     widths, dense = settings.lottery_widths, np.linspace(3, max(settings.lottery_widths), 100)
     won = record["accuracy"][-1] > 0.9
     for arm, noise in enumerate(settings.lottery_noises):

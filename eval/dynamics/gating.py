@@ -59,7 +59,7 @@ from .theory.gating import anchors, ema_correlation, gate, oja, oja_time, sign_e
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's but for the trees. Rates are those of each `Condition`."""
+    """The paper's values, except for the trees. Learning rates are those of each `Condition`."""
 
     runs: int = 4  # networks of each seed and condition
     hidden: int = 100
@@ -136,7 +136,7 @@ class Batch:
         return {key: np.array([[row[key] for row in seed] for seed in rows]) for key in rows[0][0]}
 
     def rows_correlation(self, name: str) -> Float[np.ndarray, "seeds runs"]:
-        """Over units, of the weights from the two task units."""
+        """The correlation, over hidden units, of the weights from the two task units."""
         return np.array([[np.corrcoef(w)[0, 1] for w in seed] for seed in self.of(name, self.context[-1])])
 
 
@@ -167,7 +167,7 @@ TEMPERATURES = {"blocked": 0.681, "interleaved": 1.065}  # fitted to people by t
 
 
 def oja_claims(run: Batch) -> list[Claim]:
-    """Oja's rule on the task units alone, by itself: closed forms of A and of B, and when there is a gate."""
+    """Oja's rule on the weights of task units, without SGD: the closed forms of A and of B, and when a gate forms."""
     (rate, weights), switch = alone(run), run.switch
     start, sign = weights[0, :, 0], np.sign(weights[0, :, :1])
     along, across = oja(run.steps[:switch + 1], start, rate)
@@ -204,7 +204,7 @@ def alone(run: Batch) -> tuple[float, Float[np.ndarray, "times n 2 H"]]:
 
 
 def crossing(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "T *H"]) -> Float[np.ndarray, "*H"]:
-    """When u^2 is 1/2: ln(u^2/(1 - u^2)) is a line in time."""
+    """The time at which u^2 is 1/2, by linear interpolation of ln(u^2/(1 - u^2)), which is a line in time."""
     logit = np.log(along ** 2 / np.maximum(1 - along ** 2, 1e-12))
     after = np.argmax(logit > 0, axis=0)
     low, high = (np.take_along_axis(logit, i[None], 0)[0] for i in (after - 1, after))
@@ -212,7 +212,7 @@ def crossing(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "T *H"]) -> 
 
 
 def ema(settings: Settings, alpha: float, runs: int) -> tuple[float, float]:
-    """Of sluggish units in interleaved training: correlation with the task, and how often they have the wrong sign."""
+    """Correlation of sluggish units with the task in interleaved training, and how often they have the wrong sign."""
     tasks = [np.where(order("interleaved", settings.long, run)[0] < 25, 1.0, -1.0) for run in range(runs)]
     signals = [sluggish(task[:, None], alpha)[:, 0] for task in tasks]
     return (float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(tasks, signals, strict=True)])),
@@ -339,8 +339,8 @@ def contrasts(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]], kind
 
 
 def people_claims(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) -> list[Claim]:
-    """Signs of blocked less interleaved: with a gate and sluggish units as of people, with SGD the other way round (but
-    for the slope)."""
+    """Signs of blocked less interleaved: with a gate and sluggish units those of people, with SGD the opposite ones
+    (except for the slope)."""
     gated, plain = contrasts(found, "Oja on all"), contrasts(found, "SGD")
     claims = [Claim(f"blocked less interleaved, gated and sluggish, {key}: t times people's sign", 0.0,
                     gated[key] * np.sign(t), kind="at_least", source=f"people's t {t:g}") for key, t in PEOPLE.items()]

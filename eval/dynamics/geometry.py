@@ -57,7 +57,7 @@ MODELS = ("grid", "orthogonal", "parallel")
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's code's values, but for what says [stand-in]."""
+    """The values of the paper's code, except for those marked [stand-in]."""
 
     hidden: int = 100
     input_stds: tuple[float, ...] = (0.01, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0)  # of the weights; the sweep, rich to lazy
@@ -247,7 +247,7 @@ def measured(settings: Settings, run: Trajectories, state: dict[str, np.ndarray]
 
 
 def kernel_change(run: Trajectories, i: int) -> float:
-    """Of the hidden layer of one network, from the start to the end."""
+    """The change of one network's hidden kernel from the start to the end."""
     return geo.kernel_change(*(state["hidden"][i] @ state["hidden"][i].T for state in (run.start, run.end)))
 
 
@@ -260,7 +260,7 @@ def fitted(run: Trajectories, index: list[int]) -> dict[str, float]:
 
 
 def ideal_claims(settings: Settings, seeds: int) -> list[Claim]:
-    """The measures on ideal geometries that were turned, scaled and moved within the hidden layer's dimensions."""
+    """The measures on ideal geometries that are rotated, scaled and shifted within the hidden layer's dimensions."""
     a, b, in_b = geo.conditions(LEVELS)
     relevant, irrelevant = np.where(in_b, b, a), np.where(in_b, a, b)
     off, setting = (relevant != 0) & (irrelevant != 0), 2 * in_b + (irrelevant > 0)

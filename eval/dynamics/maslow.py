@@ -381,7 +381,7 @@ def unlike_claims(dormant: list[Forgetting], undormant: list[Forgetting]) -> lis
 
 
 def image_claims(settings: Settings, found: Results) -> list[Claim]:
-    """Of every pair and manner, of all pairs, and of unlike ones."""
+    """Results of every pair and manner, of all pairs together, and of unlike pairs."""
     claims = [pair_claim(f"Fashion-MNIST, {manner.name}, {named(pair)}", settings, one)
               for (manner, pair), one in found.items()]
     for manner in (DORMANT, UNDORMANT) if found else ():
@@ -410,7 +410,7 @@ def draw_images(axis: Axes, settings: Settings, found: Results, manner: Manner, 
 
 
 def draw(settings: Settings, theory: Theory, flow: Outcome, seen: Outcome, found: Results) -> Figure:
-    """Teachers above, images below."""
+    """Students of teachers above, images below."""
     figure = Figure(figsize=(19, 8.5), layout="constrained")
     (forgetting, race, kept, paid), lower = figure.subplots(2, 4)
     v, plain = theory.v, theory.remedies.at(0)

@@ -170,7 +170,7 @@ def grammar(settings: Settings, seed: int) -> list[Int[np.ndarray, "V m 2"]]:
 
 def sentences(rules: list[Int[np.ndarray, "V m 2"]], index: Int[np.ndarray, "B"],
               ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
-    """The sentences of these numbers, and their classes: digits choose the class, then the synonym at every node."""
+    """The sentences with these numbers, and their classes: digits choose the class, then the synonym at every node."""
     v, m, _ = rules[0].shape
     classes, index = index % v, index // v
     text = classes[:, None]
@@ -182,7 +182,7 @@ def sentences(rules: list[Int[np.ndarray, "V m 2"]], index: Int[np.ndarray, "B"]
 
 
 def derivations(settings: Settings) -> int:
-    """How many sentences there are."""
+    """The number of sentences of the grammar."""
     return settings.symbols * settings.synonyms ** (2 ** settings.levels - 1)
 
 
@@ -201,12 +201,12 @@ class Mlps(Networks):
         self.settings = settings
         self.names = [(alpha, size, seed) for alpha in settings.alphas for size in settings.sizes
                       for seed in range(seeds)]
-        most, held = max(settings.sizes), settings.test_sentences
+        most, tests = max(settings.sizes), settings.test_sentences
         kept = []
         for seed in range(seeds):
-            order = rng("rich", "sentences", seed).permutation(derivations(settings))[:most + held]
+            order = rng("rich", "sentences", seed).permutation(derivations(settings))[:most + tests]
             text, classes = sentences(grammar(settings, seed), order)
-            kept.append((np.eye(settings.symbols)[text].reshape(most + held, -1), classes))
+            kept.append((np.eye(settings.symbols)[text].reshape(most + tests, -1), classes))
         tokens = 2 ** settings.levels
         widths = [tokens * settings.symbols, *[settings.hidden] * 3, settings.symbols]
         scales = [(2 / tokens) ** 0.5, *[(2 / settings.hidden) ** 0.5] * 2, settings.hidden ** -0.5]
@@ -332,7 +332,7 @@ def shown(name: str, values: Float[np.ndarray, "seeds"], note: str = "") -> Clai
 
 
 def sign(name: str, differences: Float[np.ndarray, "seeds"]) -> Claim:
-    """That a paired difference is positive: its mean over its standard error is 2 at least."""
+    """The claim that a paired difference is positive: its mean over its standard error is at least 2."""
     return Claim(f"{name}, over its standard error", 2.0, float(np.mean(differences)) / error_of_mean(differences),
                  kind="at_least", source="our bar: 2; the sign is the paper's")
 

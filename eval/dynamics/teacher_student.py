@@ -120,7 +120,7 @@ ARMS = (Arm("plain"), Arm("replay", replay=0.1), Arm("consolidation", consolidat
 
 def drawn(size: int, units: int, start: Start, similarity: np.ndarray, teacher_heads: np.ndarray, *key: int | str,
           ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One student before many pairs of teachers with orthonormal units, W2 = V W1 + sqrt(1 - V^2) Z: weights
+    """One random student with many pairs of teachers of orthonormal units, W2 = V W1 + sqrt(1 - V^2) Z: weights
     (S, K, N), heads (S, 2, K), teachers (S, 2, M, N); weights are divided by sqrt(N)."""
     m, draw, count = teacher_heads.shape[-1], rng("teacher_student", *key), len(similarity)
     unit, other = np.split(np.linalg.qr(draw.standard_normal((size, 2 * m)))[0].T, 2)
@@ -152,7 +152,7 @@ class Curves:
 
 
 def record_times(early: float, time: float) -> Float[np.ndarray, "M"]:
-    """Times of a record: ten up to `early`, then twenty."""
+    """The times of a record: ten up to `early`, then twenty up to `time`."""
     return np.concatenate([np.linspace(0, early, 11), np.linspace(early, time, 21)[1:]])
 
 
@@ -385,7 +385,7 @@ def start_claims(settings: Settings, found: dict[str, Curves]) -> list[Claim]:
 
 @dataclass
 class Idle:
-    """Forgetting of a student that knows task 1 by one node alone, by the ODE at rate 1."""
+    """Forgetting of a student that has learned task 1 with one node alone, by the ODE at rate 1."""
 
     similarity: Float[np.ndarray, "V"]
     drift: Float[np.ndarray, "M V"]  # node 2 is small, at settings.idle

@@ -64,7 +64,7 @@ from .theory.unimodal import (
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's code's values where it has one; steps and what the module calls [stand-in] are ours."""
+    """The values of the paper's code where it has one; steps, and what the module marks [stand-in], are ours."""
 
     ratios: tuple[float, ...] = (1.5, 2.0, 3.0)  # r = sigma_A / sigma_B, sigma_B = 1
     rhos: tuple[float, ...] = (-0.45, 0.0, 0.45, 0.9)  # correlation of A and B
@@ -335,7 +335,7 @@ def xor_measures(settings: Settings, run: Trajectories, fusion: int) -> dict[str
 
 
 def errors(settings: Settings, run: Trajectories) -> Float[np.ndarray, "M S"]:
-    """Generalisation error of linear networks without the noise, over that of the answer 0."""
+    """Generalisation error of linear networks without the noise, over that of the constant output 0."""
     sigma, w = sample_task(settings)
     wrong = run.read - w
     return np.einsum("mid,de,mie->mi", wrong, sigma, wrong) / (w @ sigma @ w)

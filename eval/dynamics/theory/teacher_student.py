@@ -231,7 +231,7 @@ def reuse(shares: Float[np.ndarray, "... 2 K"]) -> Values:
 
 
 def specialised(similarity: Float[np.ndarray, "S"], dormant: float) -> Overlaps:
-    """A student that knows task 1 by its first node alone, for unit teachers of one node.
+    """A student that has learned task 1 with its first node alone, for unit teachers of one node.
 
     w_1 = w^1, h^1 = (1, 0); node 2 has |w_2| = h^2_2 = `dormant` and is orthogonal to both teachers.
     """
