@@ -48,7 +48,7 @@ from dixit.training.loop import train
 from dixit.training.runs import patch_batch
 
 from ... import geometry
-from ..teacher_student import entropy, reuse
+from ..theory.teacher_student import entropy, reuse
 from .measure import (
     Finding,
     FromTrained,

@@ -48,7 +48,7 @@ from dixit.training.runs import patch_batch
 
 from ... import geometry
 from ..probe import simulate
-from ..teacher_student import entropy, reuse
+from ..theory.teacher_student import entropy, reuse
 from .continual import ContinualGame, config_of
 from .continual import Settings as GameSettings
 from .first_order import FirstOrder, Plan, Settings, alike, expand, sayable
