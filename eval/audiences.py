@@ -66,9 +66,9 @@ def counterparts(config: Config) -> dict[str, tuple[ListenerConfig, ...]]:
 
 
 def audiences_of(other: Config, config: Config) -> tuple[tuple[str, str], ...]:
-    """Whom another run was trained for: its `audiences`, or its two listeners by the names they have in `config`.
+    """The audiences another run was trained for: its `audiences`, or its two listeners by their names in `config`.
 
-    Raises DixitError if it was trained for somebody else.
+    Raises DixitError if it was trained for other listeners.
     """
     if other.audiences:
         return other.audiences
@@ -81,7 +81,7 @@ def audiences_of(other: Config, config: Config) -> tuple[tuple[str, str], ...]:
 
 
 def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[LoadedRun]) -> tuple[Gaps, dict[str, Any]]:
-    """Every speaker before every audience; and the captions. A specialist's gaps are NaN for audiences not its own."""
+    """The gap of every speaker with every audience, and the captions. A specialist has NaN for other audiences."""
     config = run.config
     everyone, count = np.arange(len(dataset)), len(dataset)
     groups = counterparts(config)

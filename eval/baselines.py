@@ -6,8 +6,8 @@ contrastive decoding    each token is drawn towards what raises the reward of th
                         speaker's likeliest K tokens by log p + strength x reward (after Ou et al. 2023, with listener
                         2 subtracted)
 
-Both may ask the listeners about the very images they are evaluated on, but never about the evaluation's pools; the
-trained speaker asks nobody. Writes RUN/baselines.json, a row beside those of eval.evaluate, and prints the table.
+Both query the listeners about the images they are evaluated on, though with other pools than the evaluation's; the
+trained speaker makes no such queries. Writes RUN/baselines.json, in the form of eval.evaluate, and prints the table.
 
 Shapes: B images, N captions per image, S = B*N, M pools of C candidates, K tokens that are tried.
 """
@@ -39,7 +39,7 @@ POOLS = 8  # sets of distractors a caption is judged on
 
 def judge(run: LoadedRun, listeners: list[Listener], texts: list[str],
           candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "S"]:
-    """The game's reward of each caption, a mean over its image's pools; texts are in order of images."""
+    """The game's reward of each caption, averaged over its image's pools; texts are in the order of images."""
     each = len(texts) // len(candidates)
     pools = candidates.shape[1]
     tried = candidates.repeat_interleave(each, 0).flatten(0, 1)
@@ -86,7 +86,7 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
 @torch.no_grad()
 def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, tokens_tried: int = 6,
                        strength: float = 8.0) -> dict[str, dict[str, Any]]:
-    """Captions of both baselines for every image, as eval.evaluate's `generate_captions` gives those of the others."""
+    """Captions of both baselines for every image, in the form of eval.evaluate's `generate_captions`."""
     if run.base is None:
         raise DixitError(f"{run.folder} has no base speaker; name a run of the game that started from one")
     store, config = patch_features(run.clip, dataset, "colour"), run.config

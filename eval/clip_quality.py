@@ -46,7 +46,7 @@ def classify(clip: Clip, images: Tensor, texts: list[str], labels: Tensor) -> di
 
 
 def attributes(clip: Clip, data: DataConfig) -> dict[str, Any]:
-    """On scenes of one object: accuracy of the right colour, shape, size and place among all; and of the count."""
+    """On scenes of one object, zero-shot accuracy of colour, shape, size and position; on all, of the count."""
     dataset = load(data, "test")
     images = image_embeddings(clip, dataset, "colour")
     records = [json.loads(r) for r in dataset["record"]]

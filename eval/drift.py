@@ -1,15 +1,16 @@
-"""How far the game drove the language away: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
+"""How far the game moved the speaker's language: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
 
 For base, trained, ground-truth and oracle captions, besides every figure of eval/evaluate.py:
-structure   perplexity; captions without a doubled word, and ended by a full stop (all the grammar there is here)
+structure   perplexity; captions without a doubled word; captions that end with a full stop
 meaning     BLEU-4 and CIDEr-D against the references; on scenes, how much of what is claimed is true
 use         the gap that is left when captions are rewritten with the same meaning
-words       distinct-n, vocabulary, commonest caption; the words the game added and took
+words       distinct-n, vocabulary, commonest caption; words gained and lost
 Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
 per run, and `--keep CONDITION` keeps that plot and its figures in eval/results.
 
-Leaves out a parser: claims and rewrites know the scenes' grammar, and two phrases may be true of one object. The
-rewrites change few words of other captions. Where there are no scenes, the ground truth is one of its own references.
+Leaves out a parser: claims and rewrites follow the grammar of the scenes' captions, and two phrases may be true of the
+same object. In other captions the rewrites change few words. Without scenes, the ground truth is one of its own
+references.
 
 Shapes: S captions (one per image).
 """
@@ -130,7 +131,7 @@ def claims(text: str) -> list[dict[str, Any]]:
 
     "A big red circle at the top left on a dark background" gives {"of": "object", "size": ["big"],
     "colour": ["red"], "shape": ["circle"], "position": ["top", "left"]} and {"of": "background", "tone": ["dark"]}.
-    A phrase ends at "a", "an", "and", a number or a punctuation mark; of others' words it takes no notice.
+    A phrase ends at "a", "an", "and", a number or a punctuation mark; other words are ignored.
     """
     found: list[dict[str, Any]] = []
 
@@ -163,7 +164,7 @@ def claims(text: str) -> list[dict[str, Any]]:
 
 
 def _facts(record: dict) -> list[set[tuple[str, str]]]:
-    """Every (kind, word) that is true of the background, then of each object."""
+    """A set of true (kind, word) pairs for the background, then one for each object."""
     facts = [set(record["background"].items())]
     for item in record["objects"]:
         row, column = item["cell"]
@@ -188,7 +189,7 @@ def _phrase_true(claim: dict[str, Any], facts: list[set[tuple[str, str]]]) -> bo
 def faithfulness(texts: list[str], records: list[dict]) -> dict[str, Float[Tensor, "S"]]:
     """The share of each caption's claims that are true of its scene; NaN where it claims nothing.
 
-    "phrases": what a phrase binds together holds of one object. "words": each word holds of some object or the
+    "phrases": all attributes of a phrase are true of one object. "words": each word is true of some object or the
     background, a number of all objects together.
     """
     phrases, single = [], []
@@ -218,7 +219,7 @@ def undouble(text: str) -> str:
 
 
 def reorder(text: str) -> str:
-    """The caption's noun phrases from last to first; as it was, if not every part is a whole noun phrase."""
+    """The caption's noun phrases in reverse order; unchanged unless every part is a complete noun phrase."""
     parts = [p for p in re.split(r"\s*[,;.]\s*(?:and\s+)?|\s+and\s+", text.strip()) if p]
     for part in parts:
         tokens = words(re.split(r"\s(?:at|in|on|with|of)\s", part)[0])
@@ -250,7 +251,7 @@ REWRITES = {"undoubled": undouble, "reordered": reorder, "reworded": reword,
 def kept(before: dict[str, float], after: dict[str, float]) -> dict[str, float] | None:
     """The share of a gap that is left after a rewrite; None where the gap is within two standard errors of 0.
 
-    The error takes the two for independent: an upper bound, as both are of the same images.
+    The error treats the two as independent: an upper bound, as both are of the same images.
     """
     if abs(before["mean"]) <= 2 * before["se"]:
         return None
@@ -299,7 +300,7 @@ KEPT = re.compile(GAME.pattern + r"|(training|heldout)/gap_over_base|kl_to_base|
 @torch.no_grad()
 def _listener_figures(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
                       captions: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Accuracies and gap of every set of captions with training and held-out listeners; eval.evaluate's, no more."""
+    """`evaluate.game_figures` of every set of captions with training and held-out listeners."""
     rows: dict[str, dict[str, Any]] = {name: {} for name in captions}
     for group, listeners in ("training", run.config.listeners), ("heldout", run.config.heldout):
         if listeners:

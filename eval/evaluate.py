@@ -38,8 +38,8 @@ from . import metrics
 
 @torch.no_grad()
 def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the base
-    speaker's, if there are any already.
+    """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the
+    base speaker's, if they have been generated before.
 
     Returns speaker name -> {"texts", "kl"}, kl being the log-probability of each caption under its speaker
     minus that under the base speaker.

@@ -303,8 +303,8 @@ def ablated_accuracy(x: Points, readout: Float[np.ndarray, "units"], bias: float
 
 def explained(x: Points, labels: PerCondition) -> float:
     """The share of the variance of x, over all units, that lies between the groups of `labels`: epsilon squared (Kelley
-    1935), 0 on average where labels say nothing, and 1 where they say all. 0 too if nothing varies, or all groups have
-    one member.
+    1935), 0 on average where labels explain nothing, and 1 where they explain everything. 0 too if nothing varies,
+    or all groups have one member.
 
     >>> explained(np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0, 0, 1, 1]))
     1.0

@@ -32,7 +32,7 @@ def decimals(mean: float) -> int:
 def bootstrap(values: Float[Tensor, "k n"], seed: int, draws: int = 2000) -> Float[Tensor, "2 k"]:
     """The 95 % interval of the mean of each row, by resampling its n values (percentiles; Efron 1979).
 
-    Rows are resampled alike, so that what is paired stays paired. Too narrow for a handful of values.
+    All rows are resampled alike, so that pairs stay together. Too narrow for a handful of values.
     """
     n = values.shape[1]
     # How often each value is in each sample of n: the mean of a sample is then one matrix product.

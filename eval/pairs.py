@@ -10,7 +10,7 @@ continues from its checkpoint.
     scripts/run_pairs colour_vs_grey --seeds 0 --set game.kl_cost=0.02    a variant, with a row of its own
     scripts/run_pairs --ceilings                                          no games: what can be gained from each pair
 
-Leaves out transfer to other images (eval/transfer.py), which takes the runs this leaves in runs/pairs, and the page
+Leaves out transfer to other images (eval/transfer.py), which takes the runs in runs/pairs, and the page
 (eval/pages.py).
 """
 
@@ -215,7 +215,7 @@ def keep(made: Made, folder: Path) -> None:
         with locked(folder / ".examples.lock"):
             path = folder / "examples.json"
             found = read_json(path) if path.is_file() else {}
-            if cell.seed <= found.get(cell.condition, made.examples)["seed"]:  # those of the first seed
+            if int(cell.seed) <= int(found.get(cell.condition, made.examples)["seed"]):  # those of the first seed
                 found[cell.condition] = made.examples
             lines = (f"{json.dumps(pair)}: {json.dumps(found[pair], ensure_ascii=False)}" for pair in sorted(found))
             atomic_write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")

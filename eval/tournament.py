@@ -1,14 +1,14 @@
 """Dixit among agents: `python -m eval.tournament RUN [--games 500] [--data test|stamps|emoji|cifar10|folder:PATH]`.
 
-First, storytellers. Six players whose listeners are the run's training and held-out ones, mixed, play each deal once
+First, storytellers. Six players, with the run's training and held-out listeners among them, play each deal once
 with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own
 caption), one associated word, a caption of any card. A round scores if some but not all find the card. Shares of
 scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired,
-and the differences also by bootstrap over cards, which the games have in common. A difference is called significant if
+and the differences also by bootstrap over cards, which the games share. A difference is called significant if
 both intervals are above 0.
 
-Then a tournament: the same five as players of one table, each with a listener of its own (random: none), seats dealt
-anew each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
+Then a tournament: the same five as players at one table, each with its own listener (random: none), seats redrawn
+for each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
 
 Cards are images the speaker never trained on. Writes RUN/tournament.json (with --keep CONDITION also rows of
 eval/results/tournament.csv) and prints both tables. Leaves out players that choose their card: all take one at random.
@@ -48,7 +48,7 @@ def scoring_share(game: rules.Game) -> float:
 
 
 def deal(cards: int, number: int) -> list[int]:
-    """The cards of a game: CARDS of all there are."""
+    """The cards of a game: a random CARDS of all cards."""
     return rng("cards of the game", number).choice(cards, size=min(CARDS, cards), replace=False).tolist()
 
 
@@ -58,7 +58,7 @@ def hand_for(cards: list[int], players: int) -> int:
 
 
 class Seated:
-    """A player of the whole dataset at a game with some of its cards."""
+    """A player that knows the whole dataset, in a game with some of its cards."""
 
     def __init__(self, player: Player, cards: list[int]):
         self.player, self.cards, self.back = player, cards, {c: i for i, c in enumerate(cards)}
@@ -100,7 +100,7 @@ def over_cards(counts: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> di
 def strengths(wins: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """Bradley-Terry strengths on Elo's scale from wins[i, j] of i over j, by minorisation (Hunter 2004, eq. 3).
 
-    One draw between all pairs is added, so that who always wins has a finite rating.
+    One draw between each pair is added, so that a player that always wins has a finite rating.
     """
     won = wins + 0.5 * (1 - np.eye(len(wins)))
     met = won + won.T
@@ -112,7 +112,7 @@ def strengths(wins: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
 
 
 def tournament(clues: dict[str, list[str]], listeners: list, games: int, seed: int) -> dict[str, Any]:
-    """Ratings and mean points of each kind of player at tables where all kinds sit."""
+    """Ratings and mean points of each kind of player, at tables with one of each kind."""
     names = list(clues)
     count = len(clues[names[0]])
     agents = {name: [Agent(clues[name], listener, seed) for listener in listeners] for name in names}

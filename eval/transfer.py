@@ -2,14 +2,14 @@
 
 The speaker plays with the same listeners on images it was never trained on: photo stamps, emoji (test concepts),
 CIFAR-10 (test), scenes with held-out combinations, or any folder of images. Accuracies and gap with 95 % intervals
-(bootstrap over images), among random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds
-of one experiment: an image counts once, with its mean over them. Writes transfer.json, transfer_captions.json and
-transfer.png and prints a table at 10 candidates. `--baselines` adds the speakers that ask the listeners and train
-nothing (eval/baselines.py).
+(bootstrap over images), with random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds of
+one experiment; values are averaged over them for each image. Writes transfer.json, transfer_captions.json and
+transfer.png and prints a table at 10 candidates; `--keep CONDITION` also adds rows to eval/results/transfer.csv.
+`--baselines` adds the speakers that query the listeners and need no training (eval/baselines.py).
 
 `trained_minus_this` is the trained speaker's gap minus that of the row's speaker, paired: same images, same pools. It
-is significant where its interval leaves out 0; no correction is made for how many are looked at. The intervals stand
-for the choice of images, not for the spread over seeds, which is given beside them as `runs`.
+is significant where its interval excludes 0; no correction is made for multiple comparisons. Intervals are over images,
+not over seeds; the mean of each seed is given beside them as `runs`.
 
 Leaves out what evaluate.py measures besides on the run's own data: rewards, perplexity, word classes.
 
@@ -70,7 +70,7 @@ def categories(name: str, dataset: Dataset) -> list[str]:
 
 
 def draw_pools(embeddings: Float[Tensor, "n E"], pools: int, seed: int) -> dict[str, Int[Tensor, "n r C"]]:
-    """For each kind and size, as "random/10": independent pools of each image, itself at place 0.
+    """For each kind and size, e.g. "random/10": independent pools for each image, the image itself at index 0.
 
     Hard pools of C are drawn from the 2 (C - 1) nearest images. Sizes larger than the data set are left out.
     """
@@ -89,8 +89,8 @@ def accuracies(listeners: list, texts: list[str],
                pools: dict[str, Int[Tensor, "n r C"]]) -> dict[str, Float[Tensor, "L n"]]:
     """How often each listener finds each image, its mean over the image's pools.
 
-    A listener scores each candidate alone, so every caption is scored against all images once and each pool is read
-    off. That costs memory in proportion to BLOCK times n.
+    A listener scores each candidate independently, so every caption is scored against all images once and each pool is
+    gathered from these scores. Memory grows with BLOCK times n.
     """
     everyone = torch.arange(len(texts))
     parts: dict[str, list[Tensor]] = {key: [] for key in pools}
@@ -109,9 +109,9 @@ def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict
             pools: int, seed: int, device: str | torch.device = "cpu") -> Rows:
     """(pool, speaker, figure) -> a value for each run and image.
 
-    `captions` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
-    run has are left out. `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the
-    same for all; hard ones are near in the eyes of the first training listener.
+    `captions` holds for each run: speaker -> one caption per image. Speakers that are missing in some run are left out.
+    `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the same for all; hard ones
+    are the nearest images by the embeddings of the first training listener.
     """
     made = {group: make_listeners(configs, dataset, device) for group, configs in groups.items()}
     first = made["training"][0]
@@ -137,7 +137,7 @@ def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict
 def summarise(rows: Rows, seed: int) -> dict[str, Any]:
     """The rows as a tree of figures: mean, 95 % interval and number of images; with several runs each one's mean.
 
-    `significant` says of a difference that its interval leaves out 0.
+    `significant` marks a difference whose interval excludes 0.
     """
     intervals = metrics.bootstrap(torch.stack([values.mean(0) for values in rows.values()]), seed).T.tolist()
     tree: dict[str, Any] = {}
@@ -294,7 +294,7 @@ def main() -> None:
     config = runs[0].config
     names = [word for word in arguments.data or [] if word not in overrides]
     names = names or [name for name in OTHERS if name != "combos" or config.data.name == "scenes"]
-    opened = {name: open_data(name, config) for name in names}  # all of them first: a wrong name fails at once
+    opened = {name: open_data(name, config) for name in names}  # all of them first, so that a wrong name fails at once
 
     if arguments.baselines:
         small = [name for name, dataset in opened.items() if len(dataset) < config.game.candidates]

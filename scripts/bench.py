@@ -13,8 +13,9 @@ reward that costs nothing, so it has no listeners to pay for. `roofline` is the 
 memory traffic would take at the matrix-product and copy rates measured here, at dixit's dtype.
 
 Captions are sampled to their full length T by all (the end token is forbidden), so every variant does the same
-work. Adapter weights are random: speed does not depend on them. Under the table stand how many times as fast as each
-other variant dixit is, and which share of the measured matrix-product rate its update reaches. Leaves out data loading.
+work. Adapter weights are random: speed does not depend on them. Below the table are dixit's speed relative to each
+other variant and the share of the measured matrix-product rate that its update reaches. `--keep CONDITION` keeps the
+figures in eval/results/bench.csv or bench_scaling.csv. Leaves out data loading.
 """
 
 from __future__ import annotations
