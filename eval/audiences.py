@@ -1,7 +1,7 @@
 """One speaker, many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
 
 The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
-listener, or, with speaker.units, is given the name of the audience. Observed picks are of validation scenes, the game
+listener, or, with speaker.gated_units, is given the name of the audience. Observed picks are of validation scenes, the game
 is played on the test split; every image draws picks of its own. Beside it: the base speaker, the runs named by --beside
 (a specialist trained for one audience, as those of configs/pairs are, which stands in that audience's row only; or a
 speaker that was trained for all without knowing which), and a ceiling: the written caption that names the one attribute
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -85,12 +86,12 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     config = run.config
     everyone, count = np.arange(len(dataset)), len(dataset)
     groups = counterparts(config)
-    pools = game.draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
+    pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
     listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
     choosing = make_listeners(config.listeners, validation, run.speaker.device)
-    named = audiences.named_hits(choosing, validation, config.game.candidates, "eval", config.eval.seed)
+    named = audiences.hits_by_attribute(choosing, validation, config.game.candidates, "eval", config.eval.seed)
     names = [*config.audiences, *config.unseen]
-    pairs = audiences.places(tuple(names), [c.name for c in config.listeners])
+    pairs = audiences.listener_indices(tuple(names), [c.name for c in config.listeners])
     gaps: Gaps = {group: {} for group in groups}
     captions: dict[str, Any] = {}
 
@@ -109,14 +110,14 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
             add("base", i, base)
-        if config.speaker.units:
-            context = continual.names(np.full(count, i), len(pairs), config.continual.centred)
+        if config.speaker.gated_units:
+            context = continual.audience_codes(np.full(count, i), len(pairs), config.continual.centred)
             add("given the name", i, greedy(run, run.speaker.trained, store, context))
-        for picks in config.picks if config.speaker.context and not config.speaker.units else ():
+        for picks in config.picks if config.speaker.audience_width and not config.speaker.gated_units else ():
             profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
-            context = audiences.contexts(profile, [pairs[i]] * count)
+            context = audiences.audience_vectors(profile, [pairs[i]] * count)
             add(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
-        if not config.speaker.context:
+        if not config.speaker.audience_width:
             add("uninformed", i, greedy(run, run.speaker.trained, store, None))
         means = named[pairs[i][0]].mean(1) - named[pairs[i][1]].mean(1)  # (A,)
         best = ATTRIBUTES[int(means.argmax())]

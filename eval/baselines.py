@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
@@ -92,7 +93,7 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
     store, config = patch_features(run.clip, dataset, "colour"), run.config
     listeners = make_listeners(config.listeners, dataset, run.speaker.device)
     everyone = np.arange(len(dataset))
-    pools = game.draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",
+    pools = draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",
                                  config.eval.seed).unflatten(0, (-1, POOLS))
     names = f"best of {samples}", "contrastive decoding"
     captions: dict[str, dict[str, Any]] = {name: {"texts": []} for name in names}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dixit.training.candidates import draw_candidates
 from torch import Tensor
 
 from dixit.common import command_line, git_commit, run_main
@@ -34,7 +35,7 @@ def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str,
     dataset = load(data, "test")
     images = image_embeddings(clip, dataset, perception)
     everyone = np.arange(len(dataset))
-    pools = game.draw_candidates(everyone, everyone, 10, "clip_quality")
+    pools = draw_candidates(everyone, everyone, 10, "clip_quality")
     words = clip.embed_texts([row[0] for row in dataset["captions"]])
     logits = torch.einsum("se,sce->sc", words, images[pools])
     return mean_and_error(game.hits(logits[None])[0])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -78,7 +79,7 @@ def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]
     """Every figure of each speaker's captions with its standard error; and per image the picks for the report."""
     config = run.config
     count = len(dataset)
-    pools = game.draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
+    pools = draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
     groups = {"training": config.listeners, "heldout": config.heldout}
     made = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items() if group}
     figures: dict[str, dict] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dixit.common import rng, words
 from dixit.data.scenes import WORD_CLASSES
-from dixit.training.game import commonest
+from dixit.training.game import most_common_caption
 
 
 def mean_and_error(values: Float[Tensor, "n"] | list[float]) -> dict[str, float]:
@@ -54,7 +54,7 @@ def vocabulary(texts: list[str]) -> int:
 
 def most_repeated(texts: list[str]) -> float:
     """The share of images that get the commonest caption."""
-    return commonest(texts)[1] if texts else 0.0
+    return most_common_caption(texts)[1] if texts else 0.0
 
 
 def word_class_rates(texts: list[str]) -> dict[str, Float[Tensor, "S"]]:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from dixit.training.candidates import draw_candidates
 from tqdm import tqdm
 
 from dixit.common import (
@@ -50,7 +51,7 @@ from dixit.data.scenes import full_caption, oracle_caption
 from dixit.models.clip import load_clip
 from dixit.models.features import patch_features
 from dixit.models.listeners import make_listeners, score_all
-from dixit.training.game import draw_candidates, gap, hits
+from dixit.training.game import gap, hits
 from dixit.training.runs import LoadedRun, load_run
 
 from .audiences import greedy

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
@@ -77,11 +78,11 @@ def draw_pools(embeddings: Float[Tensor, "n E"], pools: int, seed: int) -> dict[
     everyone = np.arange(len(embeddings))
     drawn: dict[str, Int[Tensor, "n r C"]] = {}
     for size in (s for s in SIZES if s <= len(everyone)):
-        near = game.nearest(embeddings, 2 * (size - 1))
+        near = nearest_images(embeddings, 2 * (size - 1))
         drawn[f"random/{size}"] = torch.stack([
-            game.draw_candidates(everyone, everyone, size, "transfer", seed, i) for i in range(pools)], dim=1)
+            draw_candidates(everyone, everyone, size, "transfer", seed, i) for i in range(pools)], dim=1)
         drawn[f"hard/{size}"] = torch.stack([
-            game.draw_hard(everyone, near, size, "transfer hard", seed, i) for i in range(pools)], dim=1)
+            draw_hard_candidates(everyone, near, size, "transfer hard", seed, i) for i in range(pools)], dim=1)
     return drawn
 
 

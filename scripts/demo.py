@@ -27,7 +27,7 @@ from dixit.common import DixitError, run_main  # noqa: E402
 from dixit.data.images import load, open_data, open_image, pixels  # noqa: E402
 from dixit.models.clip import Clip, load_clip  # noqa: E402
 from dixit.models.perception import perceive  # noqa: E402
-from dixit.play.explain import Said, captions, labels, looking_at, opinion  # noqa: E402
+from dixit.play.explain import ScoredCaptions, caption_images, listener_labels, listener_response, listeners_looking_at  # noqa: E402
 from dixit.play.terminal import WAYS, inline, way_of  # noqa: E402
 from dixit.training.runs import LoadedRun, load_run  # noqa: E402
 
@@ -48,11 +48,11 @@ class Talk:
     folder: str = ""  # of images that the terminal cannot show
     images: torch.Tensor | None = None  # of the last round, the target first
     labels: list[str] = field(default_factory=list)  # of these images
-    said: dict[str, list[Said]] = field(default_factory=dict)  # in the last round
+    said: dict[str, list[ScoredCaptions]] = field(default_factory=dict)  # in the last round
 
     def __post_init__(self) -> None:
         self.everyone = [c for c in (*self.run.config.listeners, *self.run.config.heldout) if c.kind == "clip"]
-        self.names = labels(self.everyone)
+        self.names = listener_labels(self.everyone)
         self.clips: dict[int, Clip] = {}
 
     def answer(self, text: str) -> None:
@@ -93,7 +93,7 @@ class Talk:
         others = [int(i) for i in self.r.permutation(len(self.pool)) if str(i) != target][: c - 1]
         self.images = torch.cat([image, pixels(self.pool, others)])
         self.labels = ["the target", *[f"{self.pool_name} {i}" for i in others]]
-        self.said = captions(self.run, image, samples=3, seed=int(self.r.integers(2**31)))
+        self.said = caption_images(self.run, image, samples=3, seed=int(self.r.integers(2**31)))
         self.tell()
 
     def tell(self) -> None:
@@ -103,7 +103,7 @@ class Talk:
         for i in self.asked:
             if i not in self.clips:
                 self.clips[i] = load_clip(self.everyone[i].clip, self.everyone[i].pretrained)
-        listeners = looking_at(self.images, configs, [self.clips[i] for i in self.asked])
+        listeners = listeners_looking_at(self.images, configs, [self.clips[i] for i in self.asked])
         target = self.images[:1].float() / 255
         seen = dict.fromkeys(["colour", *[c.perception for c in configs]])
         self.show("target", [perceive(target, perception)[0] for perception in seen], 24)
@@ -116,7 +116,7 @@ class Talk:
             for text, p in more:
                 print(f"  also sampled: {text}   ({p:.2g})")
             for i, listener in zip(self.asked, listeners, strict=True):
-                found = opinion(listener, said, torch.arange(len(self.images)))
+                found = listener_response(listener, said, torch.arange(len(self.images)))
                 pick = found["pick"]
                 print(f"  {self.names[i]} picks {self.labels[pick]}")
                 for place in dict.fromkeys([pick, 0]):

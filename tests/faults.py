@@ -46,8 +46,8 @@ from dixit.models.features import image_embeddings, patch_features
 from dixit.models.listeners import score_all
 from dixit.training import checkpoints as saving
 from dixit.training import loop
-from dixit.training.checkpoints import FILES, check, checkpoints, step_of, trained_weights
-from dixit.training.sharding import whole
+from dixit.training.checkpoints import FILES, checkpoints, step_of, trained_weights, verify_checkpoint
+from dixit.training.sharding import full_tensor
 from dixit.training.task import Task
 
 STEPS, EVERY = 12, 3
@@ -69,18 +69,18 @@ class Toy(Task):
     def loss(self, step: int, part: int) -> tuple[torch.Tensor, dict[str, float]]:
         broken = self.fault(step)
         x = torch.from_numpy(rng("toy", step).normal(size=(TOY.train.batch, 8)).astype(np.float32))
-        x = x[loop.share(TOY.train.batch, 1, part, self.accelerator)]
+        x = x[loop.local_slice(TOY.train.batch, 1, part, self.accelerator)]
         loss = (self.trained(x) - x[:, :4]).square().mean()
         self.seen += 1
         return (loss if broken is None else loss * broken), {"reward": float(-loss.detach())}
 
-    def observe(self, step: int) -> dict[str, float]:
-        return {"loss": float(whole(next(self.trained.parameters())).square().mean())}
+    def validate(self, step: int) -> dict[str, float]:
+        return {"loss": float(full_tensor(next(self.trained.parameters())).square().mean())}
 
     def state(self) -> dict[str, Any]:
         return {"seen": self.seen}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seen = state["seen"]
 
 
@@ -135,7 +135,7 @@ class Bench:
             for name in FILES:
                 one, other = (load_file(trained_weights(run, kind).with_name(name)) for run in (self.whole, folder))
                 assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), (kind, name)
-        assert check(checkpoints(folder)[-1])["task"] == {"seen": STEPS}
+        assert verify_checkpoint(checkpoints(folder)[-1])["task"] == {"seen": STEPS}
         left = [p.name for p in folder.rglob("*") if ".tmp" in p.name]
         assert not left, f"left behind: {left}"
         return said
@@ -153,7 +153,7 @@ def sound(folder: Path) -> list[int]:
     found = []
     for place in checkpoints(folder):
         try:
-            check(place)
+            verify_checkpoint(place)
             found.append(step_of(place))
         except DixitError:
             pass
@@ -205,7 +205,7 @@ def kill_inside_a_save(bench: Bench, folder: Path, r: Random) -> None:
     steps, last = sound(folder), [row["step"] for row in lines_so_far(folder)]
     assert max(steps, default=0) >= ((last[-1] if last else 0) - 1) // EVERY * EVERY, "a completed checkpoint is gone"
     if max(steps, default=0) > EVERY:
-        assert [check(p) for p in checkpoints(folder, "best")], "the best checkpoint is gone"
+        assert [verify_checkpoint(p) for p in checkpoints(folder, "best")], "the best checkpoint is gone"
     bench.ends_as_whole(folder)
 
 

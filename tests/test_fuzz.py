@@ -28,7 +28,7 @@ from dixit.data.archives import read_members
 from dixit.data.images import _texts, open_image
 from dixit.data.scenes import TONES, WORD_CLASSES
 from dixit.training.checkpoints import FILES, load_weights, resume, save_checkpoint
-from dixit.training.loop import Task
+from dixit.training.task import Task
 from eval.drift import KINDS, claims, no_doubled_word
 
 # The same cases each time, so that a test that fails fails again; profile `long` (conftest.py) looks for new ones.
@@ -151,7 +151,7 @@ class Nothing(Task):
     def state(self) -> dict:
         return {"kept": 7}
 
-    def restore(self, state: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.kept = state["kept"]
 
 

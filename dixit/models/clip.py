@@ -35,7 +35,7 @@ from dixit.models.towers import IMAGE_SIZE, TOWERS, FinePatches, tower_of
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the root logger
 
-HEARD = 4  # calls whose text embeddings a CLIP keeps: as many kinds of listeners may share it
+TEXT_CACHE_SIZE = 4  # calls whose text embeddings a CLIP keeps: as many kinds of listeners may share it
 
 
 @dataclass

@@ -118,7 +118,7 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
         return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, f"patches {perception}", batch)
 
 
-def read_ahead(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
+def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
     """Have the system bring rows of a memory-mapped cache into memory meanwhile, so that the step that needs them does
     not wait for the disk (measured: 16 rows of 64 kB 106 ms from a cold disk, 1 ms so). Nothing else changes.
     """
@@ -139,14 +139,14 @@ def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int =
         if not hasattr(visual, "trunk"):
             return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
         with torch.no_grad():
-            return F.normalize(visual.head(as_maps(patches()[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
+            return F.normalize(visual.head(to_feature_maps(patches()[start:stop]).to(clip.device)), dim=-1).cpu().numpy()
 
     width = clip.embed_texts(["a"]).shape[1]
     values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception}", batch)
     return torch.from_numpy(np.array(values))
 
 
-def as_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
+def to_feature_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
     """Cached (B, P, Dv) patches as the square feature map a pooling head expects."""
     side = int(patches.shape[1] ** 0.5)
     return torch.from_numpy(np.asarray(patches, dtype=np.float32)).transpose(1, 2).unflatten(2, (side, side))

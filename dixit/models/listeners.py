@@ -45,7 +45,7 @@ GERMAN = {
 }
 
 
-class Hearing:
+class WordFilter:
     """Which words of a caption a listener understands, and as what."""
 
     def __init__(self, config: ListenerConfig):
@@ -57,7 +57,7 @@ class Hearing:
         self.lexicon = GERMAN if config.language == "german" else None
         self.perfect = self.known is None and not self.foreign and self.lexicon is None
 
-    def understood(self, text: str) -> str:
+    def apply(self, text: str) -> str:
         """The caption without the words this listener does not know, in English."""
         if self.perfect:
             return text
@@ -75,18 +75,18 @@ class ClipListener:
     """
 
     def __init__(self, clip: Clip, images: Float[Tensor, "n E"], config: ListenerConfig):
-        self.clip, self.hearing = clip, Hearing(config)
+        self.clip, self.word_filter = clip, WordFilter(config)
         self.images = images.to(clip.device)
         self.learning_rate = config.learning_rate
-        self.ear: Float[Tensor, "E E"] | None = None
+        self.text_map: Float[Tensor, "E E"] | None = None
         if config.learning_rate:
-            self.ear = torch.eye(images.shape[1], device=clip.device)
+            self.text_map = torch.eye(images.shape[1], device=clip.device)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        heard = [self.hearing.understood(text) for text in texts]
+        heard = [self.word_filter.apply(text) for text in texts]
         embedded = self.clip.embed_texts(heard)  # (S, E)
-        if self.ear is not None:
-            embedded = F.normalize(embedded @ self.ear, dim=-1)
+        if self.text_map is not None:
+            embedded = F.normalize(embedded @ self.text_map, dim=-1)
         images = self.images[candidates.to(self.images.device)]  # (S, C, E)
         logits = self.clip.scale * torch.einsum("se,sce->sc", embedded, images)
         silent = torch.tensor([not words(t) for t in heard], device=logits.device)
@@ -95,11 +95,11 @@ class ClipListener:
     @torch.enable_grad()
     def slope(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "E E"]:
         """The gradient of its mean -log p(target) with respect to `ear`; the target is at place 0."""
-        assert self.ear is not None
-        self.ear.requires_grad_(True)
+        assert self.text_map is not None
+        self.text_map.requires_grad_(True)
         loss = -self.score(texts, candidates).log_softmax(-1)[:, 0].mean()
-        slope, = torch.autograd.grad(loss, self.ear)
-        self.ear.requires_grad_(False)
+        slope, = torch.autograd.grad(loss, self.text_map)
+        self.text_map.requires_grad_(False)
         return slope
 
 
@@ -114,13 +114,13 @@ class AttributeListener:
         if not all(dataset["record"]):
             raise DixitError(f"listener '{config.name}' reads scene records, and these images have none; "
                              "use kind: clip, or data.name: scenes")
-        self.hearing = Hearing(config)
+        self.word_filter = WordFilter(config)
         self.words = sorted(frozenset().union(*WORD_CLASSES.values()))
         true = [scene_words(json.loads(record)) for record in dataset["record"]]
         self.truth = torch.tensor([[float(one[word]) for word in self.words] for one in true], device=device)
 
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
-        heard = [Counter(words(self.hearing.understood(text))) for text in texts]
+        heard = [Counter(words(self.word_filter.apply(text))) for text in texts]
         said = torch.tensor([[float(one[word]) for word in self.words] for one in heard], device=self.truth.device)
         true = torch.minimum(said[:, None], self.truth[candidates.to(self.truth.device)])  # (S, C, words)
         return self.SCALE * (2 * true - said[:, None]).sum(-1)

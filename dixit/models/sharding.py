@@ -2,7 +2,7 @@
 
 Each process holds its part of every layer. A layer is gathered while it runs, forward and backward, and freed again;
 embeddings, the last norm and the head stay whole, because they are read outside the LLM too. All processes must run the
-LLM equally often, however long their captions are: speaker.py asks `most_of_all`.
+LLM equally often, however long their captions are: speaker.py asks `max_over_processes`.
 
 Leaves out LoRA in a sharded LLM, and reading weights in parts: each process reads the whole LLM into CPU memory once,
 before it keeps its part on the device.
@@ -39,7 +39,7 @@ def shard_layers(llm: Any, device: torch.device) -> bool:
     return True
 
 
-def most_of_all(count: int, device: torch.device) -> int:
+def max_over_processes(count: int, device: torch.device) -> int:
     """The largest count of all processes."""
     found = torch.tensor(count, device=device)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)

@@ -24,7 +24,7 @@ from dixit.common import DixitError, first_line
 from dixit.config import SpeakerConfig
 from dixit.data.assets import ASSETS, asset
 from dixit.models.decoder import Decoder, HfDecoder, LlamaDecoder
-from dixit.models.sharding import most_of_all, shard_layers
+from dixit.models.sharding import max_over_processes, shard_layers
 
 ROWS = 32  # captions scored together; fewer means less padding, more means wider matrix products
 CHUNK = 256  # hidden states that meet the vocabulary together
@@ -55,7 +55,7 @@ def held(name: str) -> str:
     return "held_" + name.replace(".", "_")
 
 
-class Units(nn.Module):
+class GatedUnits(nn.Module):
     """Hidden units behind a block, which the context may make active for one audience and silent for another.
 
     They add nothing at first. What their buffers are for, and how else they are kept from forgetting: continual.py.
@@ -105,7 +105,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.context.bias)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.outputs = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, llm_width))
-        self.units = nn.ModuleList(Units(width, config.units, config.context) for _ in range(config.layers)
+        self.units = nn.ModuleList(GatedUnits(width, config.units, config.context) for _ in range(config.layers)
                                    if config.units)
         self.scale = scale
 
@@ -347,7 +347,7 @@ class Speaker:
 
     def _most(self, count: int) -> int:
         """The largest count of all processes that share the LLM: they must run it equally often."""
-        return most_of_all(count, self.device) if self.sharded else count
+        return max_over_processes(count, self.device) if self.sharded else count
 
     @torch.no_grad()
     def perplexity_logp(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T"]:
@@ -374,7 +374,7 @@ class Speaker:
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     @torch.no_grad()
-    def say(self, patches: Float[Tensor, "B P Dv"], samples: int = 0, temperature: float = 1.0,
+    def caption(self, patches: Float[Tensor, "B P Dv"], samples: int = 0, temperature: float = 1.0,
             seed: int = 0, context: Float[Tensor, "B c"] | None = None) -> list[list[str]]:
         """Captions of images: the greedy one, then `samples` sampled ones, for each image."""
         prefix = self.trained(patches.to(self.device), context)

@@ -60,14 +60,14 @@ def labels(listeners: Sequence[ListenerConfig]) -> list[str]:
     return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.clip).name}" for c in listeners]
 
 
-def looking_at(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
+def listeners_looking_at(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
                clips: Sequence[Clip]) -> list[ClipListener]:
     """Listeners of kind clip, each with its CLIP, that look at just these images."""
     return [ClipListener(clip, torch.cat([clip.embed_images(some, c.perception) for some in images.split(32)]), c)
             for c, clip in zip(listeners, clips, strict=True)]
 
 
-def words_that_moved(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:
+def word_effects(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:
     """Each word, in order, with the fall of log p(target) when it is left out."""
     words = text.split()
     without = [" ".join(words[:i] + words[i + 1:]) or "picture" for i in range(len(words))]
@@ -80,4 +80,4 @@ def opinion(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> dict
     """A listener's belief over the candidates, the place of its pick, and the words that moved it. Plain values."""
     belief = listener.score([text], candidates[None])[0].softmax(0)
     return {"belief": belief.tolist(), "pick": int(belief.argmax()),
-            "words": words_that_moved(listener, text, candidates)}
+            "words": word_effects(listener, text, candidates)}

@@ -32,7 +32,7 @@ from dixit.models.clip import Clip, load_clip
 from dixit.models.listeners import AttributeListener, Listener
 from dixit.models.perception import perceive
 from dixit.play import rules
-from dixit.play.explain import captions, labels, looking_at, opinion
+from dixit.play.explain import caption_images, listener_labels, listener_response, listeners_looking_at
 from dixit.play.players import Agent, apply, literal_clues
 from dixit.training.runs import LoadedRun
 
@@ -75,13 +75,13 @@ def open_deck(run: LoadedRun, name: str) -> Deck:
     images = pixels(dataset, chosen)
     clues: list[str] = []
     for some in tqdm(images.split(12), desc=f"clues for {len(chosen)} cards", unit="batch"):
-        clues += [said[0][0] for said in captions(run, some, speakers=["trained"])["trained"]]
+        clues += [said[0][0] for said in caption_images(run, some, speakers=["trained"])["trained"]]
     print(f"{len(configs)} listeners look at the cards", file=sys.stderr)
     clips = [load_clip(c.clip, c.pretrained) for c in configs]
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
     shown = Path(name).name if name.startswith("folder:") else name  # paths are nothing for a browser
     return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, aside), configs,
-                looking_at(images, configs, clips), clips, hand, key)
+                listeners_looking_at(images, configs, clips), clips, hand, key)
 
 
 def practice_deck() -> Deck:
@@ -137,7 +137,7 @@ class Session:
             self.take(waiting[0], list(move) if isinstance(move, tuple) else move)
 
 
-class House:
+class Tables:
     """Every session. Methods take a session's id and give plain values; one runs at a time, for models are shared."""
 
     def __init__(self, run: LoadedRun | None, deck: Deck, folder: Path):
@@ -188,7 +188,7 @@ class House:
         """All that the page shows."""
         session, deck = self._session(who), self.deck
         looks = [{"name": label, "perception": c.perception}
-                 for label, c in zip(labels(deck.configs), deck.configs, strict=True)]
+                 for label, c in zip(listener_labels(deck.configs), deck.configs, strict=True)]
         state: dict[str, Any] = {
             "run": self.run.config.name if self.run else "", "deck": deck.name, "key": deck.key,
             "cards": len(deck.clues), "goals": GOALS, "letters": MOST_LETTERS, "looks": looks, "you": YOU,
@@ -247,7 +247,7 @@ class House:
                 if target not in cards:
                     raise DixitError("choose a card of your hand")
             order = [target, *[c for c in cards if c != target]]
-            found = [opinion(listener, clue, torch.tensor(order)) for listener in self.deck.listeners]
+            found = [listener_response(listener, clue, torch.tensor(order)) for listener in self.deck.listeners]
             return {"clue": clue, "cards": order, "opinions": found}
 
     # --- an image of one's own ---
@@ -269,10 +269,10 @@ class House:
             return {"said": {}}
         with self.lock:
             images = torch.cat([self._own(who)[None], self.deck.aside])
-            said = {name: rows[0] for name, rows in captions(self.run, images[:1], samples=2).items()}
-            everyone, listeners = torch.arange(len(images)), looking_at(images, self.deck.configs, self.deck.clips)
+            said = {name: rows[0] for name, rows in caption_images(self.run, images[:1], samples=2).items()}
+            everyone, listeners = torch.arange(len(images)), listeners_looking_at(images, self.deck.configs, self.deck.clips)
             return {"said": said, "others": len(images) - 1, "opinions": {
-                name: [opinion(listener, row[0][0], everyone) for listener in listeners]
+                name: [listener_response(listener, row[0][0], everyone) for listener in listeners]
                 for name, row in said.items()}}
 
     def _own(self, who: str) -> UInt8[Tensor, "3 H W"]:

@@ -29,7 +29,7 @@ from typing import Any
 from dixit.common import DixitError, run_main
 from dixit.config import load_config
 from dixit.data.assets import asset
-from dixit.play.tables import House, open_deck, practice_deck
+from dixit.play.tables import Tables, open_deck, practice_deck
 from dixit.training.checkpoints import checkpoints
 from dixit.training.runs import load_run
 
@@ -104,7 +104,7 @@ def _row(line: bytes) -> dict[str, Any]:
 # --- the server ---
 
 
-def make_app(folder: Path, house: House | None, hosts: list[str]) -> Any:
+def make_app(folder: Path, house: Tables | None, hosts: list[str]) -> Any:
     """The application. Without a house there is only the page about training."""
 
     async def page(request: Request) -> Response:
@@ -232,7 +232,7 @@ def newest_game(folder: Path) -> Path | None:
     return None
 
 
-def usual_cards() -> str:
+def default_cards() -> str:
     """Photo stamps, or the run's own test images where the stamps have not been fetched."""
     try:
         asset("stamps")
@@ -260,12 +260,12 @@ def main() -> None:
               "speaker; run this command again then", file=sys.stderr)
         folder = RUNS / "practice"
         folder.mkdir(parents=True, exist_ok=True)
-        house = House(None, practice_deck(), folder / "web")
+        house = Tables(None, practice_deck(), folder / "web")
     elif (folder / "log.jsonl").is_file() and not checkpoints(folder):
         print(f"{folder} has no checkpoint yet: only the page about training is served", file=sys.stderr)
     else:
         run = load_run(folder)
-        house = House(run, open_deck(run, arguments.data or usual_cards()), folder / "web")
+        house = Tables(run, open_deck(run, arguments.data or default_cards()), folder / "web")
         print(f"playing with {folder}", file=sys.stderr)
     serve(make_app(folder, house, hosts), arguments.host, arguments.port)
 

@@ -34,7 +34,7 @@ SCALE = 4.0  # of a context: its largest values are then near 1 or 2
 WIDTH = 2 * len(ATTRIBUTES)  # of a context
 
 
-def named_hits(listeners: list, dataset: Dataset, candidates: int, *key: int | str) -> Float[Tensor, "L A n"]:
+def hits_by_attribute(listeners: list, dataset: Dataset, candidates: int, *key: int | str) -> Float[Tensor, "L A n"]:
     """How often each listener finds each image when just one attribute of it is named, on a pool of its own.
 
     Raises DixitError if the images have no records.

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dixit.common import DixitError, first_line, read_json, scratch_dir, sha256, write_json
-from dixit.training.sharding import whole, whole_states
+from dixit.training.sharding import full_optimizer_states, full_tensor
 from dixit.training.task import Task
 
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -54,7 +54,7 @@ def trained_weights(folder: Path, which: str = "last") -> Path:
     return found[-1] / "model.safetensors"
 
 
-def chosen_figure(name: str, figures: dict[str, float]) -> float:
+def selected_figure(name: str, figures: dict[str, float]) -> float:
     """The figure that train.best names, negative for "-name". Raises DixitError if it is not measured."""
     key = f"eval/{name.removeprefix('-')}"
     if key not in figures:
@@ -64,7 +64,7 @@ def chosen_figure(name: str, figures: dict[str, float]) -> float:
     return -figures[key] if name.startswith("-") else figures[key]
 
 
-def best_figure(folder: Path) -> float:
+def best_so_far(folder: Path) -> float:
     """The figure of the best checkpoint so far; minus infinity if there is none that is sound."""
     for place in reversed(checkpoints(folder, "best")):
         try:
@@ -80,8 +80,8 @@ def save_checkpoint(place: Path, step: int, module: nn.Module, optimizer: Any, t
 
     All processes call it, for shards to be brought together; `write` says which one writes.
     """
-    weights = {k: whole(v) for k, v in module.state_dict().items()}
-    states = whole_states(optimizer, module)
+    weights = {k: full_tensor(v) for k, v in module.state_dict().items()}
+    states = full_optimizer_states(optimizer, module)
     if not write:
         return
     scratch = None
@@ -122,8 +122,8 @@ def check(place: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
-    """Load trained weights; those that begin with one of `may_lack` and that the file has not got stay as they are.
+def load_weights(module: nn.Module, path: Path, optional: tuple[str, ...] = ()) -> None:
+    """Load trained weights; those that begin with one of `optional` and that the file has not got stay as they are.
 
     Raises DixitError if the file is missing, damaged or of another architecture.
     """
@@ -135,7 +135,7 @@ def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) 
         raise DixitError(f"the checkpoint {path} is damaged ({error}); delete its folder to go on from the one "
                          "before it") from None
     own = module.state_dict()
-    weights = {k: v for k, v in own.items() if k.startswith(may_lack)} | weights
+    weights = {k: v for k, v in own.items() if k.startswith(optional)} | weights
     wrong = sorted(k for k in own.keys() | weights.keys()
                    if k not in own or k not in weights or own[k].shape != weights[k].shape)
     if wrong:

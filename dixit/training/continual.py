@@ -1,7 +1,7 @@
 """Audiences met one after another, and what keeps a speaker from forgetting the earlier ones.
 
 `continual.order: blocked` gives each of `audiences` an equal share of the steps. The remedies work on the adapter's
-audience units (`speaker.units`, speaker.Units), all that is trained then:
+audience units (`speaker.gated_units`, speaker.Units), all that is trained then:
 
     replay                   a share of the rounds is for an earlier audience
     ewc_nodes                units that earlier audiences use are held where they were, each by its importance
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dixit.common import rng
 from dixit.config import Config
-from dixit.models.speaker import Speaker, Units, held
+from dixit.models.speaker import Speaker, Units, anchor_name
 
 LENGTH = 2.0  # of a context that names an audience: a unit that it inhibits with weight 1 is silent
 LAG = 1e-6  # what the context remembers less of than this, it is not asked for
@@ -67,7 +67,7 @@ def sluggish(context: Float[Tensor, "R c"], alpha: float) -> Float[Tensor, "R c"
     return torch.stack(lagged)
 
 
-def named_context(config: Config, step: int) -> Float[Tensor, "R c"]:
+def audience_codes_at(config: Config, step: int) -> Float[Tensor, "R c"]:
     """What a speaker that is told its audience's name hears in each round, a pure function of (seed, step)."""
     settings, count = config.continual, len(config.audiences)
     if not settings.remedy.endswith("sluggish") or settings.sluggish == 1:
@@ -96,7 +96,7 @@ def importance(speaker: Speaker, adapter: nn.Module, patches: Float[Tensor, "B P
     Fisher information of a factor on the unit; no reward enters. One vector for each layer of units.
     """
     active: list[Tensor] = []
-    hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a)) for units in audience_units(adapter)]
+    hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a)) for units in gated_units_of(adapter)]
     prefix = adapter(patches, context)
     for hook in hooks:
         hook.remove()
@@ -110,16 +110,16 @@ def hold(units: Units, found: Float[Tensor, "H"]) -> None:
     with torch.no_grad():
         units.importance += found / found.mean().clamp(min=1e-12)
         for name, parameter in units.named_parameters():
-            getattr(units, held(name)).copy_(parameter)
+            getattr(units, anchor_name(name)).copy_(parameter)
 
 
-def holding_cost(units: Units) -> Tensor:
+def ewc_penalty(units: Units) -> Tensor:
     """1/2 sum over units of importance * |weights - held weights|^2, over all weights into and out of the unit."""
-    moved = {name: (p - getattr(units, held(name))) ** 2 for name, p in units.named_parameters()}
+    moved = {name: (p - getattr(units, anchor_name(name))) ** 2 for name, p in units.named_parameters()}
     into = moved["inputs.weight"].sum(1) + moved["inputs.bias"] + moved["gate.weight"].sum(1)
     return (units.importance * (into + moved["outputs.weight"].sum(0))).sum() / 2
 
 
-def audience_units(module: nn.Module) -> list[Units]:
+def gated_units_of(module: nn.Module) -> list[Units]:
     """The layers of audience units in an adapter, first block first."""
     return [part for part in module.modules() if isinstance(part, Units)]

@@ -47,7 +47,7 @@ def draw_candidates(targets: Int[np.ndarray, "B"], pool: Int[np.ndarray, "n"], c
     return torch.from_numpy(np.stack(rows))
 
 
-def draw_hard(targets: Int[np.ndarray, "B"], neighbours: Int[np.ndarray, "n m"], candidates: int,
+def draw_hard_candidates(targets: Int[np.ndarray, "B"], neighbours: Int[np.ndarray, "n m"], candidates: int,
               *key: int | str) -> Int[Tensor, "B C"]:
     """Like draw_candidates, from each target's own nearest neighbours (itself not among them)."""
     r = rng("candidates", *key)
@@ -55,7 +55,7 @@ def draw_hard(targets: Int[np.ndarray, "B"], neighbours: Int[np.ndarray, "n m"],
         np.concatenate([[t], r.choice(neighbours[t], size=candidates - 1, replace=False)]) for t in targets]))
 
 
-def nearest(embeddings: Float[Tensor, "n E"], count: int) -> Int[np.ndarray, "n m"]:
+def nearest_images(embeddings: Float[Tensor, "n E"], count: int) -> Int[np.ndarray, "n m"]:
     """The `count` nearest other images of each image by cosine of unit embeddings."""
     parts = []
     for start in range(0, len(embeddings), 512):
@@ -164,7 +164,7 @@ def caption_lengths(mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S"]:
 # ---- what is worth watching while the speaker learns ---------------------------------------------------------
 
 
-def commonest(texts: list[str]) -> tuple[str, float]:
+def most_common_caption(texts: list[str]) -> tuple[str, float]:
     """The caption most often said, and the share of the images it is said of: 1 if the speaker is constant."""
     text, count = Counter(texts).most_common(1)[0]
     return text, count / len(texts)

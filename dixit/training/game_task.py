@@ -22,10 +22,10 @@ from torch import Tensor
 from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.data.images import load
-from dixit.models.features import read_ahead
+from dixit.models.features import prefetch
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import audiences, continual, game, policy
-from dixit.training.loop import Task, share, share_weight
+from dixit.training.loop import Task, local_slice, local_weight
 from dixit.training.runs import patch_batch, speaker_and_patches
 from dixit.training.warm_start import CaptionTask, ClipTask, WordTask
 
@@ -41,27 +41,27 @@ class GameTask(Task):
             if len(images) < config.game.candidates:
                 raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(images)} images "
                                  f"of the {split} split")
-        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held, device)
+        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.held, device)
         self.listeners = make_listeners(config.listeners, self.data, device)
-        self.held_listeners = make_listeners(config.listeners, self.held, device)
-        for listener, other in zip(self.listeners, self.held_listeners, strict=True):
+        self.validation_listeners = make_listeners(config.listeners, self.held, device)
+        for listener, other in zip(self.listeners, self.validation_listeners, strict=True):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
-                other.ear = listener.ear  # they hear alike
+                other.text_map = listener.text_map  # they hear alike
         self.weights = torch.tensor([c.weight for c in config.listeners], device=device)
-        self.pairs = audiences.places(config.audiences, [c.name for c in config.listeners])
-        self.named = self.held_named = None  # what is to be observed of the listeners
-        if config.speaker.context and not config.speaker.units:
-            self.named = audiences.named_hits(self.listeners, self.data, config.game.candidates, config.seed)
-            self.held_named = audiences.named_hits(self.held_listeners, self.held, config.game.candidates, config.seed)
+        self.pairs = audiences.listener_indices(config.audiences, [c.name for c in config.listeners])
+        self.named = self.validation_named = None  # what is to be observed of the listeners
+        if config.speaker.audience_width and not config.speaker.gated_units:
+            self.named = audiences.hits_by_attribute(self.listeners, self.data, config.game.candidates, config.seed)
+            self.validation_named = audiences.hits_by_attribute(self.validation_listeners, self.held, config.game.candidates, config.seed)
         # Of several sets, scenes are told from scenes, and others from others: else one word for the set would do.
         self.scene = np.array([bool(r) for r in self.data["record"]]) if "+" in config.data.name else None
         self.neighbours = None
         if config.game.distractors == "hard":
             if not isinstance(self.listeners[0], ClipListener):
                 raise DixitError("game.distractors hard needs listeners[0] of kind clip, to say what is near")
-            self.neighbours = game.nearest(self.listeners[0].images.cpu(), 4 * (config.game.candidates - 1))
+            self.neighbours = game.nearest_images(self.listeners[0].images.cpu(), 4 * (config.game.candidates - 1))
         self.trained = self.speaker.trained
-        self.units = continual.audience_units(self.trained)
+        self.units = continual.gated_units_of(self.trained)
         self.base = copy.deepcopy(self.trained).requires_grad_(False)
         self.baseline: float | None = None
         self.rollouts: dict[int, tuple] = {}  # ppo: the rollout that further epochs go over
@@ -71,7 +71,7 @@ class GameTask(Task):
         c, m, key = self.config.game.candidates, self.config.game.pools, (self.config.seed, step)
         targets = np.repeat(index, m)
         if self.neighbours is not None:
-            drawn = game.draw_hard(targets, self.neighbours, c, *key)
+            drawn = game.draw_hard_candidates(targets, self.neighbours, c, *key)
         elif self.config.game.distractors == "in_batch":
             drawn = game.draw_candidates(targets, index, c, *key)
         elif self.scene is None:
@@ -89,7 +89,7 @@ class GameTask(Task):
         """Each listener's weight in each round of a global batch, a pure function of (seed, step)."""
         rounds = self.config.train.batch
         if self.pairs:
-            return audiences.weights(self.round_pairs(step), len(self.listeners)).to(self.weights.device)
+            return audiences.round_weights(self.round_pairs(step), len(self.listeners)).to(self.weights.device)
         if self.config.game.audience == "all":
             return self.weights[:, None].expand(-1, rounds)
         draw = game.sampled_audience if self.config.game.audience == "sampled" else game.shuffled_audience
@@ -97,18 +97,18 @@ class GameTask(Task):
 
     def round_pairs(self, step: int) -> list[tuple[int, int]]:
         """The audience of each round of a global batch, a pure function of (seed, step)."""
-        return [self.pairs[i] for i in continual.rounds(self.config, step)]
+        return [self.pairs[i] for i in continual.audience_indices(self.config, step)]
 
     def context(self, step: int) -> Float[Tensor, "B c"] | None:
         """What the speaker knows of each round's audience, a pure function of (seed, step)."""
-        if self.config.speaker.units:
-            return continual.named_context(self.config, step).to(self.speaker.device)
+        if self.config.speaker.gated_units:
+            return continual.audience_codes_at(self.config, step).to(self.speaker.device)
         if self.named is None:
             return None
         config, pairs = self.config, self.round_pairs(step)
         picks = rng("number of picks", config.seed, step).choice(config.picks, size=len(pairs)).tolist()
         profile = audiences.profiles(self.named, len(pairs), picks, config.seed, step)
-        return audiences.contexts(profile, pairs).to(self.speaker.device)
+        return audiences.audience_vectors(profile, pairs).to(self.speaker.device)
 
     def reward(self, listeners: list, prefix_patches: Tensor, texts: list[str], tokens: Tensor, mask: Tensor,
                logp: Tensor, candidates: Int[Tensor, "S M C"],
@@ -136,17 +136,17 @@ class GameTask(Task):
         seed, n, speaker = config.seed, rules.samples, self.speaker
         rollout = step - step % rules.epochs if rules.algorithm == "ppo" else step
         if config.continual.remedy == "ewc_nodes" and part == 0:
-            self.hold_units(step)
+            self.consolidate_units(step)
         index = game.batch_indices(seed, rollout, settings.batch, len(self.data))
         candidates = self.candidates(rollout, index)
-        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+        mine = local_slice(settings.batch, settings.accumulate, part, self.accelerator)
         index, candidates = index[mine], candidates[mine].repeat_interleave(n, 0)
         weights = self.audience(rollout)[:, mine]
         draws = rng("sample", seed, rollout).random((settings.batch, n, config.speaker.max_tokens), dtype=np.float32)
         uniforms = torch.from_numpy(draws[mine]).flatten(0, 1).to(speaker.device)
         patches = patch_batch(self.store, index, speaker.device)
         if part == 0:
-            read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
+            prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
 
         context = self.context(rollout)
         prefix = self.trained(patches) if context is None else self.trained(patches, context[mine])
@@ -168,7 +168,7 @@ class GameTask(Task):
         else:
             loss = policy.policy_loss(logp, mask, advantage)
         for units in self.units if config.continual.remedy == "ewc_nodes" else ():
-            loss = loss + config.continual.holding * continual.holding_cost(units)
+            loss = loss + config.continual.ewc_strength * continual.ewc_penalty(units)
         listening = weights.repeat_interleave(n * config.game.pools, 1) != 0  # (L, S*M)
         hit = (game.hits(logits) * listening).sum(1) / listening.sum(1).clamp(min=1)
         figures |= {f"accuracy/{c.name}": h for c, h in zip(config.listeners, hit.tolist(), strict=True)}
@@ -180,43 +180,43 @@ class GameTask(Task):
             self.rollouts[part] = (tokens, mask, logp.detach(), advantage, figures)
         return loss, figures
 
-    def hold_units(self, step: int) -> None:
+    def consolidate_units(self, step: int) -> None:
         """At the first step of a new audience: hold the units that what is said to the one before depends on."""
-        if not step or continual.block(self.config, step) == continual.block(self.config, step - 1):
+        if not step or continual.block_index(self.config, step) == continual.block_index(self.config, step - 1):
             return
         index = game.batch_indices(self.config.seed, step - 1, self.config.train.batch, len(self.data))
         draws = rng("importance", self.config.seed, step).random((len(index), self.config.speaker.max_tokens))
         context = self.context(step - 1)
         assert context is not None
-        found = continual.importance(
+        found = continual.unit_importance(
             self.speaker, self.accelerator.unwrap_model(self.trained),
             patch_batch(self.store, index, self.speaker.device), context,
             torch.from_numpy(draws.astype(np.float32)).to(self.speaker.device))
         for units, used in zip(self.units, found, strict=True):
-            continual.hold(units, used)
+            continual.consolidate(units, used)
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Hebbian gating: Oja's rule on the same rounds, of all processes."""
         if self.config.continual.remedy.startswith("hebbian_gate"):
             context = self.context(step)
             assert context is not None
             for units in self.units:
-                continual.oja(units.gate.weight, context, self.config.continual.gating)
+                continual.oja(units.gate.weight, context, self.config.continual.hebbian_rate)
 
     def teach_listeners(self, texts: list[str], candidates: Int[Tensor, "S M C"]) -> None:
         """A step of gradient descent for listeners that learn, after they have been asked."""
         tried = [text for text in texts for _ in range(candidates.shape[1])]
         for listener in self.listeners:
-            if isinstance(listener, ClipListener) and listener.ear is not None:
-                slope = listener.slope(tried, candidates.flatten(0, 1)) * self.weight_of(len(texts))
+            if isinstance(listener, ClipListener) and listener.text_map is not None:
+                slope = listener.text_map_gradient(tried, candidates.flatten(0, 1)) * self.weight_of(len(texts))
                 slope = self.accelerator.reduce(slope, reduction="mean")
                 if slope.isfinite().all():
-                    listener.ear -= listener.learning_rate * slope
+                    listener.text_map -= listener.learning_rate * slope
 
     def weight_of(self, captions: int) -> float:
         """What a mean over this process's captions of a micro-batch counts for in the mean over all processes."""
         all_captions = self.config.train.batch // self.config.train.accumulate * self.config.policy.samples
-        return share_weight(all_captions, captions, self.accelerator.num_processes)
+        return local_weight(all_captions, captions, self.accelerator.num_processes)
 
     def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
                   candidates: Int[Tensor, "B M C"], weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
@@ -236,7 +236,7 @@ class GameTask(Task):
         return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, Any]:
+    def validate(self, step: int) -> dict[str, Any]:
         """Greedy captions on validation pools: each listener's accuracy, and the gap.
 
         Besides, how near the speaker is to saying one thing of every image, and what gap that would make; how far its
@@ -245,46 +245,46 @@ class GameTask(Task):
         count = min(256, len(self.held))
         index = np.arange(count)
         pools = game.draw_candidates(index, np.arange(len(self.held)), self.config.game.candidates, "observe")
-        patches = patch_batch(self.held_store, index, self.speaker.device)
+        patches = patch_batch(self.validation_store, index, self.speaker.device)
         weights, context = self.weights[:, None].expand(-1, count), None
         if self.pairs:
             mine = index % len(self.pairs)
             pairs = [self.pairs[i] for i in mine]
             if self.units:
-                context = continual.names(mine, len(self.pairs), self.config.continual.centred).to(patches.device)
-            weights = audiences.weights(pairs, len(self.listeners)).to(self.weights.device)
-            if self.held_named is not None:
-                profile = audiences.profiles(self.held_named, count, [max(self.config.picks)] * count, "observe")
-                context = audiences.contexts(profile, pairs).to(patches.device)
+                context = continual.audience_codes(mine, len(self.pairs), self.config.continual.centred).to(patches.device)
+            weights = audiences.round_weights(pairs, len(self.listeners)).to(self.weights.device)
+            if self.validation_named is not None:
+                profile = audiences.profiles(self.validation_named, count, [max(self.config.picks)] * count, "observe")
+                context = audiences.audience_vectors(profile, pairs).to(patches.device)
         texts, states = [], []
         for rows in torch.arange(count).split(64):
             told = None if context is None else context[rows]
             prefix = self.speaker.trained(patches[rows], told)
             texts += self.speaker.decode(*self.speaker.sample(prefix)[:2])
             states.append(torch.stack([self.base(patches[rows], told), prefix]).flatten(2).cpu().double())
-        hits = game.hits(score_all(self.held_listeners, texts, pools))
+        hits = game.hits(score_all(self.validation_listeners, texts, pools))
         heard = (hits * (weights != 0)).sum(1) / (weights != 0).sum(1).clamp(min=1)
         figures = {f"accuracy/{c.name}": float(h) for c, h in zip(self.config.listeners, heard, strict=True)}
         gaps = game.gap(hits, weights)
         figures["gap"] = float(gaps.mean())
         for i, pair in enumerate(self.config.audiences):
             figures["gap/" + "-".join(pair)] = float(gaps[i::len(self.pairs)].mean())
-        constant, share = game.commonest(texts)
-        same = game.hits(score_all(self.held_listeners, [constant] * count, pools))
-        first, now = map(game.kernel, torch.cat(states, 1))
+        constant, share = game.most_common_caption(texts)
+        same = game.hits(score_all(self.validation_listeners, [constant] * count, pools))
+        first, now = map(game.centred_kernel, torch.cat(states, 1))
         return figures | {"gap_constant": float(game.gap(same, weights).mean()), "commonest_caption": share,
                           "kernel_distance": game.kernel_distance(first, now),
                           "prefix_dimensions": game.participation_ratio(now), "captions": texts[:4]}
 
     def state(self) -> dict[str, Any]:
-        ears = [getattr(listener, "ear", None) for listener in self.listeners]
-        return {"baseline": self.baseline, "ears": [None if ear is None else ear.tolist() for ear in ears]}
+        text_maps = [getattr(listener, "text_map", None) for listener in self.listeners]
+        return {"baseline": self.baseline, "text_maps": [None if ear is None else ear.tolist() for ear in text_maps]}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.baseline = state["baseline"]
-        for listener, ear in zip(self.listeners, state["ears"], strict=True):
-            if isinstance(listener, ClipListener) and listener.ear is not None:
-                listener.ear.copy_(torch.tensor(ear))
+        for listener, ear in zip(self.listeners, state["text_maps"], strict=True):
+            if isinstance(listener, ClipListener) and listener.text_map is not None:
+                listener.text_map.copy_(torch.tensor(ear))
 
 
 TASKS: dict[str, Callable[[Config, Accelerator], Task]] = {

@@ -41,15 +41,15 @@ from dixit.common import (
 )
 from dixit.config import Config, TrainConfig, changed, config_hash, load_config, to_dict
 from dixit.training.checkpoints import (
-    best_figure,
+    best_so_far,
     checkpoints,
-    chosen_figure,
     resume,
     save_checkpoint,
+    selected_figure,
     step_name,
     step_of,
 )
-from dixit.training.sharding import shard_states, tell_deepspeed, whole
+from dixit.training.sharding import configure_deepspeed, full_tensor, shard_optimizer_states
 from dixit.training.task import Task
 
 
@@ -74,7 +74,7 @@ def make_accelerator(config: Config) -> Accelerator:
                          f"({first_line(error)}); see that all hosts are up and reach that address, then run the same "
                          "command again") from None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        tell_deepspeed(config.train, accelerator)
+        configure_deepspeed(config.train, accelerator)
     return accelerator
 
 
@@ -96,7 +96,7 @@ def share(batch: int, parts: int, part: int, accelerator: Accelerator) -> slice:
     return slice(*places[accelerator.process_index:][:2])
 
 
-def share_weight(batch: int, rows: int, world: int) -> float:
+def local_weight(batch: int, rows: int, world: int) -> float:
     """What a mean over `rows` rows counts for: with it, the mean over processes of the sum over parts is the mean over
     the batch."""
     return rows * world / batch
@@ -154,16 +154,16 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
     parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
-    shard_states(optimizer, states, parameters)
+    shard_optimizer_states(optimizer, states, parameters)
     if main:
-        begin_folder(config, start)
+        prepare_run_folder(config, start)
     accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
     log = open_log(folder) if main else None
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
     began = clock = time.perf_counter()
     since, skipped = start, 0
-    best = best_figure(folder) if settings.best else -math.inf
+    best = best_so_far(folder) if settings.best else -math.inf
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
@@ -172,7 +172,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
             last = part == settings.accumulate - 1
             with accelerator.autocast(), _synced(accelerator, task.trained, last):
                 mine = share(settings.batch, settings.accumulate, part, accelerator)
-                weight = share_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
+                weight = local_weight(settings.batch, mine.stop - mine.start, accelerator.num_processes)
                 loss, part_figures = task.loss(step, part)
                 # NaN tells every process by the gradients, and DeepSpeed, whose step is part of the last backward pass.
                 sound = math.isfinite(float(loss.detach()) + part_figures.get("reward", 0.0))
@@ -182,7 +182,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
                 figures[key] = figures.get(key, 0.0) + value * weight
         figures = _mean_over_processes(figures, accelerator)
         norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
-        figures["grad_norm"] = float(whole(torch.as_tensor(norm)))
+        figures["grad_norm"] = float(full_tensor(torch.as_tensor(norm)))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
             skipped += 1
@@ -194,15 +194,15 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         else:
             skipped = 0
             optimizer.step()
-            task.after(step)
+            task.after_step(step)
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         figures["lr"] = learning_rate(settings, step)
         bar.set_postfix_str(", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "reward", "skipped") if k in figures))
         if done % settings.eval_every == 0 or done == settings.steps:
-            figures |= {f"eval/{k}": v for k, v in task.observe(done).items()}
+            figures |= {f"eval/{k}": v for k, v in task.validate(done).items()}
             if settings.best:
-                value = chosen_figure(settings.best, figures)
+                value = selected_figure(settings.best, figures)
                 if value > best:
                     best = value
                     save_checkpoint(folder / "best" / step_name(done), done, plain, optimizer, task, best, write=main)
@@ -226,11 +226,11 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     accelerator.end_training()
     if log is not None:
         log.close()
-        write_facts(folder, time.perf_counter() - began, accelerator.num_processes)
+        write_train_summary(folder, time.perf_counter() - began, accelerator.num_processes)
     task.trained = plain
 
 
-def write_facts(folder: Path, seconds: float, processes: int) -> None:
+def write_train_summary(folder: Path, seconds: float, processes: int) -> None:
     """RUN/train.json: the command, processes, wall time over all resumptions, and peak memory of this process."""
     path = folder / "train.json"
     try:
@@ -316,7 +316,7 @@ def _write_line(log: Any, line: dict[str, Any]) -> None:
                          "again to go on from the last checkpoint") from None
 
 
-def begin_folder(config: Config, start: int) -> None:
+def prepare_run_folder(config: Config, start: int) -> None:
     """Write the resolved config; cut log lines that are past the checkpoint a resumed run starts from.
 
     What a killed process left half written is removed.

@@ -34,8 +34,8 @@ def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.dev
         except DixitError as error:
             raise DixitError(f"speaker.init: {error}") from None
         new = ("context.", "topics.") if config.task == "caption" else ()
-        load_weights(speaker.trained, path, may_lack=("units.", *new))
-    if config.speaker.context and not config.speaker.units:  # captions teach topics, the game whom they serve
+        load_weights(speaker.trained, path, optional=("units.", *new))
+    if config.speaker.audience_width and not config.speaker.gated_units:  # captions teach topics, the game whom they serve
         game = config.task == "game"
         speaker.trained.requires_grad_(not game)
         speaker.trained.context.requires_grad_(game)

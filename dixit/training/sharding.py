@@ -16,7 +16,7 @@ from dixit.common import DixitError
 from dixit.config import TrainConfig
 
 
-def tell_deepspeed(settings: TrainConfig, accelerator: Accelerator) -> None:
+def configure_deepspeed(settings: TrainConfig, accelerator: Accelerator) -> None:
     """Give DeepSpeed what train.* says. Raises DixitError for what the training loop cannot be sure of."""
     plugin = accelerator.state.deepspeed_plugin
     offload = {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}
@@ -38,7 +38,7 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
 
 
-def whole_states(optimizer: Any, module: nn.Module) -> dict[str, Tensor]:
+def full_optimizer_states(optimizer: Any, module: nn.Module) -> dict[str, Tensor]:
     """An optimiser's numbers as "PARAMETER.NAME", in one piece. Of sharded ones all processes must ask together."""
     if (zero := _zero(optimizer)) is None:
         return {f"{i}.{k}": whole(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
@@ -50,7 +50,7 @@ def whole_states(optimizer: Any, module: nn.Module) -> dict[str, Tensor]:
             for i, p in enumerate(trained) for k, v in held.items()}
 
 
-def shard_states(optimizer: Any, states: dict[int, dict[str, Tensor]], trained: list[Any]) -> None:
+def shard_optimizer_states(optimizer: Any, states: dict[int, dict[str, Tensor]], trained: list[Any]) -> None:
     """Give the whole numbers of a resumed optimiser to its parameters if they have been sharded since."""
     if not states:
         return

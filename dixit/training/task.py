@@ -16,11 +16,11 @@ class Task(Protocol):
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         """The loss and figures of micro-batch `part` of `step`: means over this process's share of the batch."""
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """What changes weights besides the optimiser, right after its step; most tasks have nothing."""
         return None
 
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Figures on the validation split."""
 
     def state(self) -> dict[str, Any]:

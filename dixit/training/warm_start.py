@@ -27,10 +27,10 @@ from dixit.data import scenes
 from dixit.data.images import load, pixels
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.clip import build_locked
-from dixit.models.features import as_maps, patch_features, read_ahead, text_features
+from dixit.models.features import patch_features, prefetch, text_features, to_feature_maps
 from dixit.models.towers import FinePatches
 from dixit.training import game
-from dixit.training.loop import Task, cuts, share
+from dixit.training.loop import Task, local_slice, share_bounds
 from dixit.training.runs import patch_batch, speaker_and_patches
 
 Reader = Callable[[np.ndarray], Tensor]  # rows of a dataset -> (B, c, h, w)
@@ -81,7 +81,7 @@ class ClipTask(Task):
         if not self.locked:
             return lambda rows: self.clip.preprocess(pixels(dataset, rows.tolist()), perception)
         patches = patch_features(self.clip, dataset, perception)
-        return lambda rows: as_maps(patches[rows]).to(self.accelerator.device)
+        return lambda rows: to_feature_maps(patches[rows]).to(self.accelerator.device)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         seed, batch, parts = self.config.seed, self.config.train.batch, self.config.train.accumulate
@@ -89,10 +89,10 @@ class ClipTask(Task):
         index = game.batch_indices(seed, step, batch, len(rows))
         choice = rng("caption", seed, step).random(len(index))
         text = [rows[i][int(c * len(rows[i]))] for i, c in zip(index, choice, strict=True)]
-        mine = share(batch, parts, part, self.accelerator)
+        mine = local_slice(batch, parts, part, self.accelerator)
         image, heard, scale = self.trained(read(index[mine]), self.texts[text[mine]])
         # Other processes' embeddings are candidates too; each process takes the loss of its own rows.
-        places = cuts(batch, parts, part, self.accelerator.num_processes)
+        places = share_bounds(batch, parts, part, self.accelerator.num_processes)
         images, all_heard = (_gather_with_gradients(x, places) for x in (image, heard))
         target = torch.arange(len(image), device=image.device) + mine.start - places[0]
         loss = (F.cross_entropy(scale * image @ all_heard.T, target)
@@ -100,7 +100,7 @@ class ClipTask(Task):
         return loss, {"scale": float(scale.detach())}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Recall at 1 among 10 of validation captions, per dataset and perception."""
         figures = {}
         for read, text, name in self.held:
@@ -140,7 +140,7 @@ class WordTask(Task):
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held,
+        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.held,
                                                                         accelerator.device)
         self.trained = self.speaker.trained
         bags = [set(self.tokens(row)) for row in self.data["captions"]]
@@ -149,7 +149,7 @@ class WordTask(Task):
         embedding = self.speaker.llm.get_input_embeddings().weight
         self.words = embedding[sorted(counts)].detach()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
-        self.targets, self.held_targets = self.target(bags), self.target(
+        self.targets, self.validation_targets = self.target(bags), self.target(
             [set(self.tokens(row)) for row in self.held["captions"]])
 
     def tokens(self, captions: list[str]) -> list[int]:
@@ -174,15 +174,15 @@ class WordTask(Task):
         settings = self.config.train
         index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
         if part == 0:
-            read_ahead(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
-        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
+            prefetch(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
+        mine = local_slice(settings.batch, settings.accumulate, part, self.accelerator)
         return self._loss(self.store, self.targets, index[mine]).mean(), {}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
         index = np.arange(min(256, len(self.held)))
-        return {"loss": float(self._loss(self.held_store, self.held_targets, index).mean())}
+        return {"loss": float(self._loss(self.validation_store, self.validation_targets, index).mean())}
 
 
 UNTOLD = 0.25  # share of the captions whose topics are not told
@@ -191,17 +191,17 @@ UNTOLD = 0.25  # share of the captions whose topics are not told
 class CaptionTask(Task):
     """Supervised warm start: next-token loss on captions. No caption is used after this stage.
 
-    With `speaker.context` the adapter is told which attributes a caption names, so that it learns to name what it is
+    With `speaker.audience_width` the adapter is told which attributes a caption names, so that it learns to name what it is
     asked for; a share of the captions it is told nothing of.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.data, self.held = load(config.data, "train", training=True), load(config.data, "validation")
-        self.speaker, self.store, self.held_store = speaker_and_patches(config, self.data, self.held,
+        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.held,
                                                                         accelerator.device)
         self.captions = [self.fitting(row) for row in self.data["captions"]]
-        self.held_captions = [self.fitting(row) for row in self.held["captions"]]
+        self.validation_captions = [self.fitting(row) for row in self.held["captions"]]
         self.trained = self.speaker.trained
 
     def fitting(self, captions: list[str]) -> list[str]:
@@ -229,26 +229,26 @@ class CaptionTask(Task):
         seed, settings = self.config.seed, self.config.train
         index = game.batch_indices(seed, step, settings.batch, len(self.data))
         if part == 0:
-            read_ahead(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
+            prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
-        mine = share(settings.batch, settings.accumulate, part, self.accelerator)
-        told = rng("told", seed, step).random(choice.shape) >= UNTOLD if self.config.speaker.context else None
+        mine = local_slice(settings.batch, settings.accumulate, part, self.accelerator)
+        told = rng("told", seed, step).random(choice.shape) >= UNTOLD if self.config.speaker.audience_width else None
         return self._loss(self.store, self.captions, index[mine], choice[mine],
                           None if told is None else told[mine]).mean(), {}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Validation loss (nats per caption), how many words of each class greedy captions get right, and, with topics,
         how many of them name what alone was asked for and nothing else."""
         index = np.arange(min(128, len(self.held)))
-        loss = self._loss(self.held_store, self.held_captions, index, np.zeros((len(index), 1)))
-        said = [row[0] for row in self.speaker.say(patch_batch(self.held_store, index, self.speaker.device))]
+        loss = self._loss(self.validation_store, self.validation_captions, index, np.zeros((len(index), 1)))
+        said = [row[0] for row in self.speaker.caption(patch_batch(self.validation_store, index, self.speaker.device))]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(said, self.held["record"][: len(said)]).items():
             figures[f"recall/{name}"] = recall
-        if self.config.speaker.context:
+        if self.config.speaker.audience_width:
             asked = 2 * torch.eye(len(ATTRIBUTES))[index % len(ATTRIBUTES)] - 1
-            patches = patch_batch(self.held_store, index, self.speaker.device)
+            patches = patch_batch(self.validation_store, index, self.speaker.device)
             prefix = self.accelerator.unwrap_model(self.trained)(patches, topics=asked.to(patches))
             told = self.speaker.decode(*self.speaker.sample(prefix)[:2])
             right = (torch.tensor([scenes.named(text) for text in told]) == asked).all(1).float()

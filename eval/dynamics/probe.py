@@ -31,7 +31,8 @@ from torch.func import functional_call
 
 from dixit.common import atomic_path
 from dixit.config import Config, TrainConfig
-from dixit.training.loop import Task, train
+from dixit.training.loop import train
+from dixit.training.task import Task
 
 # ---- claims ----------------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class Networks(nn.Module, ABC):
     def measure(self) -> dict[str, Tensor]:
         """What to record of each network: name -> (S, ...)."""
 
-    def after(self, step: int) -> None:  # noqa: B027  most networks change by gradient descent alone
+    def after_step(self, step: int) -> None:  # noqa: B027  most networks change by gradient descent alone
         """Change weights by another rule right after each gradient step: of all S, on every process."""
 
 
@@ -155,14 +156,14 @@ class Simulation(Task):
         return losses.sum() * self.world, {}  # the loop takes the mean over processes
 
     @torch.no_grad()
-    def after(self, step: int) -> None:
-        self.networks.after(step)
+    def after_step(self, step: int) -> None:
+        self.networks.after_step(step)
 
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         self.measure(step)
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing: `simulate` starts afresh."""
 
     @torch.no_grad()

@@ -252,7 +252,7 @@ class Students(Networks):
             losses = losses + (self.kappa * (self.weights - self.anchor) ** 2).sum((1, 2)) / 2
         return losses
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         if step + 1 == self.switch:
             rho = torch.tensor([arm.consolidation for arm in self.arms], device=self.row.device)
             self.anchor.copy_(self.weights)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from dixit.models.adapter import Adapter
 from torch.nn import functional as F
 
 from dixit.common import DixitError, rng
 from dixit.config import build, read_tree, to_dict
-from dixit.models.speaker import Adapter
 from dixit.training.runs import patch_batch
 from eval.dynamics.__main__ import find_probe, probe_names, report, run_probe
 from eval.dynamics.pages import FindingRow
@@ -169,8 +169,8 @@ def test_an_output_bias_of_zero_changes_nothing_and_is_trained(home, tmp_path):
     task = measure.again(task, config, plain)
     loss, other = task.loss(0, 0)[0], biased.loss(0, 0)[0]
     torch.testing.assert_close(loss, other, rtol=1e-4, atol=1e-4)
-    for name, value in task.observe(0).items():
-        assert biased.observe(0)[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    for name, value in task.validate(0).items():
+        assert biased.validate(0)[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
     other.backward()
     assert biased.trained.raw.grad.abs().max() > 0
     assert task.p.sum() == pytest.approx(1) and (task.p > 0).sum() > 5
@@ -301,7 +301,7 @@ def test_the_kernel_is_that_of_the_logit(home, tmp_path):
     adapter = task.speaker.trained
     rows = []
     for i, token in zip(task.items, task.item_tokens[:, 1], strict=True):
-        prefix = adapter(patch_batch(task.held_store, np.array([i]), task.speaker.device))
+        prefix = adapter(patch_batch(task.validation_store, np.array([i]), task.speaker.device))
         embed = task.speaker.llm.get_input_embeddings()
         inputs = torch.cat([embed.weight[task.speaker.start].expand(1, 1, -1), prefix, embed(task.start[:1])], 1)
         logit = task.speaker.llm(inputs_embeds=inputs).logits[0, -1, token]
@@ -394,7 +394,7 @@ def test_where_the_image_enters(home, tmp_path, kind):
     some = patch_batch(task.store, np.arange(8), task.speaker.device)
     module = unimodal.Fusion(measure.new_adapter(task, config), some, kind, 0.5)
     one = measure.again(task, config, module)
-    patches = patch_batch(task.held_store, np.arange(3), task.speaker.device)
+    patches = patch_batch(task.validation_store, np.arange(3), task.speaker.device)
     tokens, mask = task.speaker.encode(task.held_texts[:3])
     hints = torch.tensor([0, 1, 2])
     nats = one.nats(module(patches), tokens, mask, hints)

@@ -21,7 +21,7 @@ from eval.dynamics.speaker.measure import accelerator, new_adapter
 def game(tiny):
     """A config of two audiences, as configs/continual.yaml, on tiny models."""
     tree = yaml.safe_load(tiny.game_config.read_text())
-    tree["speaker"] |= {"context": 2, "units": 8}
+    tree["speaker"] |= {"audience_width": 2, "gated_units": 8}
     tree["data"] = tree["data"] | {"train": 200, "validation": 60}
     experts = [{"name": f"{kind}s", "clip": str(tiny.clip), "domain": kind} for kind in ("colour", "shape")]
     pairs = [["colours", "shapes"], ["shapes", "colours"]]
@@ -127,16 +127,16 @@ def test_private_heads_are_put_in_and_out(home, game, caption_run, tmp_path):
     play.begin()
     after = play.speaker.trained(patch_batch(play.store, np.arange(2), play.speaker.device), torch.zeros(2, 2))
     assert torch.allclose(before, after, atol=1e-4) and play.start[0].std() > 0.05  # pairs of units cancel
-    assert not play.names.any() and not play.context(0).any()
+    assert not play.names.any() and not play.audience_inputs(0).any()
     first = [torch.full_like(head, 3.0) for head in play.start]
     play._put(first)
     play.loss(settings.block, 0)  # the second audience comes
-    assert all(torch.equal(units.outputs.weight, head) for units, head in zip(play.units, play.start, strict=True))
+    assert all(torch.equal(units.outputs.weight, head) for units, head in zip(play.remedy.units, play.start, strict=True))
     with play.head(0):
-        assert all((units.outputs.weight == 3).all() for units in play.units)
+        assert all((units.outputs.weight == 3).all() for units in play.remedy.units)
     with play.head(1):
-        assert not (play.units[0].outputs.weight == 3).any()
-    assert torch.equal(play.units[0].outputs.weight, play.start[0])
+        assert not (play.remedy.units[0].outputs.weight == 3).any()
+    assert torch.equal(play.remedy.units[0].outputs.weight, play.start[0])
 
 
 def test_no_such_condition():
@@ -187,7 +187,7 @@ def test_the_expansion_is_the_speaker_to_first_order(small_speaker):
         step = 1e-3 * torch.randn(data.slopes.shape, generator=torch.Generator().manual_seed(0))
         ends = []
         for sign in 1, -1:
-            handle = adapter.units[-1].register_forward_hook(lambda _, __, out, sign=sign: out + sign * step)
+            handle = adapter.gated_units[-1].register_forward_hook(lambda _, __, out, sign=sign: out + sign * step)
             ends.append(first_order.preference(play, adapter, patches, records, silent))
             handle.remove()
     assert torch.allclose((ends[0] - ends[1]) / 2, (data.slopes * step).sum((1, 2)), atol=2e-5, rtol=0.02)
@@ -246,7 +246,7 @@ def test_a_gate_keeps_private_heads_keep_and_plans_share_their_start():
     gate = networks.gate.detach().clone()
     with torch.no_grad():
         for step in range(120):
-            networks.after(step)
+            networks.after_step(step)
     rows = [np.corrcoef(g.detach().T.numpy())[0, 1] for g in networks.gate]
     assert rows[1] == pytest.approx(-1, abs=1e-2) and torch.equal(networks.gate[0], gate[0])
     assert networks.switched is not None and not torch.equal(networks.switched.gate[2], networks.gate[2])

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dixit.training.candidates import draw_candidates
 
 from dixit.common import DixitError, read_json
 from dixit.config import Config, SpeakerConfig, load_config, settings_hash
 from dixit.models.listeners import make_listeners
-from dixit.training import game
 from dixit.training.runs import load_run
 from eval import pairs
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
@@ -213,7 +213,7 @@ def test_more_samples_are_judged_better_and_one_is_the_first(home, game_run):
     dataset = dataset_of(run, run.config.data, "test", 12)
     listeners = make_listeners(run.config.listeners, dataset)
     everyone = np.arange(12)
-    pools = game.draw_candidates(np.repeat(everyone, 3), everyone, 4, "t").unflatten(0, (-1, 3))
+    pools = draw_candidates(np.repeat(everyone, 3), everyone, 4, "t").unflatten(0, (-1, 3))
     with torch.no_grad():
         prefix = run.base(torch.randn(12, *_patches(run), generator=torch.Generator().manual_seed(0)))
         rewards = [float(judge(run, listeners, best_of(run, prefix, listeners, pools, n, 0), pools).mean())

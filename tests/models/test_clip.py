@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA
+from dixit.training.candidates import draw_candidates
 from safetensors.torch import load_file, save_file
 
 from dixit.common import DixitError
@@ -16,9 +17,8 @@ from dixit.config import DataConfig, ListenerConfig, load_config
 from dixit.data import scenes
 from dixit.data.images import load, pixels
 from dixit.models.clip import build_locked, clip_dir, load_clip, save_clip
-from dixit.models.features import _cached, image_embeddings, patch_features, read_ahead
+from dixit.models.features import _cached, image_embeddings, patch_features, prefetch
 from dixit.models.listeners import ClipListener, score_all
-from dixit.training.game import draw_candidates
 from eval import clip_quality
 
 
@@ -111,7 +111,7 @@ def test_equal_captions_are_encoded_once_for_all_listeners_that_hear_them(tiny):
     candidates = torch.arange(6).expand(5, -1)
     plain = []
     for listener in listeners:
-        heard = [listener.hearing.understood(text) for text in texts]
+        heard = [listener.word_filter.apply(text) for text in texts]
         with torch.no_grad():
             words = torch.cat([clip.model.encode_text(clip.tokenizer([text]), normalize=True) for text in heard])
         plain.append(clip.scale * words @ listener.images.T)
@@ -129,7 +129,7 @@ def test_reading_ahead_changes_no_row(tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     store, wanted = np.load(tmp_path / "rows.npy", mmap_mode="r"), np.array([4, 0, 4])
     for some in (store, rows):  # what is in memory already is left alone
-        read_ahead(some, wanted)
+        prefetch(some, wanted)
         assert np.array_equal(some[wanted], rows[wanted])
 
 

@@ -10,7 +10,7 @@ import torch
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
 from dixit.models.decoder import HfDecoder, LlamaDecoder
-from dixit.models.speaker import Speaker, TokenLogp, load_llm, pick
+from dixit.models.speaker import Speaker, TokenLogp, load_llm, sample_token
 from dixit.training.checkpoints import load_weights
 
 PATCHES, WIDTH, T = 5, 16, 6
@@ -150,12 +150,12 @@ def test_token_logp_equals_log_softmax_and_its_gradient(bias):
 @pytest.mark.parametrize("vocabulary", [5, 256, 1000])
 def test_pick_is_the_inverse_cdf(vocabulary):
     logits, uniforms = (draw(200, vocabulary) * 8).double(), draw(200, seed=1).double()
-    token, logp = pick(logits, uniforms)
+    token, logp = sample_token(logits, uniforms)
     cdf = logits.softmax(-1).cumsum(-1)
     expected = torch.searchsorted(cdf, uniforms[:, None]).squeeze(1)
     assert torch.equal(token, expected)
     torch.testing.assert_close(logp, logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1))
-    assert torch.equal(pick(logits, None)[0], logits.argmax(-1))
+    assert torch.equal(sample_token(logits, None)[0], logits.argmax(-1))
 
 
 def test_prefix_gradient_agrees_with_a_finite_difference(speaker):
@@ -344,7 +344,7 @@ def test_the_context_changes_the_prefix_and_only_if_asked_for(settings):
 
 def test_say_gives_the_greedy_caption_and_then_samples(speaker):
     patches = draw(3, PATCHES, WIDTH)
-    rows = speaker.say(patches, samples=2, seed=5)
+    rows = speaker.caption(patches, samples=2, seed=5)
     assert [len(row) for row in rows] == [3, 3, 3]
-    assert [row[0] for row in rows] == [row[0] for row in speaker.say(patches)]
-    assert rows == speaker.say(patches, samples=2, seed=5) != speaker.say(patches, samples=2, seed=6)
+    assert [row[0] for row in rows] == [row[0] for row in speaker.caption(patches)]
+    assert rows == speaker.caption(patches, samples=2, seed=5) != speaker.caption(patches, samples=2, seed=6)

@@ -20,9 +20,9 @@ from starlette.testclient import TestClient
 from dixit.common import DixitError, rng
 from dixit.config import ListenerConfig
 from dixit.play import rules, tables, web
-from dixit.play.explain import captions, labels, opinion
+from dixit.play.explain import caption_images, listener_labels, listener_response
 from dixit.play.players import Agent
-from dixit.play.tables import YOU, House, open_deck
+from dixit.play.tables import YOU, Tables, open_deck
 from dixit.play.terminal import inline, way_of
 from dixit.training import game as reference_game
 from dixit.training.runs import load_run
@@ -40,11 +40,11 @@ def loaded(game_run, tiny, folder_of_cards):
 
 
 @pytest.fixture
-def house(loaded, tmp_path) -> House:
-    return House(*loaded, tmp_path / "web")
+def house(loaded, tmp_path) -> Tables:
+    return Tables(*loaded, tmp_path / "web")
 
 
-def visit(house: House | None, folder: Path, who: str = "") -> TestClient:
+def visit(house: Tables | None, folder: Path, who: str = "") -> TestClient:
     """A browser that has opened the page, for the first time or with an earlier cookie."""
     cookies = {"dixit": who} if who else None
     client = TestClient(web.make_app(folder, house, ["127.0.0.1"]), base_url=BASE, cookies=cookies)
@@ -62,7 +62,7 @@ def my_move(state: dict, draws: np.random.Generator) -> dict:
     return {"place": int(draws.choice(game["may_vote"]))}
 
 
-def check_nothing_is_hidden(client: TestClient, house: House, state: dict) -> None:
+def check_nothing_is_hidden(client: TestClient, house: Tables, state: dict) -> None:
     """All that the page gets is what the player may see."""
     game = house.open[client.cookies["dixit"]].game
     assert state["game"] == json.loads(json.dumps(rules.view(game, YOU)))
@@ -77,7 +77,7 @@ def check_nothing_is_hidden(client: TestClient, house: House, state: dict) -> No
         assert (house.show(client.cookies["dixit"], str(card), 1) is not None) == seen
 
 
-def play_through(client: TestClient, house: House, seed: int):
+def play_through(client: TestClient, house: Tables, seed: int):
     """A whole game; yields after each move."""
     draws = rng("visitor", seed)
     state = client.post("/api/new", json={"goal": 10}).json()
@@ -123,12 +123,12 @@ def test_a_restart_loses_nothing(house, loaded, tmp_path):
     for _ in range(4):
         before = next(game)
     who = client.cookies["dixit"]
-    again = visit(House(*loaded, house.folder), tmp_path, who)
+    again = visit(Tables(*loaded, house.folder), tmp_path, who)
     assert again.get("/api/state").json() == before and before["game"]["rounds"]
     kept = house.folder / f"{who}.json"
     for damage in (kept.read_text()[:40], "[]", '{"deck": 1}', kept.read_text().replace(before["key"], "other cards")):
         kept.write_text(damage)
-        fresh = visit(House(*loaded, house.folder), tmp_path, who)
+        fresh = visit(Tables(*loaded, house.folder), tmp_path, who)
         assert fresh.get("/api/state").json()["game"] is None  # no game, and no error: one can be started
         assert "no game yet" in fresh.post("/api/next", json={}).json()["error"]
     assert fresh.post("/api/new", json={"goal": 20}).json()["game"]["goal"] == 20
@@ -267,34 +267,34 @@ def test_a_finished_round_is_explained_by_leaving_words_out(house, tmp_path):
 def test_captions_come_with_their_probability(loaded):
     run, deck = loaded
     images = deck.images[:3]
-    said = captions(run, images, samples=2, seed=4)
+    said = caption_images(run, images, samples=2, seed=4)
     patches = run.clip.patches(images, "colour")
-    assert [row[0][0] for row in said["trained"]] == [row[0] for row in run.speaker.say(patches)]
+    assert [row[0][0] for row in said["trained"]] == [row[0] for row in run.speaker.caption(patches)]
     with torch.no_grad():
         prefix = run.speaker.trained(patches)
     tokens, mask, _ = run.speaker.sample(prefix)
     expected = run.speaker.logprobs(prefix, tokens, mask).sum(1).exp().tolist()
     assert [row[0][1] for row in said["trained"]] == pytest.approx(expected, rel=1e-3)
     assert all(len(row) == 3 for rows in said.values() for row in rows)
-    assert captions(run, images, speakers=["trained"])["trained"][0][0][0] == said["trained"][0][0][0]
+    assert caption_images(run, images, speakers=["trained"])["trained"][0][0][0] == said["trained"][0][0][0]
 
 
 def test_listeners_of_one_name_are_told_apart():
     made = [ListenerConfig("colour"), ListenerConfig("grey"), ListenerConfig("colour", clip="models/other")]
-    assert labels(made) == ["colour, lite0", "grey", "colour, other"]
+    assert listener_labels(made) == ["colour, lite0", "grey", "colour, other"]
 
 
 def test_a_silent_speaker_makes_a_legal_storyteller(loaded):
     view = {"phase": "tell", "player": 0, "rounds": [], "hand": [1]}
     listener = loaded[1].listeners[0]
     assert Agent(["", "  "], listener, 0).move(view) == (1, "...")
-    assert opinion(listener, "", torch.arange(4))["words"] == []
+    assert listener_response(listener, "", torch.arange(4))["words"] == []
 
 
 def test_a_practice_table_needs_nothing_trained(home, tmp_path):
     deck = tables.practice_deck()
     assert sum(a != b for a, b in zip(deck.texts, deck.clues, strict=True)) > 60  # the alt text gives no clue away
-    house = House(None, deck, tmp_path / "web")
+    house = Tables(None, deck, tmp_path / "web")
     client = visit(house, tmp_path)
     for state in play_through(client, house, 1):
         assert state["run"] == ""
@@ -315,7 +315,7 @@ def test_the_newest_game_is_played(game_run, caption_run, tmp_path, home, capsys
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "log.jsonl").touch()
     assert web.newest_game(tmp_path) == tmp_path / "pairs/new"
-    assert web.usual_cards() == "test" and "python -m dixit.data.assets stamps" in capsys.readouterr().err
+    assert web.default_cards() == "test" and "python -m dixit.data.assets stamps" in capsys.readouterr().err
 
 
 def test_decks_that_cannot_be_played(loaded, home, tmp_path, folder_of_cards):

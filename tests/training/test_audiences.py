@@ -16,7 +16,7 @@ from eval.audiences import audiences_of, play, summarise, table
 
 LISTENERS = ("listeners=[{name: colours, clip: EYE, domain: colour}, {name: shapes, clip: EYE, domain: shape}, "
              "{name: all, clip: EYE}]")
-OVERRIDES = ("heldout=[]", "speaker.context=10", "audiences=[[colours, shapes], [all, colours]]",
+OVERRIDES = ("heldout=[]", "speaker.audience_width=10", "audiences=[[colours, shapes], [all, colours]]",
              "unseen=[[shapes, colours]]", "picks=[0, 16]")
 
 
@@ -26,7 +26,7 @@ def topics_run(tiny, train, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIXIT_CACHE", str(tiny.cache))
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        train(tiny.caption_config, tmp_path_factory.mktemp("topics"), "speaker.context=10")
+        train(tiny.caption_config, tmp_path_factory.mktemp("topics"), "speaker.audience_width=10")
     yield tmp_path_factory.getbasetemp() / "topics0"
 
 
@@ -53,22 +53,22 @@ def test_picks_tell_of_a_listener_what_it_does():
 
 
 def test_rounds_are_weighed_and_described_by_their_own_audience():
-    pairs = audiences.places((("b", "a"), ("c", "b")), ["a", "b", "c"])
+    pairs = audiences.listener_indices((("b", "a"), ("c", "b")), ["a", "b", "c"])
     assert pairs == [(1, 0), (2, 1)]
-    weights = audiences.weights(pairs, 3)
+    weights = audiences.round_weights(pairs, 3)
     assert weights.T.tolist() == [[-1, 1, 0], [0, -1, 1]]
     profile = torch.arange(30.0).reshape(2, 3, 5)
-    context = audiences.contexts(profile, pairs)
+    context = audiences.audience_vectors(profile, pairs)
     assert context.shape == (2, audiences.WIDTH)
     assert torch.equal(context[1], audiences.SCALE * torch.cat([profile[1, 2], profile[1, 1]]))
     hits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     assert game.gap(hits, weights).tolist() == [1.0, 1.0]  # who does not listen does not count
     with pytest.raises(DixitError, match=r"audience \['a', 'd'\] names 'd'.*choose of a, b, c"):
-        audiences.places((("a", "d"),), ["a", "b", "c"])
+        audiences.listener_indices((("a", "d"),), ["a", "b", "c"])
 
 
 def test_captions_teach_topics_and_leave_the_audience_to_the_game(home, train, caption_run, tmp_path):
-    task = train(home.caption_config, tmp_path / "topics", "speaker.context=10", f"speaker.init={caption_run}",
+    task = train(home.caption_config, tmp_path / "topics", "speaker.audience_width=10", f"speaker.init={caption_run}",
                  "train.eval_every=4")
     adapter = task.speaker.trained
     start = load_file(trained_weights(caption_run))
@@ -91,7 +91,7 @@ def test_training_for_many_audiences(home, train, topics_run, tmp_path):
     assert not task.base.context.weight.any()  # the base speaker hears of nobody
     for step in range(6):
         pairs, weights = task.round_pairs(step), task.audience(step)
-        assert torch.equal(weights, audiences.weights(pairs, 3)) and set(pairs) <= {(0, 1), (2, 0)}
+        assert torch.equal(weights, audiences.round_weights(pairs, 3)) and set(pairs) <= {(0, 1), (2, 0)}
         context = task.context(step)
         assert context.shape == (4, 10) and torch.equal(context, task.context(step))
     # A second training, resumed halfway, ends equal.
@@ -105,9 +105,9 @@ def test_training_for_many_audiences(home, train, topics_run, tmp_path):
 
 def test_the_evaluation_for_many_audiences(home, train, caption_run, topics_run, tmp_path):
     train(home.game_config, tmp_path / "run", *overrides(home, topics_run))
-    train(home.game_config, tmp_path / "one", *overrides(home, caption_run), "speaker.context=0",
+    train(home.game_config, tmp_path / "one", *overrides(home, caption_run), "speaker.audience_width=0",
           "audiences=[[all, colours]]", "unseen=[]")
-    train(home.game_config, tmp_path / "deaf", *overrides(home, caption_run), "speaker.context=0")
+    train(home.game_config, tmp_path / "deaf", *overrides(home, caption_run), "speaker.audience_width=0")
     train(home.game_config, tmp_path / "pair", "heldout=[]",  # a pair of configs/pairs has names of its own
           f"listeners=[{{name: x, clip: {home.clip}, domain: shape, weight: -1.0}}, {{name: y, clip: {home.clip}}}]")
     run, one, deaf, pair = (load_run(tmp_path / name) for name in ("run", "one", "deaf", "pair"))
@@ -130,7 +130,7 @@ def test_the_evaluation_for_many_audiences(home, train, caption_run, topics_run,
 
 
 def test_a_context_needs_audiences(home, train, tmp_path):
-    with pytest.raises(DixitError, match="speaker.context needs audiences"):
-        train(home.game_config, tmp_path / "run", "speaker.context=10")
-    with pytest.raises(DixitError, match="speaker.context must be 10"):
-        train(home.game_config, tmp_path / "run", *OVERRIDES, "speaker.context=3")
+    with pytest.raises(DixitError, match="speaker.audience_width needs audiences"):
+        train(home.game_config, tmp_path / "run", "speaker.audience_width=10")
+    with pytest.raises(DixitError, match="speaker.audience_width must be 10"):
+        train(home.game_config, tmp_path / "run", *OVERRIDES, "speaker.audience_width=3")

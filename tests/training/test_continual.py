@@ -11,13 +11,12 @@ import torch
 
 from dixit.common import DixitError
 from dixit.config import load_config
-from dixit.models.speaker import Units
 from dixit.training import continual
 from dixit.training.checkpoints import checkpoints
 from dixit.training.runs import load_run, patch_batch
 
 WORDS = ("listeners=[{name: colours, clip: EYE, domain: colour}, {name: shapes, clip: EYE, domain: shape}]",
-         "heldout=[]", "audiences=[[colours, shapes], [shapes, colours]]", "speaker.context=2", "speaker.units=8",
+         "heldout=[]", "audiences=[[colours, shapes], [shapes, colours]]", "speaker.audience_width=2", "speaker.gated_units=8",
          "continual.order=blocked", "train.schedule=constant", "train.lr=0.01")
 
 
@@ -31,29 +30,29 @@ def config_of(home, *overrides: str):
 
 def test_blocked_audiences_come_one_after_another_and_replay_goes_back(home):
     config = config_of(home, "train.steps=40", "train.batch=50")
-    assert [continual.rounds(config, step).tolist() for step in (0, 19)] == [[0] * 50] * 2
-    assert set(continual.rounds(config, 20)) == {1} and set(continual.rounds(config, 39)) == {1}
+    assert [continual.audience_indices(config, step).tolist() for step in (0, 19)] == [[0] * 50] * 2
+    assert set(continual.audience_indices(config, 20)) == {1} and set(continual.audience_indices(config, 39)) == {1}
     replayed = config_of(home, "train.steps=40", "train.batch=50", "continual.remedy=replay", "continual.replay=0.3")
-    assert set(continual.rounds(replayed, 19)) == {0}
-    later = np.concatenate([continual.rounds(replayed, step) for step in range(20, 40)])
+    assert set(continual.audience_indices(replayed, 19)) == {0}
+    later = np.concatenate([continual.audience_indices(replayed, step) for step in range(20, 40)])
     assert (later == 0).mean() == pytest.approx(0.3, abs=0.05) and set(later) == {0, 1}
     mixed = config_of(home, "train.steps=40", "train.batch=50", "continual.order=interleaved")
-    assert np.mean([continual.rounds(mixed, step).mean() for step in range(40)]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([continual.audience_indices(mixed, step).mean() for step in range(40)]) == pytest.approx(0.5, abs=0.05)
 
 
 def test_names_are_of_one_length_and_centred():
     for count in 2, 3, 5:
-        named = continual.names(np.arange(count), count)
+        named = continual.audience_codes(np.arange(count), count)
         assert torch.allclose(named.norm(dim=1), torch.full((count,), continual.LENGTH))
         assert torch.allclose(named.mean(0), torch.zeros(count), atol=1e-6)
-    assert torch.allclose(continual.names(np.array([1]), 2, centred=False), torch.tensor([[0.0, continual.LENGTH]]))
-    assert torch.allclose(*continual.names(np.array([0, 1]), 2).mul(torch.tensor([[1.0], [-1.0]])))
+    assert torch.allclose(continual.audience_codes(np.array([1]), 2, centred=False), torch.tensor([[0.0, continual.LENGTH]]))
+    assert torch.allclose(*continual.audience_codes(np.array([0, 1]), 2).mul(torch.tensor([[1.0], [-1.0]])))
 
 
 def test_a_sluggish_context_correlates_with_the_rounds_as_theory_says():
     """corr(s, c) = sqrt(alpha (2 - alpha)) for independent rounds."""
     drawn = np.random.default_rng(0).integers(2, size=20000)
-    now = continual.names(drawn, 2)
+    now = continual.audience_codes(drawn, 2)
     for alpha in 0.15, 0.41, 0.8:
         lagged = continual.sluggish(now, alpha)
         found = np.corrcoef(now[200:, 0].numpy(), lagged[200:, 0].numpy())[0, 1]
@@ -64,9 +63,9 @@ def test_a_sluggish_context_correlates_with_the_rounds_as_theory_says():
 def test_the_lagging_context_of_a_step_is_that_of_the_whole_sequence(home):
     config = config_of(home, "train.steps=60", "train.batch=6", "continual.order=interleaved",
                        "continual.remedy=hebbian_gate+sluggish", "continual.sluggish=0.2")
-    everything = np.concatenate([continual.rounds(config, step) for step in range(41)])
-    whole = continual.sluggish(continual.names(everything, 2), 0.2)
-    assert torch.allclose(continual.named_context(config, 40), whole[-6:], atol=1e-5)
+    everything = np.concatenate([continual.audience_indices(config, step) for step in range(41)])
+    whole = continual.sluggish(continual.audience_codes(everything, 2), 0.2)
+    assert torch.allclose(continual.audience_codes_at(config, 40), whole[-6:], atol=1e-5)
 
 
 def test_oja_splits_the_units_between_two_audiences_if_names_are_centred():
@@ -76,11 +75,11 @@ def test_oja_splits_the_units_between_two_audiences_if_names_are_centred():
         gate = start.clone()
         for step in range(400):
             blocked = np.full(16, step // 200)  # one after the other
-            continual.oja(gate, continual.names(blocked if centred else rounds, 2, centred), 0.05)
+            continual.oja(gate, continual.audience_codes(blocked if centred else rounds, 2, centred), 0.05)
         assert np.corrcoef(gate[:, 0], gate[:, 1])[0, 1] == pytest.approx(correlation, abs=0.2)
         if centred:
             assert torch.allclose(gate.norm(dim=1), torch.ones(200), atol=1e-3)
-            drive = continual.names(np.array([0, 1]), 2) @ gate.T
+            drive = continual.audience_codes(np.array([0, 1]), 2) @ gate.T
             assert torch.allclose(drive.abs(), torch.full((2, 200), continual.LENGTH), atol=1e-2)
             assert torch.equal(drive[0] > 0, drive[1] < 0)  # active for one, silent for the other
 
@@ -99,15 +98,15 @@ def test_oja_with_one_context_follows_its_solution():
 
 def test_holding_costs_what_used_units_move():
     units = Units(4, 3, 2)
-    continual.hold(units, torch.tensor([0.0, 2.0, 4.0]))
-    assert units.importance.tolist() == [0.0, 1.0, 2.0] and float(continual.holding_cost(units).detach()) == 0
+    continual.consolidate(units, torch.tensor([0.0, 2.0, 4.0]))
+    assert units.importance.tolist() == [0.0, 1.0, 2.0] and float(continual.ewc_penalty(units).detach()) == 0
     with torch.no_grad():
         units.inputs.weight[0] += 7.0  # a unit that was of no use may move
-        assert float(continual.holding_cost(units).detach()) == 0
+        assert float(continual.ewc_penalty(units).detach()) == 0
         units.inputs.bias[1] += 2.0
         units.outputs.weight[:, 2] += 1.0
         units.gate.weight[2, 0] += 1.0
-    assert float(continual.holding_cost(units).detach()) == pytest.approx((1 * 4 + 2 * (4 + 1)) / 2)
+    assert float(continual.ewc_penalty(units).detach()) == pytest.approx((1 * 4 + 2 * (4 + 1)) / 2)
 
 
 @pytest.mark.parametrize("remedy", ["none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish"])
@@ -131,7 +130,7 @@ def test_a_remedy_trains_the_units_alone_and_resumes_exactly(home, train, captio
 def test_units_are_silent_at_first_and_speak_to_those_they_are_told_of(home, train, caption_run, tmp_path):
     task = train(home.game_config, tmp_path / "run", *words(home, caption_run), "train.steps=4")
     patches = patch_batch(task.store, np.arange(3), task.speaker.device)
-    named = continual.names(np.array([0, 1, 0]), 2)
+    named = continual.audience_codes(np.array([0, 1, 0]), 2)
     with torch.no_grad():
         assert torch.equal(task.base(patches, named), task.base(patches))
         assert not torch.equal(task.trained(patches, named), task.base(patches))
@@ -149,16 +148,16 @@ def test_what_is_used_is_important(home, train, caption_run, tmp_path):
         for units in task.units:
             units.outputs.weight[:, 3] = 0
     patches = patch_batch(task.store, np.arange(4), task.speaker.device)
-    found = continual.importance(task.speaker, task.speaker.trained, patches, continual.names(np.zeros(4, int), 2),
+    found = continual.unit_importance(task.speaker, task.speaker.trained, patches, continual.audience_codes(np.zeros(4, int), 2),
                                  torch.rand(4, 6))
     assert all(f.shape == (8,) and f[3] == 0 and (f >= 0).all() and f.sum() > 0 for f in found)
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    (["speaker.context=3"], "speaker.units needs audiences, as many as speaker.context is wide"),
-    (["speaker.units=0", "speaker.context=0", "continual.remedy=replay"], "replay needs speaker.units"),
+    (["speaker.audience_width=3"], "speaker.gated_units needs audiences, as many as speaker.audience_width is wide"),
+    (["speaker.gated_units=0", "speaker.audience_width=0", "continual.remedy=replay"], "replay needs speaker.gated_units"),
     (["continual.remedy=hebbian"], "continual.remedy is 'hebbian'; did you mean 'hebbian_gate'"),
-    (["continual.gating=0.5"], "continual.gating must be above 0 and at most 0.25"),
+    (["continual.hebbian_rate=0.5"], "continual.hebbian_rate must be above 0 and at most 0.25"),
     (["unseen=[[colours, colours]]"], "none unseen"),
     (["train.steps=1"], "train.steps must be at least 2"),
 ])

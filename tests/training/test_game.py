@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,7 +121,7 @@ def test_target_logp_by_hand():
 def test_candidates_hold_the_target_first_and_no_image_twice(candidates, spare, step):
     pool = np.arange(100, 100 + candidates + spare)
     targets = pool[:: 3]
-    rows = game.draw_candidates(targets, pool, candidates, 0, step)
+    rows = draw_candidates(targets, pool, candidates, 0, step)
     assert rows.shape == (len(targets), candidates)
     for target, row in zip(targets, rows.tolist(), strict=True):
         assert row[0] == target and len(set(row)) == candidates and set(row) <= set(pool.tolist())
@@ -128,22 +129,22 @@ def test_candidates_hold_the_target_first_and_no_image_twice(candidates, spare, 
 
 def test_candidates_are_pure_in_their_key():
     targets, pool = np.arange(8), np.arange(50)
-    first = game.draw_candidates(targets, pool, 10, 0, 3)
-    assert torch.equal(first, game.draw_candidates(targets, pool, 10, 0, 3))
-    assert not torch.equal(first, game.draw_candidates(targets, pool, 10, 0, 4))
-    assert not torch.equal(first, game.draw_candidates(targets, pool, 10, 1, 3))
+    first = draw_candidates(targets, pool, 10, 0, 3)
+    assert torch.equal(first, draw_candidates(targets, pool, 10, 0, 3))
+    assert not torch.equal(first, draw_candidates(targets, pool, 10, 0, 4))
+    assert not torch.equal(first, draw_candidates(targets, pool, 10, 1, 3))
 
 
 def test_every_other_image_is_a_distractor_equally_often():
-    rows = game.draw_candidates(np.zeros(4000, dtype=np.int64), np.arange(5), 3, 0)
+    rows = draw_candidates(np.zeros(4000, dtype=np.int64), np.arange(5), 3, 0)
     counts = torch.bincount(rows[:, 1:].flatten(), minlength=5)
     assert counts[0] == 0 and (counts[1:] - 2000).abs().max() < 5 * (4000 * 0.5 * 0.5) ** 0.5
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(DixitError, match="game.candidates 6"):
-        game.draw_candidates(np.arange(2), np.arange(5), 6, 0)
-    assert game.draw_candidates(np.arange(2), np.arange(5), 5, 0).sort(1).values.tolist() == [[0, 1, 2, 3, 4]] * 2
+        draw_candidates(np.arange(2), np.arange(5), 6, 0)
+    assert draw_candidates(np.arange(2), np.arange(5), 5, 0).sort(1).values.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
 def test_batches_are_pure_and_without_repeats():
@@ -158,24 +159,24 @@ def test_batches_are_pure_and_without_repeats():
 def test_nearest_images_by_hand():
     angles = torch.tensor([0.0, 0.1, 0.3, 1.5, 1.6])
     points = torch.stack([angles.cos(), angles.sin()], 1)
-    assert game.nearest(points, 2).tolist() == [[1, 2], [0, 2], [1, 0], [4, 2], [3, 2]]
-    assert game.nearest(points, 99).shape == (5, 4)
+    assert nearest_images(points, 2).tolist() == [[1, 2], [0, 2], [1, 0], [4, 2], [3, 2]]
+    assert nearest_images(points, 99).shape == (5, 4)
 
 
 def test_nearest_agrees_over_the_seams_of_its_chunks():
     points = torch.nn.functional.normalize(torch.randn(600, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     similarity = (points @ points.T).fill_diagonal_(-9)
-    assert (torch.from_numpy(game.nearest(points, 1))[:, 0] == similarity.argmax(1)).all()
+    assert (torch.from_numpy(nearest_images(points, 1))[:, 0] == similarity.argmax(1)).all()
 
 
 def test_hard_candidates_come_from_the_target_s_neighbours():
     neighbours = np.stack([np.roll(np.arange(20), -i)[1:7] for i in range(20)])
     targets = np.array([3, 19, 0, 3])
-    rows = game.draw_hard(targets, neighbours, 5, 0, 1)
+    rows = draw_hard_candidates(targets, neighbours, 5, 0, 1)
     for target, row in zip(targets, rows.tolist(), strict=True):
         assert row[0] == target and len(set(row)) == 5 and set(row[1:]) <= set(neighbours[target].tolist())
-    assert torch.equal(rows, game.draw_hard(targets, neighbours, 5, 0, 1))
-    assert not torch.equal(rows, game.draw_hard(targets, neighbours, 5, 0, 2))
+    assert torch.equal(rows, draw_hard_candidates(targets, neighbours, 5, 0, 1))
+    assert not torch.equal(rows, draw_hard_candidates(targets, neighbours, 5, 0, 2))
 
 
 # --- the total and its terms ------------------------------------------------------------------------------------
@@ -224,12 +225,12 @@ def test_a_listener_scores_by_scale_and_cosine(eye, images):
 def test_a_listener_hears_only_the_words_it_knows(eye, images):
     every = torch.arange(4).expand(2, 4)
     some, free = (ClipListener(eye, images, ListenerConfig("l", vocabulary=v)) for v in (("red", "big"), ()))
-    assert some.hearing.understood("A Big red circle.") == "big red"
+    assert some.word_filter.apply("A Big red circle.") == "big red"
     heard = some.score(["a red circle", "circle"], every)
     torch.testing.assert_close(heard[:1], free.score(["red"], every[:1]), atol=1e-5, rtol=0)
     assert (heard[1] == 0).all()
     shapes = ClipListener(eye, images, ListenerConfig("l", domain="shape"))
-    assert shapes.hearing.understood("a big red circle, at the top") == "a circle at the"
+    assert shapes.word_filter.apply("a big red circle, at the top") == "a circle at the"
     assert torch.equal(*(shapes.score([f"a {c} circle"], every[:1]) for c in ("red", "blue")))
     assert not torch.equal(*(free.score([f"a {c} circle"], every[:1]) for c in ("red", "blue")))
     with pytest.raises(DixitError, match="unknown listener domain 'shapes'"):
@@ -237,9 +238,9 @@ def test_a_listener_hears_only_the_words_it_knows(eye, images):
 
 
 def test_a_german_listener_reads_german_only(eye, images):
-    hearing = ClipListener(eye, images, ListenerConfig("l", language="german")).hearing
-    assert hearing.understood("Ein roter Kreis und a red star") == "one red circle and"
-    assert hearing.understood("an orange ring") == "orange ring"  # the same in both languages
+    hearing = ClipListener(eye, images, ListenerConfig("l", language="german")).word_filter
+    assert hearing.apply("Ein roter Kreis und a red star") == "one red circle and"
+    assert hearing.apply("an orange ring") == "orange ring"  # the same in both languages
 
 
 def test_a_listener_of_records_counts_true_words_against_false_ones(home):
@@ -274,9 +275,9 @@ def test_a_learning_listener_learns_to_find_the_targets(eye, images):
     torch.testing.assert_close(before, ClipListener(eye, images, ListenerConfig("l")).score(texts, candidates),
                                atol=1e-4, rtol=0)
     for _ in range(20):
-        listener.ear -= listener.learning_rate * listener.slope(texts, candidates)
+        listener.text_map -= listener.learning_rate * listener.text_map_gradient(texts, candidates)
     assert (game.target_logp(listener.score(texts, candidates)[None]) > game.target_logp(before[None]) + 0.1).all()
-    assert not listener.ear.requires_grad
+    assert not listener.text_map.requires_grad
 
 
 def test_gap_and_scoring_rounds():
@@ -329,17 +330,17 @@ def test_a_listener_that_returns_nan_is_named(eye, images):
 
 
 def test_the_commonest_caption():
-    assert game.commonest(["a", "b", "b", "c"]) == ("b", 0.5) and game.commonest(["a"] * 3) == ("a", 1.0)
+    assert game.most_common_caption(["a", "b", "b", "c"]) == ("b", 0.5) and game.most_common_caption(["a"] * 3) == ("a", 1.0)
 
 
 def test_kernels_by_hand():
     square = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]) + 7  # the mean does not count
-    assert game.participation_ratio(game.kernel(square)) == pytest.approx(2)
-    assert game.participation_ratio(game.kernel(square * torch.tensor([1.0, 0]))) == pytest.approx(1)
-    assert game.participation_ratio(game.kernel(torch.ones(4, 2))) == 0  # all alike
+    assert game.participation_ratio(game.centred_kernel(square)) == pytest.approx(2)
+    assert game.participation_ratio(game.centred_kernel(square * torch.tensor([1.0, 0]))) == pytest.approx(1)
+    assert game.participation_ratio(game.centred_kernel(torch.ones(4, 2))) == 0  # all alike
     turned = 3 * square @ torch.tensor([[0.6, -0.8], [0.8, 0.6]])  # neither turning nor scaling moves a kernel
-    first = game.kernel(square)
-    assert game.kernel_distance(first, game.kernel(turned)) == pytest.approx(0, abs=1e-6)
+    first = game.centred_kernel(square)
+    assert game.kernel_distance(first, game.centred_kernel(turned)) == pytest.approx(0, abs=1e-6)
     # One of two equal directions is left: <K, K'> = |K'|^2 and |K|^2 = 2 |K'|^2.
-    flat = game.kernel(square * torch.tensor([1.0, 0]))
+    flat = game.centred_kernel(square * torch.tensor([1.0, 0]))
     assert game.kernel_distance(first, flat) == pytest.approx(1 - 1 / math.sqrt(2))

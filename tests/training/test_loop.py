@@ -96,11 +96,11 @@ def test_what_a_game_observes_besides_the_gap(home, train, caption_run, game_run
     assert 1 / 24 <= seen["eval/commonest_caption"] <= 1 and -1 <= seen["eval/gap_constant"] <= 1
     said = load_run(game_run).speaker
     task = train(home.game_config, tmp_path / "run", "train.steps=1", f"speaker.init={caption_run}")
-    assert seen["eval/captions"] == [row[0] for row in said.say(torch.tensor(task.held_store[:4]).float())]
+    assert seen["eval/captions"] == [row[0] for row in said.say(torch.tensor(task.validation_store[:4]).float())]
     task.trained = task.speaker.trained = task.base  # before it has learned anything
-    assert task.observe(0)["kernel_distance"] == pytest.approx(0, abs=1e-12)
+    assert task.validate(0)["kernel_distance"] == pytest.approx(0, abs=1e-12)
     task.speaker.decode = lambda tokens, mask: ["A red ring."] * len(tokens)  # says one thing of everything
-    found = task.observe(0)
+    found = task.validate(0)
     assert found["commonest_caption"] == 1 and found["gap"] == found["gap_constant"]
 
 
@@ -115,7 +115,7 @@ def test_captioning_lowers_its_loss(home, train, tmp_path):
     task = train(home.caption_config, tmp_path / "run", "train.steps=80", "train.batch=16")
     losses = [row["loss"] for row in lines(tmp_path / "run")]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    assert task.observe(0)["loss"] == lines(tmp_path / "run")[-1]["eval/loss"]
+    assert task.validate(0)["loss"] == lines(tmp_path / "run")[-1]["eval/loss"]
 
 
 def test_a_killed_run_goes_on_exactly(home, command, tmp_path):
@@ -175,7 +175,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(home, train, tmp_path, mon
     from dixit.training.game_task import CaptionTask
 
     losses = iter([3.0, 1.0, 2.0, 5.0, 9.0])
-    monkeypatch.setattr(CaptionTask, "observe", lambda self, step: {"loss": next(losses)})
+    monkeypatch.setattr(CaptionTask, "validate", lambda self, step: {"loss": next(losses)})
     run = tmp_path / "run"
     words = ["train.eval_every=1", "train.save_every=1", "train.keep_last=3", "train.best=-loss"]
     train(home.caption_config, run, "train.steps=3", "train.schedule=constant", *words)

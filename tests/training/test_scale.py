@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from dixit.common import DixitError
 from dixit.training.checkpoints import FILES, checkpoints, trained_weights
-from dixit.training.loop import cuts, share_weight
+from dixit.training.loop import local_weight, share_bounds
 
 # Plain SGD: AdamW makes full steps even of gradients that are 0 but for rounding (the bias of an attention's keys).
 STEPS = ["train.steps=3", "train.lr=0.1", "train.log_every=1", "train.optimizer=sgd"]
@@ -44,15 +44,15 @@ def test_shares_cover_a_batch_whatever_the_processes():
     for batch, parts, world in ((7, 1, 2), (16, 2, 3), (5, 1, 4), (12, 3, 4)):
         rows = []
         for part in range(parts):
-            places = cuts(batch, parts, part, world)
+            places = share_bounds(batch, parts, part, world)
             sizes = [stop - start for start, stop in zip(places, places[1:], strict=False)]
             assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1
             assert (places[0], places[-1]) == (part * batch // parts, (part + 1) * batch // parts)
-            rows += [(n, share_weight(batch, n, world)) for n in sizes]
+            rows += [(n, local_weight(batch, n, world)) for n in sizes]
         assert sum(n for n, _ in rows) == batch
         assert sum(weight for _, weight in rows) / world == pytest.approx(1)
     with pytest.raises(DixitError, match="train.batch 3 must be at least train.accumulate x processes"):
-        cuts(3, 2, 0, 2)
+        share_bounds(3, 2, 0, 2)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def contrast(home):
     from accelerate.state import AcceleratorState
 
     from dixit.config import load_config
-    from dixit.models.features import as_maps
+    from dixit.models.features import to_feature_maps
     from dixit.training.loop import make_accelerator
     from dixit.training.loop import train as loop
     from dixit.training.warm_start import ClipTask
@@ -122,13 +122,13 @@ def contrast(home):
             self.config, self.accelerator = config, accelerator
             draw = torch.Generator().manual_seed(0)
             patches = torch.randn(40, 4, 4, generator=draw).numpy()
-            self.sets = [(lambda rows: as_maps(patches[rows]), [[i] for i in range(40)])]
+            self.sets = [(lambda rows: to_feature_maps(patches[rows]), [[i] for i in range(40)])]
             self.texts = torch.randn(40, 6, generator=draw)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 self.trained = Heads()
 
-        def observe(self, step: int) -> dict[str, float]:
+        def validate(self, step: int) -> dict[str, float]:
             return {}
 
     def run(folder: Path) -> None:
@@ -238,7 +238,7 @@ def zero(train, stage: int, *given: object) -> None:
         plugin.select(_from_accelerator_state=True)
         PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.DEEPSPEED
         accelerator.state.deepspeed_plugins, accelerator.deepspeed_engine_wrapped = plugin, None
-        sharding.tell_deepspeed(config.train, accelerator)
+        sharding.configure_deepspeed(config.train, accelerator)
         return accelerator
 
     with pytest.MonkeyPatch.context() as patch:

@@ -195,7 +195,7 @@ class GatedNetworks(Networks):
     def forward(self, step: int) -> Float[Tensor, "S"]:
         return -self.rate * self.answers(self.inputs(step)).sigmoid()[:, 0] * self.reward[:, step]
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Oja's rule: w += hebb y (x - y w), y = w x before bias and ReLU."""
         mask, w = self.mask[:, self.start:], self.first[:, self.start:]
         x = self.inputs(step)[:, :, self.start:].transpose(1, 2) * mask

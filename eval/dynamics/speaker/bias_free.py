@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from dixit.common import seed_of
 from dixit.config import Config
 from dixit.training import game
-from dixit.training.loop import Task
 from dixit.training.runs import patch_batch
+from dixit.training.task import Task
 
 from .measure import Afresh, Finding, ShortWords, accelerator, again, configure, curve, losses, plot_seeds, teach
 
@@ -130,7 +130,7 @@ class MlpWords(ShortWords):
         mean = torch.from_numpy(np.asarray(self.store, np.float32).mean(1))
         self.centre = mean.mean(0)
         self.spread = float((mean - self.centre).square().sum(1).mean().sqrt())  # so that |z| is about 1
-        self.held_z = (torch.from_numpy(np.asarray(self.held_store[:settings.images], np.float32)).mean(1)
+        self.held_z = (torch.from_numpy(np.asarray(self.validation_store[:settings.images], np.float32)).mean(1)
                        - self.centre) / self.spread
 
     def adapter(self, settings: Settings, seed: int, arm: str) -> MlpAdapter:
@@ -143,7 +143,7 @@ class MlpWords(ShortWords):
         return slowed(loss, self.trained), figures
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         return even_of(self.trained, self.held_z)
 
     def odd_target(self, settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ class OddRegression(Afresh, Task):
         return slowed((adapter.map(self.z) - self.target).square().sum(1).mean() / 2, adapter), {}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         return even_of(self.trained, self.z)
 
 

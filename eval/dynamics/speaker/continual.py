@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -104,12 +105,12 @@ class ContinualGame(GameTask):
     def prepare(self, settings: Settings) -> None:
         """Keep the scenes of one object, and draw pools for the held-out ones."""
         keep_one_object(self)
-        everyone = np.arange(len(self.held))
+        everyone = np.arange(len(self.validation))
         self.rounds = everyone[:settings.rounds]
-        self.pools = torch.stack([game.draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
+        self.pools = torch.stack([draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
                                   for i in range(settings.pools)], 1)  # (n, pools, C)
         self.block, self.used = settings.block, settings.used
-        objects = [json.loads(self.held["record"][int(i)])["objects"][0] for i in self.rounds]
+        objects = [json.loads(self.validation["record"][int(i)])["objects"][0] for i in self.rounds]
         self.labels = {kind: np.array([scenes.position(o["cell"]) if kind == "position" else o[kind] for o in objects])
                        for kind in ATTRIBUTES}
 
@@ -118,8 +119,8 @@ class ContinualGame(GameTask):
 
     @property
     def names(self) -> Float[Tensor, "A A"]:
-        count = len(self.pairs)
-        return continual.names(np.arange(count), count, self.config.continual.centred).to(self.speaker.device)
+        count = len(self.audience.pairs)
+        return continual.audience_codes(np.arange(count), count, self.config.continual.centred).to(self.speaker.device)
 
     @torch.no_grad()
     def gaps(self, patches: Float[Tensor, "n P Dv"], context: Float[Tensor, "n A"],
@@ -127,24 +128,24 @@ class ContinualGame(GameTask):
         """An audience's gap and its reward sub_prob, of greedy captions: means over images and pools."""
         prefix = self.speaker.trained(patches, context)
         texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
-        everyone = torch.arange(len(self.held)).expand(len(texts), -1)
-        logits = score_all(self.held_listeners, texts, everyone).cpu()  # (L, n, all)
+        everyone = torch.arange(len(self.validation)).expand(len(texts), -1)
+        logits = score_all(self.validation_listeners, texts, everyone).cpu()  # (L, n, all)
         tried = logits[:, :, None].expand(-1, -1, self.pools.shape[1], -1).gather(-1, self.pools.expand(
             len(logits), -1, -1, -1)).flatten(1, 2)
-        weights = audiences.weights([self.pairs[audience]] * tried.shape[1], len(logits))
+        weights = audiences.round_weights([self.audience.pairs[audience]] * tried.shape[1], len(logits))
         return (float(game.gap(game.hits(tried), weights).mean()),
                 float(game.listener_reward("sub_prob", tried, weights).mean()))
 
     def states(self, patches: Float[Tensor, "n P Dv"]) -> tuple[Float[np.ndarray, "An H"], Float[np.ndarray, "An D"]]:
         """Every audience's unit activations and prefixes for the same images, means over K; audiences in order."""
         active: list[Tensor] = []
-        hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a.mean(1))) for units in self.units]
+        hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a.mean(1))) for units in self.remedy.units]
         with torch.no_grad():
             prefix = torch.cat([self.speaker.trained(patches, name.expand(len(patches), -1)).mean(1)
                                 for name in self.names])
         for hook in hooks:
             hook.remove()
-        layers = len(self.units)
+        layers = len(self.remedy.units)
         units = torch.cat([torch.cat(active[i::layers]) for i in range(layers)], 1)
         return units.double().cpu().numpy(), prefix.double().cpu().numpy()
 
@@ -152,20 +153,20 @@ class ContinualGame(GameTask):
         """The share of each unit, over all layers, in the captions for each audience."""
         draws = rng("used", self.config.seed, step).random((len(patches), self.config.speaker.max_tokens))
         uniforms = torch.from_numpy(draws.astype(np.float32)).to(self.speaker.device)
-        found = [torch.cat(continual.importance(self.speaker, self.speaker.trained, patches,
+        found = [torch.cat(continual.unit_importance(self.speaker, self.speaker.trained, patches,
                                                 name.expand(len(patches), -1), uniforms)) for name in self.names]
         return np.stack([(f / f.sum().clamp(min=1e-30)).double().cpu().numpy() for f in found])
 
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         figures: dict[str, float] = {}
-        patches = patch_batch(self.held_store, self.rounds, self.speaker.device)
+        patches = patch_batch(self.validation_store, self.rounds, self.speaker.device)
         for j, name in enumerate(self.names):
             figures[f"gap/{j}"], figures[f"reward/{j}"] = self.gaps(patches, name.expand(len(patches), -1), j)
         units, prefix = self.states(patches)
         two, context = slice(0, 2 * len(patches)), np.repeat([0.0, 1.0], len(patches))  # the first two audiences
-        gate = torch.cat([part.gate.weight for part in self.units]).detach() @ self.names.T
+        gate = torch.cat([part.gate.weight for part in self.remedy.units]).detach() @ self.names.T
         index = geometry.selectivity_index(units[two], context)
-        for j, who in enumerate(self.pairs[:2]):
+        for j, who in enumerate(self.audience.pairs[:2]):
             mine = prefix[j * len(patches):(j + 1) * len(patches)]
             kinds = [self.config.listeners[i].domain for i in who]
             serves, hinders = (geometry.explained(mine, self.labels[k]) if k else 0.0 for k in kinds)
@@ -207,12 +208,11 @@ def learn(play: ContinualGame, settings: Settings, config: Config, init: str, st
         shutil.copytree(start / "checkpoints" / block, folder / "checkpoints" / block)
         shutil.copyfile(start / "log.jsonl", folder / "log.jsonl")
     adapter = new_adapter(play, config, init)
-    adapter.requires_grad_(False).units.requires_grad_(True)
+    adapter.requires_grad_(False).gated_units.requires_grad_(True)
     one = again(play, config, adapter)
-    one.units = continual.audience_units(adapter)
     one.begin()
     one.base = copy.deepcopy(adapter).requires_grad_(False)
-    first = [] if checkpoints(folder) else [{"step": 0.0, **one.observe(0)}]
+    first = [] if checkpoints(folder) else [{"step": 0.0, **one.validate(0)}]
     if first:
         write_json(folder / "first.json", first)
     train(config, one, accelerator(folder))
@@ -349,7 +349,7 @@ def draw(settings: Settings, records: Records) -> Figure:
 def config_of(settings: Settings, name: str, seed: int, folder: Path, *more: str) -> Config:
     count = len(configure(settings.game, 0, folder).audiences)
     return configure(
-        settings.game, seed, folder / f"{name}_{seed}", *condition(name), f"continual.holding={settings.holding}",
+        settings.game, seed, folder / f"{name}_{seed}", *condition(name), f"continual.ewc_strength={settings.holding}",
         f"train.save_every={settings.block}", "train.keep_last=9", *more, tokens=settings.tokens, batch=settings.batch,
         samples=settings.messages, candidates=settings.candidates, lr=settings.lr, warmup=0,
         steps=count * settings.block, every=settings.every)

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from dixit.models.adapter import Adapter
+from dixit.training.candidates import draw_hard_candidates, nearest_images
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -33,7 +35,6 @@ from torch import Tensor, nn
 from dixit.common import rng, seed_of
 from dixit.config import Config
 from dixit.models.listeners import score_all
-from dixit.models.speaker import Adapter
 from dixit.training import game
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
@@ -102,19 +103,19 @@ class CurriculumGame(GameTask):
         """Take the scenes of one object out of all, and draw the hard pools of the held-out ones."""
         count = settings.candidates
         keep_one_object(self)
-        eyes: list[Any] = [self.listeners[0], self.held_listeners[0]]
-        self.near, far = (game.nearest(eye.images.cpu(), min(4 * (count - 1), len(eye.images) - 1)) for eye in eyes)
-        self.rounds = np.arange(min(settings.rounds, len(self.held)))
-        self.pools = game.draw_hard(self.rounds, far, count, "observe")
+        eyes: list[Any] = [self.listeners[0], self.validation_listeners[0]]
+        self.near, far = (nearest_images(eye.images.cpu(), min(4 * (count - 1), len(eye.images) - 1)) for eye in eyes)
+        self.rounds = np.arange(min(settings.rounds, len(self.validation)))
+        self.pools = draw_hard_candidates(self.rounds, far, count, "observe")
 
     def candidates(self, step: int, index: Int[np.ndarray, "B"]) -> Int[Tensor, "B M C"]:
-        self.neighbours = self.near if self.hard[step] else None
+        self.sampler.neighbours = self.near if self.hard[step] else None
         return super().candidates(step, index)
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
-        texts = [row[0] for row in self.speaker.say(patch_batch(self.held_store, self.rounds, self.speaker.device))]
-        logits = score_all(self.held_listeners, texts, self.pools)
+    def validate(self, step: int) -> dict[str, float]:
+        texts = [row[0] for row in self.speaker.caption(patch_batch(self.validation_store, self.rounds, self.speaker.device))]
+        logits = score_all(self.validation_listeners, texts, self.pools)
         return {"p": float(game.target_logp(logits).exp()[0].mean()), "hits": float(game.hits(logits)[0].mean())}
 
 

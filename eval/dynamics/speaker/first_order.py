@@ -120,10 +120,10 @@ def expand(play: ContinualGame, adapter: Any, store: np.ndarray, records: list[d
 
     slopes: list[Tensor] = []
     bias: list[Tensor] = []
-    handle = adapter.units[-1].register_forward_hook(hook)
+    handle = adapter.gated_units[-1].register_forward_hook(hook)
     for rows in torch.arange(len(records)).split(32):
         patches = patch_batch(store, rows.numpy(), play.speaker.device)
-        d = preference(play, adapter, patches, [records[i] for i in rows], torch.zeros(len(rows), len(play.pairs)))
+        d = preference(play, adapter, patches, [records[i] for i in rows], torch.zeros(len(rows), len(play.audience.pairs)))
         slopes += torch.autograd.grad(d.sum(), added[-1])
         bias.append(d.detach())
     handle.remove()
@@ -169,7 +169,7 @@ class FirstOrder(Networks):
 
     def __init__(self, data: Expansion, held: Expansion, plans: list[Plan], settings: Settings, seed: int, count: int):
         super().__init__()
-        self.data, self.held = data, held
+        self.data, self.validation = data, held
         self.features, self.held_features = features(data.inputs, held.inputs, settings.components)
         self.settings, self.seed, self.count, self.scale = settings, seed, count, data.scale
         self.centre = data.inputs.mean(0)
@@ -179,7 +179,7 @@ class FirstOrder(Networks):
                                                             for p in zip(*starts, strict=True))
         rounds = [self._rounds(plan) for plan in plans]
         directions = [torch.from_numpy(p.directions(seed, count, settings.components)).float() for p in plans]
-        names = [continual.names(np.arange(count), count, plan.centred) * (not plan.private) for plan in plans]
+        names = [continual.audience_codes(np.arange(count), count, plan.centred) * (not plan.private) for plan in plans]
         buffers = {"audience": [r[0] for r in rounds], "context": [r[1] for r in rounds], "directions": directions,
                    "names": names, "cells": [self._cells(plan) for plan in plans],
                    "private": [torch.tensor(plan.private) for plan in plans],
@@ -207,7 +207,7 @@ class FirstOrder(Networks):
         rounds = np.repeat(np.arange(steps) // self.settings.block, b)
         if plan.order == "interleaved":
             rounds = rng("rounds", self.seed, plan.draw).integers(self.count, size=steps * b)
-        named = continual.names(rounds, self.count, plan.centred) * (not plan.private)
+        named = continual.audience_codes(rounds, self.count, plan.centred) * (not plan.private)
         named = continual.sluggish(named, plan.sluggish) if plan.sluggish < 1 else named
         return torch.from_numpy(rounds).view(steps, b), named.view(steps, b, -1)
 
@@ -241,7 +241,7 @@ class FirstOrder(Networks):
         d = self.data.bias[rows] + (active * self.heads_effect(self.data.slopes[rows], audience[:, 0])).sum((2, 3))
         return (d - wanted).square().mean(1) / 2
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Oja's rule, and what is kept of the moment when the second audience comes."""
         for gate, context, rate in zip(self.gate, self.context[:, step], self.rate, strict=True):
             if rate:
@@ -255,10 +255,10 @@ class FirstOrder(Networks):
         for j in range(self.count):
             audience, name = torch.full((len(self.names),), j), self.names[:, j, None]
             wanted = torch.einsum("np,sp->sn", self.held_features, self.directions[:, j])
-            active = self.active(self.held.inputs, name.expand(-1, len(self.held.bias), -1))
-            effect = active * self.heads_effect(self.held.slopes, audience)
-            d = self.held.bias + effect.sum((2, 3))
-            found["score"].append(1 - (d - wanted).square().mean(1) / (self.held.bias - wanted).square().mean(1))
+            active = self.active(self.validation.inputs, name.expand(-1, len(self.validation.bias), -1))
+            effect = active * self.heads_effect(self.validation.slopes, audience)
+            d = self.validation.bias + effect.sum((2, 3))
+            found["score"].append(1 - (d - wanted).square().mean(1) / (self.validation.bias - wanted).square().mean(1))
             used = effect.sum(2).square().mean(1)  # (S, H)
             found["share"].append(used / used.sum(1, keepdim=True).clamp(min=1e-30))
             states = self.active(self.data.inputs, name.expand(-1, len(self.features), -1)).mean(2)
@@ -275,8 +275,8 @@ class FirstOrder(Networks):
             heads = self.outputs[which, audience * self.private[which]] / self.scale
             return self.active(seen, context)[which] @ heads
 
-        handle = base.units[-1].register_forward_hook(add)
+        handle = base.gated_units[-1].register_forward_hook(add)
         d = preference(play, base, patches, records, torch.zeros(len(records), self.count))
         handle.remove()
         wanted = self.held_features @ self.directions[which, audience]
-        return float(1 - (d - wanted).square().mean() / (self.held.bias - wanted).square().mean())
+        return float(1 - (d - wanted).square().mean() / (self.validation.bias - wanted).square().mean())

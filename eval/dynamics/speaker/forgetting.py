@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class ForgettingGame(ContinualGame):
     def begin(self) -> None:
         self.first = None
         if self.arm.endswith("paired"):
-            for i, units in enumerate(self.units):
+            for i, units in enumerate(self.remedy.units):
                 half = units.outputs.weight.shape[1] // 2
                 draws = rng("paired heads", self.config.seed, i).standard_normal((len(units.outputs.weight), half))
                 with torch.no_grad():
@@ -85,7 +86,7 @@ class ForgettingGame(ContinualGame):
                     units.inputs.bias[half:] = units.inputs.bias[:half]
                     head = LARGE * torch.from_numpy(draws).to(units.outputs.weight)
                     units.outputs.weight.copy_(torch.cat([head, -head], 1))
-        self.start = [units.outputs.weight.detach().clone() for units in self.units]
+        self.start = [units.outputs.weight.detach().clone() for units in self.remedy.units]
 
     @property
     def private(self) -> bool:
@@ -95,20 +96,20 @@ class ForgettingGame(ContinualGame):
     def names(self) -> Float[Tensor, "A A"]:
         return super().names * (not self.private)
 
-    def context(self, step: int) -> Float[Tensor, "B A"]:
-        named = super().context(step)
+    def audience_inputs(self, step: int) -> Float[Tensor, "B A"]:
+        named = super().audience_inputs(step)
         assert named is not None
         return named * (not self.private)
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         if self.private and step == self.block and part == 0:
-            self.first = [units.outputs.weight.detach().clone() for units in self.units]
+            self.first = [units.outputs.weight.detach().clone() for units in self.remedy.units]
             self._put(self.start)
         return super().loss(step, part)
 
     @torch.no_grad()
     def _put(self, heads: list[Tensor]) -> None:
-        for units, head in zip(self.units, heads, strict=True):
+        for units, head in zip(self.remedy.units, heads, strict=True):
             units.outputs.weight.copy_(head)
 
     @contextmanager
@@ -117,7 +118,7 @@ class ForgettingGame(ContinualGame):
         if self.first is None or audience:
             yield
             return
-        now = [units.outputs.weight.detach().clone() for units in self.units]
+        now = [units.outputs.weight.detach().clone() for units in self.remedy.units]
         self._put(self.first)
         try:
             yield
@@ -149,7 +150,7 @@ class ForgettingGame(ContinualGame):
 def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed: int,
               pairs: list[tuple[int, int]]) -> list[list[Float[Tensor, "W H"]]]:
     """Policy gradient of each audience in the heads of the units, layer by layer, on the same captions."""
-    heads = [units.outputs.weight for units in continual.audience_units(adapter)]
+    heads = [units.outputs.weight for units in continual.gated_units_of(adapter)]
     found = [[torch.zeros_like(head) for head in heads] for _ in pairs]
     rows = game.batch_indices(seed, 0, min(settings.estimate, len(play.data)), len(play.data))
     everyone, n, tokens = np.arange(len(play.data)), settings.messages, settings.tokens
@@ -162,11 +163,11 @@ def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed:
         texts = play.speaker.decode(said, mask)
         slopes = torch.autograd.grad((play.speaker.logprobs(own, said, mask) * mask).sum(), own)[0]  # (S, K, D)
         pools = play.config.game.pools
-        drawn = game.draw_candidates(np.repeat(index, pools), everyone, settings.candidates, "similarity", seed, i)
+        drawn = draw_candidates(np.repeat(index, pools), everyone, settings.candidates, "similarity", seed, i)
         tried = drawn.unflatten(0, (-1, pools)).repeat_interleave(n, 0).flatten(0, 1)
         logits = score_all(play.listeners, [text for text in texts for _ in range(pools)], tried)
         for pair, total in zip(pairs, found, strict=True):
-            weights = audiences.weights([pair] * logits.shape[1], len(logits)).to(logits.device)
+            weights = audiences.round_weights([pair] * logits.shape[1], len(logits)).to(logits.device)
             paid = game.listener_reward("sub_prob", logits, weights).unflatten(0, (-1, n, pools)).mean(2)
             advantage = policy.leave_one_out_advantage(paid).flatten()
             for sum_, slope in zip(total, torch.autograd.grad(prefix, heads, advantage[:, None, None] * slopes,
@@ -283,22 +284,22 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     play = ForgettingGame(game_of(settings, ARMS[0], first, 0, folder), accelerator(folder))
     play.prepare(settings)
     names = [c.name for c in play.config.listeners]
-    second = audiences.places(tuple(SECOND[level] for level in settings.levels), names)
+    second = audiences.listener_indices(tuple(SECOND[level] for level in settings.levels), names)
     records: Records = {}
     estimates = []
     for seed in range(seeds):
         init = settings.init_of(seed)
         config = game_of(settings, ARMS[0], first, seed, folder)
         adapter = new_adapter(play, config, init)
-        adapter.requires_grad_(False).units.requires_grad_(True)
-        slopes = gradients(play, adapter, settings, seed, [play.pairs[0], *second])
+        adapter.requires_grad_(False).gated_units.requires_grad_(True)
+        slopes = gradients(play, adapter, settings, seed, [play.audience.pairs[0], *second])
         estimates.append({f"{level:g}": alike(slopes[0], slope)
                           for level, slope in zip(settings.levels, slopes[1:], strict=True)})
         for arm in settings.conditions:
             play.arm = arm
             configs = [game_of(settings, arm, level, seed, folder) for level in settings.levels]
             for level, config, pair in zip(settings.levels, configs, second, strict=True):
-                play.pairs = [play.pairs[0], pair]
+                play.audience.pairs = [play.audience.pairs[0], pair]
                 records.setdefault(f"{arm}, {level:g}", []).append(
                     learn(play, settings, config, init, configs[0].folder))
             for config in configs:

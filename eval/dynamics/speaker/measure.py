@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from dixit.models.adapter import Adapter
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from scipy.stats import t as student
@@ -33,10 +34,12 @@ from torch import Tensor, nn
 from dixit.common import read_json, write_json
 from dixit.config import Config, load_config
 from dixit.models.listeners import ClipListener
-from dixit.models.speaker import Adapter, Speaker
+from dixit.models.speaker import Speaker
 from dixit.training.checkpoints import load_weights, trained_weights
+from dixit.training.continual import Remedy
 from dixit.training.game_task import GameTask
-from dixit.training.loop import Task, train
+from dixit.training.loop import train
+from dixit.training.task import Task
 from dixit.training.warm_start import CaptionTask, WordTask
 
 from ..probe import _LastingAccelerator
@@ -169,7 +172,7 @@ def teach(task: Task, config: Config) -> list[dict[str, float]]:
     """
     folder = config.folder
     forget(folder)
-    first = {"step": 0.0, **task.observe(0)}
+    first = {"step": 0.0, **task.validate(0)}
     train(config, task, accelerator(folder))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -231,6 +234,10 @@ def again(task: SomeTask, config: Config, module: nn.Module) -> SomeTask:
     other = copy.copy(task)
     other.speaker = copy.copy(task.speaker)
     other.config, other.trained, other.speaker.trained = config, module, module
+    if isinstance(other, GameTask):  # its parts hold the settings too
+        other.audience, other.sampler = copy.copy(other.audience), copy.copy(other.sampler)
+        other.audience.config = other.sampler.config = config
+        other.remedy = Remedy(config, other.speaker)
     return other
 
 
@@ -243,7 +250,7 @@ def new_adapter(task: Any, config: Config, init: str = "") -> Adapter:
         adapter = Adapter(config.speaker, store.shape[1], store.shape[2], embedding.shape[1],
                           float(embedding.float().std()))
     if init:
-        load_weights(adapter, trained_weights(Path(init)), may_lack=("context.", "units."))
+        load_weights(adapter, trained_weights(Path(init)), optional=("audience.", "gated_units."))
     return adapter.to(speaker.device)
 
 
@@ -254,11 +261,13 @@ def one_object(dataset: Dataset) -> list[int]:
 
 def keep_one_object(task: CaptionTask | WordTask | GameTask) -> tuple[list[int], list[int]]:
     """Leave a task only its scenes of one object, in both splits; which of the images these were."""
-    rows, held = one_object(task.data), one_object(task.held)
-    task.data, task.held = task.data.select(rows), task.held.select(held)
-    task.store, task.held_store = np.asarray(task.store[rows]), np.asarray(task.held_store[held])
+    rows, held = one_object(task.data), one_object(task.validation)
+    task.data, task.validation = task.data.select(rows), task.validation.select(held)
     if isinstance(task, GameTask):
-        for listeners, kept in (task.listeners, rows), (task.held_listeners, held):
+        task.sampler.size = len(task.data)
+    task.store, task.validation_store = np.asarray(task.store[rows]), np.asarray(task.validation_store[held])
+    if isinstance(task, GameTask):
+        for listeners, kept in (task.listeners, rows), (task.validation_listeners, held):
             for listener in listeners:
                 assert isinstance(listener, ClipListener)
                 listener.images = listener.images[kept]
@@ -268,7 +277,7 @@ def keep_one_object(task: CaptionTask | WordTask | GameTask) -> tuple[list[int],
 class Afresh:
     """A task that is always trained from its start."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing."""
 
 
@@ -282,7 +291,7 @@ class ShortCaptions(Afresh, CaptionTask):
         super().__init__(config, accelerator)
         rows, held = keep_one_object(self)
         self.captions = [self.captions[i] for i in rows]
-        self.held_captions = [self.held_captions[i] for i in held]
+        self.validation_captions = [self.validation_captions[i] for i in held]
 
 
 class ShortWords(Afresh, WordTask):
@@ -291,7 +300,7 @@ class ShortWords(Afresh, WordTask):
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
         rows, held = keep_one_object(self)
-        self.targets, self.held_targets = self.targets[rows], self.held_targets[held]
+        self.targets, self.validation_targets = self.targets[rows], self.validation_targets[held]
 
 
 def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],
@@ -304,5 +313,5 @@ def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],
     cache, first = speaker._prefill(prefix)
     if not tokens.shape[1]:
         return first[image, None]
-    body = speaker.decoder.extend(speaker.decoder.take(cache, image, room=tokens.shape[1]), tokens)
+    body = speaker.decoder.extend(speaker.decoder.select(cache, image, room=tokens.shape[1]), tokens)
     return torch.cat([first[image, None], body], 1)

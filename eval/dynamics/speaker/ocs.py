@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dixit.models.adapter import Adapter
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -38,7 +40,6 @@ from dixit.common import rng
 from dixit.config import Config
 from dixit.data import scenes
 from dixit.models.listeners import score_all
-from dixit.models.speaker import Adapter
 from dixit.training import game
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
@@ -176,12 +177,12 @@ class OcsCaptions(ShortCaptions):
         tokens, mask = self.speaker.encode([text for row in self.captions for text in row])
         after = tokens[(tokens[:, 0] == start) & mask[:, 1]][:, 1].cpu().numpy()
         self.p = np.bincount(after, minlength=len(self.speaker.llm.get_input_embeddings().weight)) / len(after)
-        described = [(i, text) for i, row in enumerate(self.held_captions) for text in row[:1] if text.startswith("A ")]
+        described = [(i, text) for i, row in enumerate(self.validation_captions) for text in row[:1] if text.startswith("A ")]
         self.described = np.array([i for i, _ in described[:settings.images]])
         self.texts = [text for _, text in described[:settings.images]]
         names = [w for kind in (scenes.COLOURS, scenes.SHAPES, scenes.SIZES, scenes.TEXTURES[1:]) for w in kind]
         self.words = self.speaker.encode([f"A {word}" for word in names])[0][:, 1].cpu().numpy()
-        records = [json.loads(record) for record in self.held["record"]]
+        records = [json.loads(record) for record in self.validation["record"]]
         self.lacks = np.array([[word not in scenes.scene_words(records[i]) for word in names] for i in self.described])
         self.start = start.expand(len(self.described), 1)
 
@@ -206,8 +207,8 @@ class OcsCaptions(ShortCaptions):
         return torch.zeros(mask.shape, device=nats.device).masked_scatter(mask, nats).sum(1)
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
-        prefix = self.trained(patch_batch(self.held_store, self.described, self.speaker.device))
+    def validate(self, step: int) -> dict[str, float]:
+        prefix = self.trained(patch_batch(self.validation_store, self.described, self.speaker.device))
         states = final_states(self.speaker, prefix, self.start)[:, -1]
         logits = self.speaker.decoder.logits(states).float() + self.bias()
         q = logits.softmax(-1).double().cpu().numpy()
@@ -226,8 +227,8 @@ class MessageGame(GameTask):
 
     def prepare(self, settings: Settings) -> None:
         self.settings = settings
-        self.rounds = min(settings.rounds, len(self.held))
-        pools = game.draw_candidates(np.arange(self.rounds), np.arange(len(self.held)), self.config.game.candidates,
+        self.rounds = min(settings.rounds, len(self.validation))
+        pools = draw_candidates(np.arange(self.rounds), np.arange(len(self.validation)), self.config.game.candidates,
                                      "observe")
         self.pools = pools.repeat(self.rounds, 1)  # message 0 for all targets, then message 1, ...
 
@@ -235,14 +236,14 @@ class MessageGame(GameTask):
         return super().candidates(step, np.roll(index, 1) if self.blind else index)
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         settings, speaker, most = self.settings, self.speaker, self.config.speaker.max_tokens
-        prefix = self.trained(patch_batch(self.held_store, np.arange(self.rounds), speaker.device))
+        prefix = self.trained(patch_batch(self.validation_store, np.arange(self.rounds), speaker.device))
         draws = torch.from_numpy(rng("messages").random((self.rounds, most), dtype=np.float32)).to(speaker.device)
         texts = speaker.decode(*speaker.sample(prefix, draws)[:2])
         said = [text for text in texts for _ in range(self.rounds)]
-        logits = score_all(self.held_listeners, said, self.pools)
-        paid = game.listener_reward(self.config.game.reward, logits, self.weights).unflatten(0, (self.rounds, -1))
+        logits = score_all(self.validation_listeners, said, self.pools)
+        paid = game.listener_reward(self.config.game.reward, logits, self.audience.listener_weights).unflatten(0, (self.rounds, -1))
         own, other, best = rewards(paid.double().cpu().numpy())
         few, n = prefix[:settings.crowd], settings.messages
         draws = torch.from_numpy(rng("crowd").random((len(few) * n, most), dtype=np.float32)).to(speaker.device)
@@ -372,7 +373,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     reference: list[dict[str, float]] = []
     for seed in range(seeds):
         trained = new_adapter(task, config, settings.init_of(seed))
-        reference.append(again(task, config, trained).observe(0))
+        reference.append(again(task, config, trained).validate(0))
         for arm in ARMS:
             config = caption_config(arm, seed)
             adapter = new_adapter(task, config)

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from dixit.models.adapter import Adapter
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.models.speaker import Adapter
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
 
@@ -157,7 +157,7 @@ class KernelCaptions(ShortCaptions):
         start = self.speaker.encode(["A red"])[0][0, 0]
         texts: list[str] = []
         self.items: list[int] = []
-        for i, row in enumerate(self.held_captions):
+        for i, row in enumerate(self.validation_captions):
             text = next((t for t in row if t.startswith("A ")), None)
             if text and len(self.items) < settings.items:
                 texts.append(text)
@@ -172,7 +172,7 @@ class KernelCaptions(ShortCaptions):
 
         The LLM gives the gradient in the prefix, of all items at once, and the adapter carries on, item by item.
         """
-        patches = patch_batch(self.held_store, np.array(self.items), self.speaker.device)
+        patches = patch_batch(self.validation_store, np.array(self.items), self.speaker.device)
         with torch.no_grad():
             prefix = self.trained(patches)
         prefix = prefix.requires_grad_(True)
@@ -188,13 +188,13 @@ class KernelCaptions(ShortCaptions):
         jacobian = torch.stack(rows)
         return (jacobian @ jacobian.T).double().cpu().numpy()
 
-    def observe(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         kernel = self.kernel()
         if self.first is None:
             self.first, self.before = kernel, copy.deepcopy(self.trained)
         figures = {"S": kernel_change(self.first, kernel)}
         with torch.no_grad():
-            prefix = self.trained(patch_batch(self.held_store, np.array(self.items), self.speaker.device))
+            prefix = self.trained(patch_batch(self.validation_store, np.array(self.items), self.speaker.device))
             nats = -self.speaker.logprobs(prefix, self.item_tokens, self.item_mask).sum(1)
         figures["nats"] = float(nats.mean())
         assert self.before is not None
@@ -211,15 +211,15 @@ def squared_slope(task: KernelCaptions) -> float:
 class GapGame(GameTask):
     """The game, observed at its end only."""
 
-    def observe(self, step: int) -> dict[str, float]:
-        return super().observe(step) if step else {}
+    def validate(self, step: int) -> dict[str, float]:
+        return super().validate(step) if step else {}
 
 
 def check_function(task: KernelCaptions | GameTask, adapter: Adapter, other: Adapter) -> float:
     """The largest difference of two adapters' prefixes on some images, over their scale. Raises DixitError if the
     functions differ by more than rounding."""
     with torch.no_grad():
-        patches = patch_batch(task.held_store, np.arange(4), task.speaker.device)
+        patches = patch_batch(task.validation_store, np.arange(4), task.speaker.device)
         difference = float((adapter(patches) - other(patches)).abs().max()) / adapter.scale
     if not difference < 1e-3:
         raise DixitError(f"the rescaled adapter is another function: prefixes differ by {difference:.2g} scales")
@@ -327,7 +327,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
                          steps=settings.game_steps, every=settings.game_steps)
 
     game = GapGame(game_config("start", 0), accelerator(folder))
-    game.held = game.held.select(range(min(settings.rounds, len(game.held))))
+    game.validation = game.validation.select(range(min(settings.rounds, len(game.validation))))
     gaps: dict[str, list[float]] = {}
     for seed in range(seeds):
         for name in [*(f"{alpha:g}" for alpha in settings.alphas), "1 again"]:

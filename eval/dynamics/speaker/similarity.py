@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dixit.training.candidates import draw_candidates
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -43,7 +44,6 @@ from torch import Tensor
 from dixit.config import to_dict
 from dixit.data.scenes import oracle_caption
 from dixit.models.listeners import score_all
-from dixit.training import game
 from dixit.training.runs import patch_batch
 
 from ... import geometry
@@ -72,11 +72,11 @@ def paid_by_listeners(play: ContinualGame, rows: list[int], records: list[dict[s
     """What each of the game's audiences pays for naming the colour, over the shape: sub_prob on random pools."""
     chances = []
     for kind in "colour", "shape":
-        pools = game.draw_candidates(np.array(rows), np.array(rows), candidates, "paid", kind)
+        pools = draw_candidates(np.array(rows), np.array(rows), candidates, "paid", kind)
         texts = [oracle_caption(record, {kind}) for record in records]
         chances.append(score_all(play.listeners, texts, pools).softmax(-1)[..., 0].cpu())
     more = chances[0] - chances[1]  # (L, n)
-    return [more[a] - more[b] for a, b in play.pairs]
+    return [more[a] - more[b] for a, b in play.audience.pairs]
 
 
 def forgotten(record: dict[str, np.ndarray], settings: Settings) -> dict[str, Float[np.ndarray, "S"]]:
@@ -112,10 +112,10 @@ def of_seed(play: ContinualGame, settings: Settings, seed: int, folder: Path) ->
     base: Any = new_adapter(play, replace(play.config, seed=seed), settings.init_of(seed))
     base.requires_grad_(False)
     rows, records = sayable(play.data, settings.images)
-    held_rows, held_records = sayable(play.held, settings.held)
+    held_rows, held_records = sayable(play.validation, settings.held)
     data = expand(play, base, play.store[rows], records)
-    held = expand(play, base, play.held_store[held_rows], held_records)
-    patches = patch_batch(play.held_store, np.array(held_rows), play.speaker.device)
+    held = expand(play, base, play.validation_store[held_rows], held_records)
+    patches = patch_batch(play.validation_store, np.array(held_rows), play.speaker.device)
 
     def train(plans: list[Plan], rules: Settings, count: int) -> tuple[FirstOrder, dict[str, np.ndarray]]:
         drawn = [replace(plan, draw=draw) for plan in plans for draw in range(rules.draws)]

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dixit.models.adapter import Adapter
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.data.scenes import COLOURS, oracle_caption
 from dixit.models.decoder import LlamaDecoder
-from dixit.models.speaker import Adapter, Speaker, TokenLogp
+from dixit.models.speaker import Speaker, TokenLogp
 from dixit.training import game
 from dixit.training.runs import patch_batch
 
@@ -184,11 +185,11 @@ class HintedCaptions(ShortCaptions):
         """Captions and hints of every image; `useful`: as reliable as the settings say, else random."""
         if not isinstance(self.speaker.decoder, LlamaDecoder):
             raise DixitError("unimodal reaches into the layers of the LLM, and knows those of the Llama family only")
-        self.count = min(settings.images, len(self.held))
+        self.count = min(settings.images, len(self.validation))
         colours = self.speaker.tokenizer([f" {colour}" for colour in COLOURS], add_special_tokens=False)["input_ids"]
         self.names = torch.tensor([ids[0] for ids in colours], device=self.speaker.device)
         self.texts, self.hints = self.material(list(self.data["record"]), settings.reliable, useful, "train")
-        self.held_texts, self.held_hints = self.material(list(self.held["record"]), settings.reliable, useful, "held")
+        self.held_texts, self.held_hints = self.material(list(self.validation["record"]), settings.reliable, useful, "held")
         layers = len(self.speaker.llm.model.layers)
         self.places = {"input": 0, "middle": layers // 2, "logits": layers}
         # What is added comes in units of the hidden states there: their root mean square over some captions.
@@ -234,8 +235,8 @@ class HintedCaptions(ShortCaptions):
         return self.nats(vectors, tokens, mask, torch.from_numpy(self.hints[index])).mean(), {}
 
     @torch.no_grad()
-    def observe(self, step: int) -> dict[str, float]:
-        vectors = self.trained(patch_batch(self.held_store, np.arange(self.count), self.speaker.device))
+    def validate(self, step: int) -> dict[str, float]:
+        vectors = self.trained(patch_batch(self.validation_store, np.arange(self.count), self.speaker.device))
         tokens, mask = self.speaker.encode(self.held_texts[:self.count])
         hints = torch.from_numpy(self.held_hints[:self.count])
         full, no_image, no_text = (float(self.nats(v, tokens, mask, h).mean()) for v, h in (
