@@ -423,3 +423,22 @@ def config_hash(config: Config) -> str:
     for key in ("timeout", "log_max_mb"):
         del tree["train"][key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def settings_hash(config: Config) -> str:
+    """12 hex digits of the settings that differ from their defaults, so that a new key with a default changes nothing.
+
+    Left out is what does not change the result: name and place of the run, the path of the speaker it starts from, how
+    long processes wait for one another, how large the log grows.
+    """
+    def differing(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+            return {f.name: differing(part) for f, part in pairs if part != (
+                f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default)}
+        return [differing(part) for part in value] if isinstance(value, tuple) else value
+
+    plain = dataclasses.replace(
+        config, name=Config.name, out=Config.out, speaker=dataclasses.replace(config.speaker, init=SpeakerConfig.init),
+        train=dataclasses.replace(config.train, timeout=TrainConfig.timeout, log_max_mb=TrainConfig.log_max_mb))
+    return hashlib.sha256(json.dumps(differing(plain), sort_keys=True).encode()).hexdigest()[:12]

@@ -1,14 +1,14 @@
 """One speaker, many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
 
 The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
-listener, or, with speaker.gated_units, is told which audience it is. Observed picks are of validation scenes, the game is
-played on the test split; every image draws picks of its own. Beside it: the base speaker, the runs named by --beside (a
-specialist trained for one audience, as those of configs/pairs are, which stands in that audience's row only; or a
-speaker that was trained on all and told nothing), and a ceiling, the written caption that names the one attribute that
-serves the audience best on the validation split.
+listener, or, with speaker.gated_units, is given the code of the audience. Observed picks are of validation scenes, the
+game is played on the test split; every image draws picks of its own. Beside it: the base speaker, the runs named by
+--beside (a specialist trained for one audience, as those of configs/pairs are, which stands in that audience's row
+only; or a speaker that was trained for all without knowing which), and a ceiling: the written caption that names the
+one attribute that serves the audience best on the validation split.
 
-Writes RUN/audiences.json, prints a table and the means over audiences: paired differences, 95 % intervals by bootstrap
-over images. Leaves out transfer to other images.
+Writes RUN/audiences.json (with --keep CONDITION also rows of eval/results/audiences.csv), prints a table and the means
+over audiences: paired differences, 95 % intervals by bootstrap over images. Leaves out transfer to other images.
 
 Shapes: R audiences, L listeners, n images.
 """
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
-from dixit.config import ATTRIBUTES, Config, ListenerConfig
+from dixit.config import ATTRIBUTES, Config, ListenerConfig, config_hash
 from dixit.data.images import load
 from dixit.data.scenes import oracle_caption
 from dixit.models.features import patch_features
@@ -38,8 +38,10 @@ from dixit.models.listeners import make_listeners, score_all
 from dixit.training import audiences, continual, game
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run, patch_batch
-from eval.evaluate import dataset_of
-from eval.metrics import bootstrap
+
+from .evaluate import dataset_of
+from .metrics import bootstrap
+from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 Gaps = dict[str, dict[str, Float[Tensor, "R n"]]]  # group of listeners -> speaker -> gap of each audience and image
 
@@ -57,17 +59,17 @@ def greedy(run: LoadedRun, module: nn.Module, store: np.ndarray, context: Float[
 
 def counterparts(config: Config) -> dict[str, tuple[ListenerConfig, ...]]:
     """Training listeners, and the held-out ones of the same names in the same order (where all have one)."""
-    held = {c.name: c for c in config.heldout}
+    heldout = {c.name: c for c in config.heldout}
     groups = {"training": config.listeners}
-    if all(c.name in held for c in config.listeners):
-        groups["heldout"] = tuple(held[c.name] for c in config.listeners)
+    if all(c.name in heldout for c in config.listeners):
+        groups["heldout"] = tuple(heldout[c.name] for c in config.listeners)
     return groups
 
 
 def audiences_of(other: Config, config: Config) -> tuple[tuple[str, str], ...]:
-    """Whom another run was trained for: its `audiences`, or its two listeners by the names they have in `config`.
+    """The audiences another run was trained for: its `audiences`, or its two listeners by their names in `config`.
 
-    Raises DixitError if it was trained for somebody else.
+    Raises DixitError if it was trained for other listeners.
     """
     if other.audiences:
         return other.audiences
@@ -80,21 +82,22 @@ def audiences_of(other: Config, config: Config) -> tuple[tuple[str, str], ...]:
 
 
 def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[LoadedRun]) -> tuple[Gaps, dict[str, Any]]:
-    """Every speaker before every audience; and the captions. A specialist's gaps are NaN for audiences not its own."""
+    """The gap of every speaker with every audience, and the captions. A specialist has NaN for other audiences."""
     config = run.config
     everyone, count = np.arange(len(dataset)), len(dataset)
     groups = counterparts(config)
     pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
     listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
-    known = make_listeners(config.listeners, validation, run.speaker.device)
-    named = audiences.hits_by_attribute(known, validation, config.game.candidates, "eval", config.eval.seed)
+    choosing = make_listeners(config.listeners, validation, run.speaker.device)
+    named = audiences.hits_by_attribute(choosing, validation, config.game.candidates, "eval", config.eval.seed)
     names = [*config.audiences, *config.unseen]
     pairs = audiences.listener_indices(tuple(names), [c.name for c in config.listeners])
     gaps: Gaps = {group: {} for group in groups}
-    said: dict[str, Any] = {}
+    captions: dict[str, Any] = {}
 
-    def hear(speaker: str, row: int, texts: list[str]) -> None:
-        said.setdefault(speaker, {})[" / ".join(names[row])] = texts
+    def add(speaker: str, row: int, texts: list[str]) -> None:
+        """Keep the captions of a speaker for one audience and their gaps."""
+        captions.setdefault(speaker, {})[" / ".join(names[row])] = texts
         for group, made in listeners.items():
             two = list(pairs[row])
             hits = game.hits(score_all([made[i] for i in two], texts, pools)).cpu()
@@ -106,27 +109,27 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     base = greedy(run, run.base, store, None) if run.base is not None else []
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
-            hear("base", i, base)
+            add("base", i, base)
         if config.speaker.gated_units:
             context = continual.audience_codes(np.full(count, i), len(pairs), config.continual.centred)
-            hear("told its name", i, greedy(run, run.speaker.trained, store, context))
+            add("given the name", i, greedy(run, run.speaker.trained, store, context))
         for picks in config.picks if config.speaker.audience_width and not config.speaker.gated_units else ():
             profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
             context = audiences.audience_vectors(profile, [pairs[i]] * count)
-            hear(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
+            add(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
         if not config.speaker.audience_width:
-            hear("told nothing", i, greedy(run, run.speaker.trained, store, None))
+            add("uninformed", i, greedy(run, run.speaker.trained, store, None))
         means = named[pairs[i][0]].mean(1) - named[pairs[i][1]].mean(1)  # (A,)
         best = ATTRIBUTES[int(means.argmax())]
-        hear("ceiling", i, [oracle_caption(record, {best}) for record in records])
+        add("ceiling", i, [oracle_caption(record, {best}) for record in records])
     for other in beside:
         theirs = audiences_of(other.config, config)
         own = [i for i, pair in enumerate(names) if pair in theirs]
         texts = greedy(other, other.speaker.trained, patch_features(other.clip, dataset, "colour"), None)
         special = len(theirs) == 1
         for i in own if special else range(len(pairs)):
-            hear("specialist" if special else "told nothing", i, texts)
-    return gaps, said
+            add("specialist" if special else "uninformed", i, texts)
+    return gaps, captions
 
 
 def summarise(config: Config, gaps: Gaps) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def summarise(config: Config, gaps: Gaps) -> dict[str, Any]:
             for speaker, values in speakers.items():
                 if rows.any() and not values[rows].isnan().any():
                     claim(f"{which}: {speaker}", values[rows].mean(0))
-            for other in ("0 picks", "told nothing"):
+            for other in ("0 picks", "uninformed"):
                 if rows.any() and "16 picks" in speakers and other in speakers:
                     claim(f"{which}: 16 picks minus {other}", (speakers["16 picks"] - speakers[other])[rows].mean(0))
         if "specialist" in speakers and "64 picks" in speakers:
@@ -174,26 +177,51 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write an audiences.json to the table of audiences.
+
+    "GROUP/gap/AUDIENCE" is a speaker's gap for one audience (training listeners only), "GROUP/..." without a speaker a
+    mean over audiences or a difference of two.
+    """
+    cell = Cell("audiences", condition, str(results["seeds"]["run"]), results["command"], results["config_hash"],
+                results["commit"], seconds=results["wall_seconds"])
+    rows = []
+    for group in [group for group in ("training", "heldout") if group in results]:
+        for name, claim in results[group]["claims"].items():
+            rows += rows_of(cell, "", {f"{group}/{name}": {
+                "mean": claim["ratio"] if "ratio" in claim else claim["mean"], "low": claim.get("low"),
+                "high": claim.get("high"), "n": claim["audiences"] if "ratio" in claim else claim["images"]}})
+    for audience, speakers in results["training"]["gap"].items():
+        for speaker, mean in speakers.items():
+            rows += rows_of(cell, speaker, {f"training/gap/{audience}": {"mean": mean, "n": results["images"]}})
+    put(cell, rows, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
     parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
-    parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; a speaker told nothing")
+    parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; an uninformed speaker")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     if not run.config.audiences:
         raise DixitError(f"{arguments.run} was not trained for audiences; use configs/audiences.yaml")
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
-    gaps, said = play(run, dataset, load(run.config.data, "validation"), [load_run(path) for path in arguments.beside])
+    beside = [load_run(path) for path in arguments.beside]
+    gaps, captions = play(run, dataset, load(run.config.data, "validation"), beside)
     found = summarise(run.config, gaps)
     trainings = {str(path): read_json(path / "train.json") for path in (arguments.run, *arguments.beside)
                  if (path / "train.json").is_file()}
-    write_json(arguments.run / "audiences_captions.json", said)
-    write_json(arguments.run / "audiences.json", {
-        "command": command_line(), "commit": git_commit(), "wall_seconds": round(time.perf_counter() - began, 1),
-        "seeds": {"run": run.config.seed, "eval": run.config.eval.seed}, "images": len(dataset),
-        "training": trainings, **found})
+    write_json(arguments.run / "audiences_captions.json", captions)
+    results = {"command": command_line(), "config_hash": config_hash(run.config), "commit": git_commit(),
+               "wall_seconds": round(time.perf_counter() - began, 1),
+               "seeds": {"run": run.config.seed, "eval": run.config.eval.seed}, "images": len(dataset),
+               "trainings": trainings, **found}
+    write_json(arguments.run / "audiences.json", results)
+    if arguments.keep:
+        keep(arguments.keep, results)
     for group, part in found.items():
         print(f"\n{group} listeners\n\n{table(part)}")
     print(f"\nwritten to {arguments.run / 'audiences.json'}")

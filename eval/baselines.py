@@ -6,8 +6,8 @@ contrastive decoding    each token is drawn towards what raises the reward of th
                         speaker's likeliest K tokens by log p + strength x reward (after Ou et al. 2023, with listener
                         2 subtracted)
 
-Both may ask the listeners about the very images they are evaluated on, but never about the evaluation's pools; the
-trained speaker asks nobody. Writes RUN/baselines.json, a row beside those of eval.evaluate, and prints the table.
+Both query the listeners about the images they are evaluated on, though with other pools than the evaluation's; the
+trained speaker makes no such queries. Writes RUN/baselines.json, in the form of eval.evaluate, and prints the table.
 
 Shapes: B images, N captions per image, S = B*N, M pools of C candidates, K tokens that are tried.
 """
@@ -32,14 +32,15 @@ from dixit.models.listeners import Listener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run, patch_batch
-from eval.evaluate import dataset_of, measure, speak, table, weights_of, write_results
+
+from .evaluate import dataset_of, generate_captions, measure, table, weights_of, write_results
 
 POOLS = 8  # sets of distractors a caption is judged on
 
 
 def judge(run: LoadedRun, listeners: list[Listener], texts: list[str],
           candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "S"]:
-    """The game's reward of each caption, a mean over its image's pools; texts are in order of images."""
+    """The game's reward of each caption, averaged over its image's pools; texts are in the order of images."""
     each = len(texts) // len(candidates)
     pools = candidates.shape[1]
     tried = candidates.repeat_interleave(each, 0).flatten(0, 1)
@@ -62,14 +63,14 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
                 candidates: Int[Tensor, "B M C"], tokens_tried: int, strength: float) -> list[str]:
     """Greedy decoding by log p + strength x reward of the caption so far, among the K likeliest tokens."""
     speaker, count = run.speaker, len(prefix)
-    said: list[list[int]] = [[] for _ in range(count)]
+    chosen: list[list[int]] = [[] for _ in range(count)]
     going = list(range(count))
     for _ in range(run.config.speaker.max_tokens):
         rows = torch.tensor(going, device=prefix.device)
-        logp = speaker.next_logp(prefix[rows], torch.tensor([said[i] for i in going], dtype=torch.long,
+        logp = speaker.next_logp(prefix[rows], torch.tensor([chosen[i] for i in going], dtype=torch.long,
                                                             device=prefix.device).reshape(len(going), -1))
         best, token = logp.topk(tokens_tried, dim=1)  # (b, K)
-        texts = [speaker.tokenizer.decode([*said[i], t] if t != speaker.eos else said[i], skip_special_tokens=True)
+        texts = [speaker.tokenizer.decode([*chosen[i], t] if t != speaker.eos else chosen[i], skip_special_tokens=True)
                  for i, row in zip(going, token.tolist(), strict=True) for t in row]
         paid = judge(run, listeners, texts, candidates[rows.cpu()]).unflatten(0, (-1, tokens_tried))
         choice = (best + strength * paid).argmax(1)
@@ -77,16 +78,16 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
             if t == speaker.eos:
                 going.remove(i)
             else:
-                said[i].append(t)
+                chosen[i].append(t)
         if not going:
             break
-    return [speaker.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+    return [speaker.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in chosen]
 
 
 @torch.no_grad()
 def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, tokens_tried: int = 6,
                        strength: float = 8.0) -> dict[str, dict[str, Any]]:
-    """Captions of both baselines for every image, as eval.evaluate's `speak` gives those of the others."""
+    """Captions of both baselines for every image, in the form of eval.evaluate's `generate_captions`."""
     if run.base is None:
         raise DixitError(f"{run.folder} has no base speaker; name a run of the game that started from one")
     store, config = patch_features(run.clip, dataset, "colour"), run.config
@@ -95,13 +96,13 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
     pools = draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",
                                  config.eval.seed).unflatten(0, (-1, POOLS))
     names = f"best of {samples}", "contrastive decoding"
-    said: dict[str, dict[str, Any]] = {name: {"texts": []} for name in names}
+    captions: dict[str, dict[str, Any]] = {name: {"texts": []} for name in names}
     for start in tqdm(range(0, len(dataset), config.eval.batch), desc="baselines", unit="batch", disable=None):
         index = everyone[start:start + config.eval.batch]
         prefix, mine = run.base(patch_batch(store, index, run.speaker.device)), pools[index]
-        said[names[0]]["texts"] += best_of(run, prefix, listeners, mine, samples, config.eval.seed, start)
-        said[names[1]]["texts"] += contrastive(run, prefix, listeners, mine, tokens_tried, strength)
-    return said
+        captions[names[0]]["texts"] += best_of(run, prefix, listeners, mine, samples, config.eval.seed, start)
+        captions[names[1]]["texts"] += contrastive(run, prefix, listeners, mine, tokens_tried, strength)
+    return captions
 
 
 def main() -> None:
@@ -112,8 +113,8 @@ def main() -> None:
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
-    said = speak(run, dataset) | untrained_speakers(run, dataset)
-    figures, picks = measure(run, dataset, said)
+    captions = generate_captions(run, dataset) | untrained_speakers(run, dataset)
+    figures, picks = measure(run, dataset, captions)
     path = write_results(run, "baselines", figures, picks, time.perf_counter() - began)
     print(table(figures))
     print(f"written to {path}")

@@ -1,7 +1,8 @@
 """How good a CLIP is: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
 
 Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and how often
-a scene's attribute is told from its alternatives. Printed, and with `--out FILE` written as JSON.
+a scene's attribute is recognised among its alternatives. Printed, and with `--keep CONDITION` kept in
+eval/results/clip_quality.csv.
 
 Shapes: S captions, C candidates or classes.
 """
@@ -10,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dixit.common import command_line, git_commit, run_main, write_json
+from dixit.common import command_line, git_commit, run_main
 from dixit.config import DataConfig
 from dixit.data import scenes
 from dixit.data.images import load
@@ -25,7 +25,9 @@ from dixit.models.clip import Clip, load_clip
 from dixit.models.features import image_embeddings
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
-from eval.metrics import mean_and_error
+
+from .metrics import mean_and_error
+from .tables import Cell, add_keep_option, put, rows_of
 
 
 def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str, float]:
@@ -45,7 +47,7 @@ def classify(clip: Clip, images: Tensor, texts: list[str], labels: Tensor) -> di
 
 
 def attributes(clip: Clip, data: DataConfig) -> dict[str, Any]:
-    """On scenes of one object: is the right colour, shape, size, place told from the others? And the count?"""
+    """On scenes of one object, zero-shot accuracy of colour, shape, size and position; on all, of the count."""
     dataset = load(data, "test")
     images = image_embeddings(clip, dataset, "colour")
     records = [json.loads(r) for r in dataset["record"]]
@@ -82,17 +84,18 @@ def quality(clip: Clip) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures of all of them")
+    add_keep_option(parser)
     arguments = parser.parse_args()
-    clips = {name: load_clip(name) for name in arguments.name}  # one that is missing is told before any figure
+    clips = {name: load_clip(name) for name in arguments.name}  # a missing one raises before anything is computed
     found = {}
     for name, clip in clips.items():
         found[name] = figures = quality(clip)
         print(f"{name}")
         for key, value in figures.items():
             print(f"  {key:<32} {value['mean']:.3f} ± {value['se']:.3f}")
-    if arguments.out:
-        write_json(arguments.out, {"command": command_line(), "commit": git_commit(), "clips": found})
+    if arguments.keep:
+        cell = Cell("clip_quality", arguments.keep, "", command_line(), "", git_commit())
+        put(cell, [row for name, figures in found.items() for row in rows_of(cell, name, figures)])
 
 
 if __name__ == "__main__":

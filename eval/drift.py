@@ -1,15 +1,16 @@
-"""How far the game drove the language away: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
+"""How far the game moved the speaker's language: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
 
 For base, trained, ground-truth and oracle captions, besides every figure of eval/evaluate.py:
-structure   perplexity; captions without a doubled word, and ended by a full stop (all the grammar there is here)
+structure   perplexity; captions without a doubled word; captions that end with a full stop
 meaning     BLEU-4 and CIDEr-D against the references; on scenes, how much of what is claimed is true
 use         the gap that is left when captions are rewritten with the same meaning
-words       distinct-n, vocabulary, commonest caption; the words the game added and took
+words       distinct-n, vocabulary, commonest caption; words gained and lost
 Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
-per run.
+per run, and `--keep CONDITION` keeps that plot and its figures in eval/results.
 
-Leaves out a parser: claims and rewrites know the scenes' grammar, and two phrases may be true of one object. The
-rewrites change few words of other captions. Where there are no scenes, the ground truth is one of its own references.
+Leaves out a parser: claims and rewrites follow the grammar of the scenes' captions, and two phrases may be true of the
+same object. In other captions the rewrites change few words. Without scenes, the ground truth is one of its own
+references.
 
 Shapes: S captions (one per image).
 """
@@ -30,13 +31,16 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words, write_json
+from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words
 from dixit.data import scenes
 from dixit.data.images import load
 from dixit.models.listeners import make_listeners, score_all
 from dixit.training.runs import LoadedRun, load_run
-from eval import evaluate
-from eval.metrics import mean_and_error
+
+from . import evaluate
+from .figures import keep_picture
+from .metrics import mean_and_error
+from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 # --- structure ---
 
@@ -57,8 +61,8 @@ def full_stop(texts: list[str]) -> Float[Tensor, "S"]:
 
 def _grams(text: str) -> list[Counter]:
     """Counts of the 1-, 2-, 3- and 4-grams."""
-    said = words(text)
-    return [Counter(tuple(said[i:i + n]) for i in range(len(said) - n + 1)) for n in (1, 2, 3, 4)]
+    tokens = words(text)
+    return [Counter(tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)) for n in (1, 2, 3, 4)]
 
 
 def bleu_4(texts: list[str], references: list[list[str]]) -> float:
@@ -66,28 +70,28 @@ def bleu_4(texts: list[str], references: list[list[str]]) -> float:
 
     pycocoevalcap's figure, but exactly 0 where no 4-gram is right.
     """
-    right, total, said, wanted = [0] * 4, [0] * 4, 0, 0
+    right, total, produced, expected = [0] * 4, [0] * 4, 0, 0
     for text, row in zip(texts, references, strict=True):
         length = len(words(text))
-        said += length
-        wanted += min((abs(n - length), n) for n in (len(words(r)) for r in row))[1]
-        known = [_grams(r) for r in row]
+        produced += length
+        expected += min((abs(n - length), n) for n in (len(words(r)) for r in row))[1]
+        allowed = [_grams(r) for r in row]
         for n, counts in enumerate(_grams(text)):
-            right[n] += sum(min(c, max(k[n][g] for k in known)) for g, c in counts.items())
+            right[n] += sum(min(c, max(k[n][g] for k in allowed)) for g, c in counts.items())
             total[n] += counts.total()
     if not all(right):
         return 0.0
     precision = math.prod(r / t for r, t in zip(right, total, strict=True)) ** 0.25
-    return precision * math.exp(min(0.0, 1 - wanted / said))
+    return precision * math.exp(min(0.0, 1 - expected / produced))
 
 
 def cider_d(texts: list[str], references: list[list[str]]) -> Float[Tensor, "S"]:
     """CIDEr-D of each caption, 0 to 10 (Vedantam et al. 2015): n = 1 to 4, sigma 6, as pycocoevalcap's Cider.
 
-    How rare an n-gram is, is told by the references given here, so figures compare only over the same images.
+    How rare an n-gram is depends on the references given here, so figures compare only over the same images.
     """
-    known = [[_grams(r) for r in row] for row in references]
-    images = [Counter(g for row in known for g in set().union(*(r[n] for r in row))) for n in range(4)]
+    counts = [[_grams(r) for r in row] for row in references]
+    images = [Counter(g for row in counts for g in set().union(*(r[n] for r in row))) for n in range(4)]
 
     def weighted(grams: list[Counter]) -> list[dict[tuple, float]]:
         return [{g: c * math.log(len(texts) / max(1, images[n][g])) for g, c in grams[n].items()} for n in range(4)]
@@ -96,7 +100,7 @@ def cider_d(texts: list[str], references: list[list[str]]) -> Float[Tensor, "S"]
         return math.sqrt(sum(v * v for v in vector.values()))
 
     scores = []
-    for text, row in zip(texts, known, strict=True):
+    for text, row in zip(texts, counts, strict=True):
         grams = _grams(text)
         own = weighted(grams)
         score = 0.0
@@ -123,18 +127,18 @@ DETERMINERS = ("a", "an", "the", *scenes.COUNTS)
 
 
 def claims(text: str) -> list[dict[str, Any]]:
-    """What each noun phrase says, in the words of the scenes' grammar; phrases that say nothing are left out.
+    """What each noun phrase claims, in the words of the scenes' grammar; phrases without a claim are left out.
 
     "A big red circle at the top left on a dark background" gives {"of": "object", "size": ["big"],
     "colour": ["red"], "shape": ["circle"], "position": ["top", "left"]} and {"of": "background", "tone": ["dark"]}.
-    A phrase ends at "a", "an", "and", a number or a punctuation mark; of others' words it takes no notice.
+    A phrase ends at "a", "an", "and", a number or a punctuation mark; other words are ignored.
     """
     found: list[dict[str, Any]] = []
 
-    def say(of: str, said: list[str]) -> None:
+    def add(of: str, tokens: list[str]) -> None:
         kinds = KINDS | dict.fromkeys(scenes.TONES, "tone") if of == "background" else KINDS
         claim: dict[str, Any] = {"of": of}
-        for word in said:
+        for word in tokens:
             if word in kinds and word not in claim.setdefault(kinds[word], []):
                 claim[kinds[word]].append(word)
         if len(claim) > 1:
@@ -147,20 +151,20 @@ def claims(text: str) -> list[dict[str, Any]]:
             start = len(phrase)
             while start and (phrase[start - 1] in KINDS or phrase[start - 1] in scenes.TONES):
                 start -= 1
-            say("object", phrase[:start])
-            say("background", phrase[start:])
+            add("object", phrase[:start])
+            add("background", phrase[start:])
             phrase = []
         elif word in ("a", "an", "and", *scenes.COUNTS) or not word.isalpha():
-            say("object", phrase)
+            add("object", phrase)
             phrase = [word]
         else:
             phrase.append(word)
-    say("object", phrase)
+    add("object", phrase)
     return found
 
 
 def _facts(record: dict) -> list[set[tuple[str, str]]]:
-    """Every (kind, word) that is true of the background, then of each object."""
+    """A set of true (kind, word) pairs for the background, then one for each object."""
     facts = [set(record["background"].items())]
     for item in record["objects"]:
         row, column = item["cell"]
@@ -171,12 +175,12 @@ def _facts(record: dict) -> list[set[tuple[str, str]]]:
 
 def _phrase_true(claim: dict[str, Any], facts: list[set[tuple[str, str]]]) -> bool:
     """Whether all of a claim holds of one object or the background; with a number, of exactly so many objects."""
-    said = {(kind, word) for kind, said in claim.items() if kind not in ("of", "count") for word in said}
+    claimed = {(kind, word) for kind, own in claim.items() if kind not in ("of", "count") for word in own}
     if claim["of"] == "background":
-        return said <= facts[0]
+        return claimed <= facts[0]
     if claim.get("position") == ["centre"]:  # alone, it means the middle of the image (scenes.position)
-        said.add(("position", "middle"))
-    fitting = sum(said <= own for own in facts[1:])
+        claimed.add(("position", "middle"))
+    fitting = sum(claimed <= own for own in facts[1:])
     if "count" in claim and claim["count"] != [scenes.COUNTS[fitting - 1]]:
         return False
     return fitting > 0
@@ -185,16 +189,16 @@ def _phrase_true(claim: dict[str, Any], facts: list[set[tuple[str, str]]]) -> bo
 def faithfulness(texts: list[str], records: list[dict]) -> dict[str, Float[Tensor, "S"]]:
     """The share of each caption's claims that are true of its scene; NaN where it claims nothing.
 
-    "phrases": what a phrase binds together holds of one object. "words": each word holds of some object or the
+    "phrases": all attributes of a phrase are true of one object. "words": each word is true of some object or the
     background, a number of all objects together.
     """
     phrases, single = [], []
     for text, record in zip(texts, records, strict=True):
-        said, facts = claims(text), _facts(record)
+        claimed, facts = claims(text), _facts(record)
         anything = set().union(*facts) | {("count", scenes.COUNTS[len(record["objects"]) - 1])}
-        phrases.append([_phrase_true(claim, facts) for claim in said])
-        single.append([(kind, word) in anything for c in said for kind, told in c.items() if kind != "of"
-                       for word in told])
+        phrases.append([_phrase_true(claim, facts) for claim in claimed])
+        single.append([(kind, word) in anything for c in claimed for kind, values in c.items() if kind != "of"
+                       for word in values])
 
     def shares(rows: list[list[bool]]) -> Float[Tensor, "S"]:
         return torch.tensor([sum(row) / len(row) if row else math.nan for row in rows])
@@ -210,18 +214,18 @@ ROW_SWAPS = PLACES | {other: word for word, other in PLACES.items()}
 
 
 def undouble(text: str) -> str:
-    """The caption with doubled words said once: "a green green thing" becomes "a green thing"."""
+    """The caption with each doubled word once: "a green green thing" becomes "a green thing"."""
     return DOUBLED.sub(r"\1", text)
 
 
 def reorder(text: str) -> str:
-    """The caption's noun phrases from last to first; as it was, if not every part is a whole noun phrase."""
+    """The caption's noun phrases in reverse order; unchanged unless every part is a complete noun phrase."""
     parts = [p for p in re.split(r"\s*[,;.]\s*(?:and\s+)?|\s+and\s+", text.strip()) if p]
     for part in parts:
-        said = words(re.split(r"\s(?:at|in|on|with|of)\s", part)[0])
-        kind = KINDS.get(PLAIN.get(said[-1], said[-1]), "shape") if said else ""  # any word unknown here is a noun
+        tokens = words(re.split(r"\s(?:at|in|on|with|of)\s", part)[0])
+        kind = KINDS.get(PLAIN.get(tokens[-1], tokens[-1]), "shape") if tokens else ""  # an unknown word is a noun
         # "a red" of "a red and blue circle" is no phrase that could move.
-        if len(said) < 2 or said[0] not in DETERMINERS or kind != "shape":
+        if len(tokens) < 2 or tokens[0] not in DETERMINERS or kind != "shape":
             return text
     return scenes._sentence([p[0].lower() + p[1:] for p in reversed(parts)]) if len(parts) > 1 else text
 
@@ -247,7 +251,7 @@ REWRITES = {"undoubled": undouble, "reordered": reorder, "reworded": reword,
 def kept(before: dict[str, float], after: dict[str, float]) -> dict[str, float] | None:
     """The share of a gap that is left after a rewrite; None where the gap is within two standard errors of 0.
 
-    The error takes the two for independent: an upper bound, as both are of the same images.
+    The error treats the two as independent: an upper bound, as both are of the same images.
     """
     if abs(before["mean"]) <= 2 * before["se"]:
         return None
@@ -289,35 +293,40 @@ COLUMNS = ("training/gap", "heldout/gap", "kl_to_base", "perplexity", "no_double
            "rewritten/heldout/gap_kept", "distinct_1", "distinct_2", "vocabulary", "most_repeated")
 
 
+KEPT = re.compile(GAME.pattern + r"|(training|heldout)/gap_over_base|kl_to_base|perplexity(_ratio)?|no_doubled_word"
+                  r"|faithful/.*|rewritten/.*_kept|most_repeated")  # of a frontier
+
+
 @torch.no_grad()
-def _heard(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
-           said: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Accuracies and gap of every set of captions with training and held-out listeners; eval.evaluate's, no more."""
-    rows: dict[str, dict[str, Any]] = {name: {} for name in said}
+def _listener_figures(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"],
+                      captions: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """`evaluate.game_figures` of every set of captions with training and held-out listeners."""
+    rows: dict[str, dict[str, Any]] = {name: {} for name in captions}
     for group, listeners in ("training", run.config.listeners), ("heldout", run.config.heldout):
         if listeners:
             made = make_listeners(listeners, dataset, run.speaker.device)
-            for name, texts in said.items():
+            for name, texts in captions.items():
                 rows[name] |= evaluate.game_figures(group, listeners, score_all(made, texts, pools), run.config)
     return rows
 
 
-def panel(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks, of what speakers said.
+def panel(run: LoadedRun, dataset: Dataset,
+          captions: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks, of the speakers' captions.
 
-    `said`, the figures and the picks are as in eval.evaluate (`speak`, `measure`).
+    `captions`, the figures and the picks are as in eval.evaluate (`generate_captions`, `measure`).
 
     What is undefined is left out: faithfulness without scenes, a kept share of no gap, drift without a base speaker.
     """
-    speakers, picks = evaluate.measure(run, dataset, said)
-    rewritten = {f"{name}, {rewrite}": [change(text) for text in spoken["texts"]]
-                 for name, spoken in said.items() for rewrite, change in REWRITES.items()}
-    heard = _heard(run, dataset, torch.tensor(picks["pools"]), rewritten)
+    speakers, picks = evaluate.measure(run, dataset, captions)
+    rewritten = {f"{name}, {rewrite}": [change(text) for text in own["texts"]]
+                 for name, own in captions.items() for rewrite, change in REWRITES.items()}
+    with_listeners = _listener_figures(run, dataset, torch.tensor(picks["pools"]), rewritten)
     picks |= {name: {"texts": texts} for name, texts in rewritten.items()}
     references = [list(row) for row in dataset["captions"]]
     records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     for name, row in speakers.items():
-        texts = said[name]["texts"]
+        texts = captions[name]["texts"]
         row["no_doubled_word"] = mean_and_error(no_doubled_word(texts))
         row["full_stop"] = mean_and_error(full_stop(texts))
         row["bleu_4"] = bleu_4(texts, references)
@@ -330,11 +339,11 @@ def panel(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> 
                     row[f"faithful/{level}"] = mean_and_error(values[~silent])
         for rewrite in REWRITES:
             other = f"{name}, {rewrite}"
-            row |= {f"{rewrite}/{key}": figure for key, figure in heard[other].items() if GAME.fullmatch(key)}
+            row |= {f"{rewrite}/{key}": figure for key, figure in with_listeners[other].items() if GAME.fullmatch(key)}
             changed = [float(a != b) for a, b in zip(texts, rewritten[other], strict=True)]
             row[f"{rewrite}/changed"] = mean_and_error(changed)
             for gap in [key for key in ("training/gap", "heldout/gap") if key in row]:
-                share = kept(row[gap], heard[other][gap])
+                share = kept(row[gap], with_listeners[other][gap])
                 if share is not None:
                     row[f"{rewrite}/{gap}_kept"] = share
     figures: dict[str, Any] = {"speakers": speakers}
@@ -343,7 +352,7 @@ def panel(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> 
     else:
         speakers["trained"]["perplexity_ratio"] = (speakers["trained"]["perplexity"]["mean"]
                                                    / speakers["base"]["perplexity"]["mean"])
-        shift = word_shift(said["base"]["texts"], said["trained"]["texts"])
+        shift = word_shift(captions["base"]["texts"], captions["trained"]["texts"])
         figures["word_shift"] = {"gained": [row for row in shift if row[1] > 0][:10],
                                  "lost": [row for row in reversed(shift) if row[1] < 0][:10]}
     return figures, picks
@@ -388,17 +397,29 @@ def frontier(path: Path, points: list[tuple[str, dict[str, Any]]]) -> None:
     plt.close(figure)
 
 
+def keep(cell: Cell, points: list[tuple[str, dict[str, Any]]], folder: Path = RESULTS) -> None:
+    """Write each run's trained speaker, under the run's label, and its base speaker to the table of the frontier."""
+    speakers = {name: row for label, found in points
+                for name, row in ((label, found["trained"]), (f"{label}, base speaker", found["base"]))}
+    put(cell, [row for name, figures in speakers.items() for row in rows_of(cell, name, {
+        key: figure for key, figure in figures.items() if KEPT.fullmatch(key)})], folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="+", help="folders of runs, and overrides: eval.images=... eval.split=...")
     parser.add_argument("--frontier", type=Path, metavar="PATH",
-                        help="plot gap against drift of all runs to this PNG; the figures to a JSON beside it")
+                        help="plot gap against drift of all runs to this PNG")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.run if "=" in word and not Path(word).is_dir()]
     folders = [Path(word) for word in arguments.run if word not in overrides]
     if not folders:
         raise DixitError("no run named; give a run's folder, e.g. runs/colour_vs_grey")
-    points = []
+    if arguments.keep and not arguments.frontier:
+        raise DixitError("--keep keeps a frontier; add --frontier PATH")
+    points: list[tuple[str, dict[str, Any]]] = []
+    seeds: dict[str, None] = {}
     for folder in folders:
         began = time.perf_counter()
         run = load_run(folder, overrides)
@@ -410,18 +431,20 @@ def main() -> None:
                              "leave it out or drop --frontier")
         dataset = load(config.data, config.eval.split)
         dataset = dataset.select(range(min(config.eval.images, len(dataset))))
-        figures, picks = panel(run, dataset, evaluate.speak(run, dataset))
+        figures, picks = panel(run, dataset, evaluate.generate_captions(run, dataset))
         path = evaluate.write_results(run, "drift", figures, picks, time.perf_counter() - began)
         print(f"\n{folder}\n{evaluate.table(figures['speakers'], COLUMNS)}")
         if "word_shift" in figures:
             print("\n" + shift_table(figures["word_shift"]))
         print(f"\nwritten to {path}")
-        points.append((f"{folder.name} (kl_cost {config.game.kl_cost:g})", figures["speakers"]["trained"]))
+        points.append((f"{folder.name} (kl_cost {config.game.kl_cost:g})", figures["speakers"]))
+        seeds[str(config.seed)] = None
     if arguments.frontier:
-        frontier(arguments.frontier, points)
-        write_json(arguments.frontier.with_suffix(".json"),
-                   {"command": command_line(), "commit": git_commit(), "trained": dict(points)})
+        frontier(arguments.frontier, [(label, found["trained"]) for label, found in points])
         print(f"written to {arguments.frontier}")
+    if arguments.keep:
+        keep(Cell("frontier", arguments.keep, " ".join(seeds), command_line(), "", git_commit()), points)
+        keep_picture(arguments.frontier, RESULTS / "frontier" / f"{arguments.keep}.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Evaluate a run on a split it was not trained on: `python -m eval.evaluate RUN [eval.images=200 ...]`.
 
 Every table has the base speaker (before the game), the trained speaker, ground-truth captions and, on scenes,
-an oracle that names exactly what only the positive listeners see; each is heard by the training listeners and by
-held-out ones. Pools are fixed by eval.seed. Writes RUN/results.json, RUN/captions.json and prints the table.
+an oracle that names exactly what only the positive listeners see; each with the training listeners and with
+held-out ones. Pools are fixed by eval.seed. Writes RUN/results.json and RUN/results_captions.json and prints the table.
 
 Leaves out other datasets (eval/transfer.py) and the page with pictures (eval/report.py).
 
@@ -33,19 +33,22 @@ from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run
-from eval import metrics
+
+from . import metrics
 
 
 @torch.no_grad()
-def speak(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the base
-    speaker's, if they are known.
+def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the
+    base speaker's, if they have been generated before.
 
     Returns speaker name -> {"texts", "kl"}, kl being the log-probability of each caption under its speaker
     minus that under the base speaker.
     """
     store = patch_features(run.clip, dataset, "colour")
-    said: dict[str, dict[str, Any]] = {} if base is None else {"base": {"texts": base, "kl": torch.zeros(len(base))}}
+    captions: dict[str, dict[str, Any]] = {}
+    if base is not None:
+        captions["base"] = {"texts": base, "kl": torch.zeros(len(base))}
     speaker = run.speaker
     modules = {"trained": speaker.trained}
     if run.base is not None and base is None:
@@ -59,21 +62,21 @@ def speak(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> di
             texts += speaker.decode(tokens, mask)
             under = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
             kl.append((((logp - under) * mask).sum(1)).cpu())
-        said[name] = {"texts": texts, "kl": torch.cat(kl)}
+        captions[name] = {"texts": texts, "kl": torch.cat(kl)}
     records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     if records:
-        said["ground truth"] = {"texts": [scenes.full_caption(r) for r in records]}
+        captions["ground truth"] = {"texts": [scenes.full_caption(r) for r in records]}
         if run.config.oracle:
             named = frozenset(run.config.oracle)
-            said["oracle"] = {"texts": [scenes.oracle_caption(r, named) for r in records]}
+            captions["oracle"] = {"texts": [scenes.oracle_caption(r, named) for r in records]}
     else:
-        said["ground truth"] = {"texts": [row[0] for row in dataset["captions"]]}
-    return said
+        captions["ground truth"] = {"texts": [row[0] for row in dataset["captions"]]}
+    return captions
 
 
 @torch.no_grad()
-def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -> tuple[dict, dict]:
-    """Every figure with its standard error, per speaker; and per image the picks for the report."""
+def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]]) -> tuple[dict, dict]:
+    """Every figure of each speaker's captions with its standard error; and per image the picks for the report."""
     config = run.config
     count = len(dataset)
     pools = draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
@@ -82,8 +85,8 @@ def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -
     figures: dict[str, dict] = {}
     gaps: dict[tuple[str, str], Tensor] = {}
     picks: dict[str, Any] = {"pools": pools.tolist()}
-    for speaker_name, spoken in said.items():
-        texts = spoken["texts"]
+    for speaker_name, own in captions.items():
+        texts = own["texts"]
         row: dict[str, Any] = {}
         for group, listeners in made.items():
             logits = score_all(listeners, texts, pools)
@@ -103,8 +106,8 @@ def measure(run: LoadedRun, dataset: Dataset, said: dict[str, dict[str, Any]]) -
             for k in (1, 5):
                 row[f"recall@{k}"] = metrics.mean_and_error(metrics.recall_at(similarity, k))
         row |= _text_figures(texts, run)
-        if "kl" in spoken:
-            row["kl_to_base"] = metrics.mean_and_error(spoken["kl"])
+        if "kl" in own:
+            row["kl_to_base"] = metrics.mean_and_error(own["kl"])
         figures[speaker_name] = row
     return figures, picks
 
@@ -162,7 +165,7 @@ def dataset_of(run: LoadedRun, data: DataConfig, split: str, images: int) -> Dat
 def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
     """Figures and picks on the first `images` of a split."""
     dataset = dataset_of(run, data, split, images)
-    return measure(run, dataset, speak(run, dataset))
+    return measure(run, dataset, generate_captions(run, dataset))
 
 
 COLUMNS = ("training/gap", "heldout/gap", "recall@1", "perplexity", "length", "most_repeated", "says/colour",
@@ -178,7 +181,10 @@ def table(figures: dict[str, dict], columns: tuple[str, ...] | None = None) -> s
     def cell(value: Any) -> str:
         if value is None:
             return ""
-        return f"{value['mean']:.2f} ± {value['se']:.2f}" if isinstance(value, dict) else f"{value:.2f}"
+        if not isinstance(value, dict):
+            return f"{value:.2f}"
+        digits = metrics.decimals(value["mean"])
+        return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"
 
     lines = ["| speaker | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |" for name, row in figures.items()]

@@ -16,13 +16,12 @@ WIDEST = 1400  # pixels
 
 
 def keep_picture(source: Path, target: Path) -> None:
-    """Write a picture as a PNG of a palette, as wide and with as many colours as fit into MOST_BYTES."""
+    """Write a picture as a PNG of 256 colours, as wide as fits into MOST_BYTES."""
     with Image.open(source) as opened:
         picture = opened.convert("RGB")
     for width in range(min(picture.width, WIDEST), 0, -100):
         small = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
-        for colours in (256, 64):
-            with atomic_path(target) as temporary:
-                small.quantize(colours).save(temporary, "PNG", optimize=True)
-            if target.stat().st_size <= MOST_BYTES:
-                return
+        with atomic_path(target) as temporary:  # MAXCOVERAGE: thin lines keep their own colours
+            small.quantize(256, Image.Quantize.MAXCOVERAGE).save(temporary, "PNG", optimize=True)
+        if target.stat().st_size <= MOST_BYTES:
+            return

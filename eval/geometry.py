@@ -181,7 +181,7 @@ def rdm(x: Points) -> Distances:
 
 def rsa_betas(distances: Distances, models: dict[str, Distances]) -> dict[str, float]:
     """Model RSA: coefficients of the z-scored RDM on the z-scored model RDMs that are given, together. The models
-    correlate: choose few (`vif` tells how much)."""
+    correlate: choose few (`vif` measures how much)."""
     betas = np.linalg.lstsq(np.stack([_zscored(m) for m in models.values()], 1), _zscored(distances), rcond=None)[0]
     return dict(zip(models, betas.tolist(), strict=True))
 
@@ -264,8 +264,8 @@ def fit_geometry(distances: Distances, levels: int = 5, starts: int = 20) -> dic
     best = min(fits)[-1]
     scales, largest = best.x[:4], best.x[:4].max()
     with np.errstate(divide="ignore", invalid="ignore"):  # NaN if there is nothing but context
-        told = dict(zip(("c_rel_a", "c_rel_b", "c_irr_a", "c_irr_b"), (1 - scales / largest).tolist(), strict=True))
-        return told | {"angle": _wrapped(best.x[4]), "context": float(best.x[5] / largest),
+        found = dict(zip(("c_rel_a", "c_rel_b", "c_irr_a", "c_irr_b"), (1 - scales / largest).tolist(), strict=True))
+        return found | {"angle": _wrapped(best.x[4]), "context": float(best.x[5] / largest),
                        "compression": float(1 - scales[2:].sum() / scales[:2].sum()), "sse": float(best.fun)}
 
 
@@ -303,8 +303,8 @@ def ablated_accuracy(x: Points, readout: Float[np.ndarray, "units"], bias: float
 
 def explained(x: Points, labels: PerCondition) -> float:
     """The share of the variance of x, over all units, that lies between the groups of `labels`: epsilon squared (Kelley
-    1935), 0 on average where labels say nothing, and 1 where they say all. 0 too if nothing varies, or all groups have
-    one member.
+    1935), 0 on average where labels explain nothing, and 1 where they explain everything. 0 too if nothing varies,
+    or all groups have one member.
 
     >>> explained(np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0, 0, 1, 1]))
     1.0
@@ -347,8 +347,8 @@ def transfer(after: Float[np.ndarray, "stages tasks"], before: Float[np.ndarray,
     """
     if after.shape[0] != after.shape[1] or len(after) < 2:
         raise DixitError(f"geometry: transfer needs one stage for each of two tasks or more, not {after.shape}")
-    told = {"backward": float((after[-1] - np.diag(after))[:-1].mean())}
-    return told if before is None else told | {"forward": float((np.diag(after, 1) - before[1:]).mean())}
+    found = {"backward": float((after[-1] - np.diag(after))[:-1].mean())}
+    return found if before is None else found | {"forward": float((np.diag(after, 1) - before[1:]).mean())}
 
 
 def forgetting_matrix(after: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages tasks"]:

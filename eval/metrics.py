@@ -24,10 +24,15 @@ def mean_and_error(values: Float[Tensor, "n"] | list[float]) -> dict[str, float]
     return {"mean": float(x.mean()), "se": error, "n": len(x)}
 
 
+def decimals(mean: float) -> int:
+    """The decimals a mean and its error are shown with: the tables keep six digits."""
+    return 1 if abs(mean) >= 100 else 2
+
+
 def bootstrap(values: Float[Tensor, "k n"], seed: int, draws: int = 2000) -> Float[Tensor, "2 k"]:
     """The 95 % interval of the mean of each row, by resampling its n values (percentiles; Efron 1979).
 
-    Rows are resampled alike, so that what is paired stays paired. Too narrow for a handful of values.
+    All rows are resampled alike, so that pairs stay together. Too narrow for a handful of values.
     """
     n = values.shape[1]
     # How often each value is in each sample of n: the mean of a sample is then one matrix product.

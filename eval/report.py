@@ -28,7 +28,8 @@ from dixit.common import atomic_path, atomic_write_text, read_json, run_main  # 
 from dixit.config import Config, load_config  # noqa: E402
 from dixit.data.images import load, pixels  # noqa: E402
 from dixit.models.perception import perceive  # noqa: E402
-from eval.evaluate import table  # noqa: E402
+
+from .evaluate import table  # noqa: E402
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c1c28}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}td,th{padding:.3rem .6rem;
@@ -120,10 +121,10 @@ def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict) -
         axis.axis("off")
         lines = []
         for name in speakers:
-            said = "\n".join(textwrap.wrap(picks[name]["texts"][i] or "(nothing)", 38))
+            caption = "\n".join(textwrap.wrap(picks[name]["texts"][i] or "(nothing)", 38))
             found = [f"{c.name} {'finds it' if picks[name]['pick'][j][i] == 0 else 'errs'}"
                      for j, c in enumerate(config.listeners)]
-            lines.append(f"{name}: “{said}”\n{', '.join(found)}")
+            lines.append(f"{name}: “{caption}”\n{', '.join(found)}")
         axis.text(0, -0.04, "\n\n".join(lines), transform=axis.transAxes, va="top", fontsize=9)
     with atomic_path(folder / "rounds.png") as temporary:
         figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight")

@@ -1,23 +1,37 @@
-"""One table from several runs: `python -m eval.seeds NAME RUN [RUN ...]` writes eval/results/NAME.json and .md.
+"""Several runs of the default experiment: `python -m eval.seeds CONDITION RUN [RUN ...]` keeps their figures.
 
-Means over runs (seeds) with standard errors over runs, and what they say about the claims of listener subtraction.
-Each run must have been through eval.evaluate.
+Writes to eval/results/default.csv the figures of each run (seed) and, of several, the mean over runs with its standard
+error and what it says about the claims of listener subtraction; prints both. Each run must have been through
+eval.evaluate. `scripts/run_pairs --page-only` then shows them in eval/RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
-from dixit.common import DixitError, atomic_write_text, read_json, run_main, write_json
-from eval.evaluate import table
-from eval.metrics import mean_and_error
+from dixit.common import DixitError, command_line, git_commit, read_json, run_main
+
+from .evaluate import table
+from .metrics import mean_and_error
+from .tables import RESULTS, Cell, put, rows_of
+
+KEPT = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base|reward)|recall@1|perplexity|length|most_repeated"
+                  r"|says/.+|kl_to_base")  # of the figures of eval.evaluate
+# claim -> the bound that the mean over seeds must keep
+BOUNDS = {"share of the oracle's gap": (">=", 0.70),
+          "gap above the base speaker's": (">=", 0.20),
+          "first listener's accuracy above the base speaker's": (">=", -0.10),
+          "held-out gain over training gain": (">=", 0.50),
+          "perplexity over the base speaker's": ("<=", 2.0),
+          "share of images with the commonest caption": ("<=", 0.20)}
 
 
-def mean_of(figure: dict[str, float] | float) -> float:
+def mean_of(figure: dict[str, float] | float | int) -> float:
     """The mean of a figure with an error, or the figure itself."""
-    return figure["mean"] if isinstance(figure, dict) else figure
+    return float(figure["mean"] if isinstance(figure, dict) else figure)
 
 
 def combine(results: list[dict[str, Any]]) -> dict[str, dict]:
@@ -27,12 +41,12 @@ def combine(results: list[dict[str, Any]]) -> dict[str, dict]:
             for s in speakers}
 
 
-def claims(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """claim -> mean and standard error over runs, the bound, and whether the mean keeps it.
+def claims(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """claim -> mean and standard error over runs; BOUNDS has the bounds.
 
-    Only where every run has a base speaker, an oracle and held-out listeners.
+    Empty unless every run has a base speaker, an oracle and held-out listeners.
     """
-    found: dict[tuple[str, str, float], list[float]] = {}
+    found: dict[str, list[float]] = {claim: [] for claim in BOUNDS}
     for figures in (r["figures"] for r in results):
         if not {"base", "trained", "oracle"} <= figures.keys() or "heldout/gap" not in figures["trained"]:
             return {}
@@ -40,45 +54,63 @@ def claims(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                                  for name in ("base", "trained", "oracle"))
         first = next(k for k in trained if k.startswith("training/accuracy/"))
         gain = trained["training/gap"] - base["training/gap"]
-        for key, value in {
-            ("share of the oracle's gap", ">=", 0.70): trained["training/gap"] / oracle["training/gap"],
-            ("gap above the base speaker's", ">=", 0.20): gain,
-            (f"{first} above the base speaker's", ">=", -0.10): trained[first] - base[first],
-            ("held-out gain over training gain", ">=", 0.50): (trained["heldout/gap"] - base["heldout/gap"]) / gain,
-            ("perplexity over the base speaker's", "<=", 2.0): trained["perplexity"] / base["perplexity"],
-            ("share of images with the commonest caption", "<=", 0.20): trained["most_repeated"],
-        }.items():
-            found.setdefault(key, []).append(value)
-    rows: dict[str, dict[str, Any]] = {}
-    for (claim, sign, bound), values in found.items():
-        figure = mean_and_error(values)
-        holds = figure["mean"] >= bound if sign == ">=" else figure["mean"] <= bound
-        rows[claim] = {**figure, "bound": f"{sign} {bound:g}", "holds": holds}
-    return rows
+        for claim, value in zip(BOUNDS, (
+                trained["training/gap"] / oracle["training/gap"], gain, trained[first] - base[first],
+                (trained["heldout/gap"] - base["heldout/gap"]) / gain, trained["perplexity"] / base["perplexity"],
+                trained["most_repeated"]), strict=True):
+            found[claim].append(value)
+    return {claim: mean_and_error(values) for claim, values in found.items()}
+
+
+def holds(claim: str, mean: float) -> bool:
+    """Whether a mean keeps the bound of a claim."""
+    sign, bound = BOUNDS[claim]
+    return mean >= bound if sign == ">=" else mean <= bound
+
+
+def claims_table(measured: dict[str, dict[str, float]]) -> str:
+    """A Markdown table: a row per claim."""
+    lines = ["| claim | measured | bound | holds |", "|---|---|---|---|"]
+    lines += [f"| {claim} | {figure['mean']:.2f} ± {figure['se']:.2f} | {BOUNDS[claim][0]} {BOUNDS[claim][1]:g} | "
+              f"{'yes' if holds(claim, figure['mean']) else 'no'} |" for claim, figure in measured.items()]
+    return "\n".join(lines)
+
+
+def keep(condition: str, results: list[dict[str, Any]], folder: Path = RESULTS) -> None:
+    """Write the runs' results.json to the table of the default experiment: each run, then the mean over runs."""
+    def worth(figures: dict[str, Any]) -> dict[str, Any]:
+        return {name: figure for name, figure in figures.items() if KEPT.fullmatch(name)}
+
+    seeds = [str(r["seeds"]["run"]) for r in results]
+    for seed, r in zip(seeds, results, strict=True):
+        training = r["training"] or {}
+        note = f"trained in {training['wall_seconds']} s by `{training['command']}`" if training else ""
+        cell = Cell("default", condition, seed, r["command"], r["config_hash"], r["commit"],
+                    training.get("commit", ""), r["wall_seconds"], note)
+        put(cell, [row for speaker, figures in r["figures"].items() for row in rows_of(cell, speaker, worth(figures))],
+            folder)
+    if len(results) > 1:
+        cell = Cell("default", condition, " ".join(seeds), command_line(), "", git_commit())
+        put(cell, [row for speaker, figures in combine(results).items()
+                   for row in rows_of(cell, speaker, worth(figures))] + rows_of(cell, "", claims(results)), folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="what to call the table")
+    parser.add_argument("condition", help="the name under which the figures are kept, e.g. colour_vs_grey")
     parser.add_argument("run", nargs="+", type=Path, help="runs that differ in their seed only")
     arguments = parser.parse_args()
     results = [read_json(run / "results.json") for run in arguments.run]
     seeds = [r["seeds"]["run"] for r in results]
     if len(set(seeds)) < len(seeds):
         raise DixitError(f"two of these runs have the same seed {seeds}; train each with its own seed=...")
-    figures, verdicts = combine(results), claims(results)
-    runs = [{k: r[k] for k in ("command", "config_hash", "commit", "seeds", "wall_seconds", "peak_memory_gb",
-                               "training")} for r in results]
-    note = f"Mean ± standard error over {len(runs)} runs, seeds {', '.join(map(str, seeds))}."
-    text = f"# {arguments.name}\n\n{note}\n\n{table(figures)}\n"
-    if verdicts:
-        text += "\n| claim | measured | bound | holds |\n|---|---|---|---|\n" + "".join(
-            f"| {claim} | {v['mean']:.2f} ± {v['se']:.2f} | {v['bound']} | {'yes' if v['holds'] else 'no'} |\n"
-            for claim, v in verdicts.items())
-    folder = Path(__file__).parent / "results"
-    write_json(folder / f"{arguments.name}.json", {"runs": runs, "claims": verdicts, "figures": figures})
-    atomic_write_text(folder / f"{arguments.name}.md", text)
-    print(text)
+    keep(arguments.condition, results)
+    measured = claims(results)
+    print(f"mean ± standard error over {len(results)} runs, seeds {', '.join(map(str, seeds))}\n\n"
+          f"{table(combine(results))}\n")
+    if measured:
+        print(claims_table(measured))
+    print(f"\nkept in {RESULTS / 'default.csv'}; scripts/run_pairs --page-only shows it in eval/RESULTS.md")
 
 
 if __name__ == "__main__":

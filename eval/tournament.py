@@ -1,17 +1,17 @@
 """Dixit among agents: `python -m eval.tournament RUN [--games 500] [--data test|stamps|emoji|cifar10|folder:PATH]`.
 
-First, storytellers. Six players whose listeners are the run's training and held-out ones, mixed, play each deal once
+First, storytellers. Six players, with the run's training and held-out listeners among them, play each deal once
 with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own
 caption), one associated word, a caption of any card. A round scores if some but not all find the card. Shares of
 scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired,
-and the differences also by bootstrap over cards, which the games have in common. A difference is called significant if
+and the differences also by bootstrap over cards, which the games share. A difference is called significant if
 both intervals are above 0.
 
-Then a tournament: the same five as players of one table, each with a listener of its own (random: none), seats dealt
-anew each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
+Then a tournament: the same five as players at one table, each with its own listener (random: none), seats redrawn
+for each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
 
-Cards are images the speaker never trained on. Writes RUN/tournament.json and prints both tables. Leaves out players
-that choose which card to tell: all take one at random.
+Cards are images the speaker never trained on. Writes RUN/tournament.json (with --keep CONDITION also rows of
+eval/results/tournament.csv) and prints both tables. Leaves out players that choose their card: all take one at random.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from dixit.common import DixitError, command_line, git_commit, rng, run_main, write_json
+from dixit.config import config_hash
 from dixit.data.images import open_data
 from dixit.models.listeners import ClipListener, make_listeners
 from dixit.play import rules
 from dixit.play.players import Agent, Player, RandomPlayer, associations, deal_seats, literal_clues, play_out
 from dixit.training.runs import load_run
-from eval.evaluate import dataset_of, speak
-from eval.metrics import bootstrap
+
+from .evaluate import dataset_of, generate_captions
+from .metrics import bootstrap
+from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 SEATS, CARDS = 6, 84  # players and cards of a game, as in the box
 
@@ -45,7 +48,7 @@ def scoring_share(game: rules.Game) -> float:
 
 
 def deal(cards: int, number: int) -> list[int]:
-    """The cards of a game: CARDS of all there are."""
+    """The cards of a game: a random CARDS of all cards."""
     return rng("cards of the game", number).choice(cards, size=min(CARDS, cards), replace=False).tolist()
 
 
@@ -55,7 +58,7 @@ def hand_for(cards: list[int], players: int) -> int:
 
 
 class Seated:
-    """A player of the whole dataset at a game with some of its cards."""
+    """A player that knows the whole dataset, in a game with some of its cards."""
 
     def __init__(self, player: Player, cards: list[int]):
         self.player, self.cards, self.back = player, cards, {c: i for i, c in enumerate(cards)}
@@ -70,11 +73,11 @@ class Seated:
 
 def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tuple[
         dict[str, Float[np.ndarray, "games"]], dict[str, Float[np.ndarray, "cards 2"]]]:
-    """Each storyteller's share of scoring rounds in each game; and of each card, how often it was told and scored."""
+    """Each storyteller's share of scoring rounds in each game; and how often each card was chosen and scored."""
     shares: dict[str, list[float]] = {name: [] for name in clues}
-    tables = {name: [Agent(said, listener, 0) for listener in listeners] for name, said in clues.items()}
+    tables = {name: [Agent(own, listener, 0) for listener in listeners] for name, own in clues.items()}
     count = len(next(iter(clues.values())))
-    told = {name: np.zeros((count, 2)) for name in clues}
+    counts = {name: np.zeros((count, 2)) for name in clues}
     for number in tqdm(range(games), desc="storytellers", disable=None):
         cards, seats = deal(count, number), deal_seats(len(listeners), SEATS, number)
         for name, agents in tables.items():
@@ -82,22 +85,22 @@ def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tu
             game = play_out(game, [Seated(agents[i], cards) for i in seats])
             shares[name].append(scoring_share(game))
             for r in game.rounds:
-                told[name][cards[r.table[r.owners.index(r.storyteller)]]] += 1, r.points[r.storyteller] > 0
-    return {name: np.array(values) for name, values in shares.items()}, told
+                counts[name][cards[r.table[r.owners.index(r.storyteller)]]] += 1, r.points[r.storyteller] > 0
+    return {name: np.array(values) for name, values in shares.items()}, counts
 
 
-def over_cards(told: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> dict[str, list[float]]:
+def over_cards(counts: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> dict[str, list[float]]:
     """95 % intervals of the trained speaker's share of scoring rounds minus each one's, by bootstrap over cards."""
-    n = len(told["trained"])
+    n = len(counts["trained"])
     drawn = rng("told cards", seed).multinomial(n, np.full(n, 1 / n), size=2000)  # how often each card is in a sample
-    shares = {name: (drawn @ counts[:, 1]) / (drawn @ counts[:, 0]).clip(1) for name, counts in told.items()}
+    shares = {name: (drawn @ own[:, 1]) / (drawn @ own[:, 0]).clip(1) for name, own in counts.items()}
     return {name: np.quantile(shares["trained"] - share, [0.025, 0.975]).tolist() for name, share in shares.items()}
 
 
 def strengths(wins: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """Bradley-Terry strengths on Elo's scale from wins[i, j] of i over j, by minorisation (Hunter 2004, eq. 3).
 
-    One draw between all pairs is added, so that who always wins has a finite rating.
+    One draw between each pair is added, so that a player that always wins has a finite rating.
     """
     won = wins + 0.5 * (1 - np.eye(len(wins)))
     met = won + won.T
@@ -109,7 +112,7 @@ def strengths(wins: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
 
 
 def tournament(clues: dict[str, list[str]], listeners: list, games: int, seed: int) -> dict[str, Any]:
-    """Ratings and mean points of each kind of player at tables where all kinds sit."""
+    """Ratings and mean points of each kind of player, at tables with one of each kind."""
     names = list(clues)
     count = len(clues[names[0]])
     agents = {name: [Agent(clues[name], listener, seed) for listener in listeners] for name in names}
@@ -133,12 +136,39 @@ def tournament(clues: dict[str, list[str]], listeners: list, games: int, seed: i
             for i, name in enumerate(names)}
 
 
+def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a tournament.json to the table of tournaments.
+
+    Of each storyteller "scoring_rounds" and "trained_minus_this" (interval over games) and "trained_minus_this/cards"
+    (over cards), of each player "rating" and "points".
+    """
+    cell = Cell("tournament", condition, str(results["seed"]), results["command"], results["config_hash"],
+                results["commit"], seconds=results["wall_seconds"],
+                note=f"{results['games']} games with {results['cards']} cards")
+    rows = []
+    for name, row in results["storytellers"].items():
+        figures = {"scoring_rounds": {"mean": row["share"], "low": row["low"], "high": row["high"]},
+                   "trained_minus_this": {"mean": row["trained_minus_this"], "low": row["difference_low"],
+                                          "high": row["difference_high"]}}
+        if "cards_low" in row:
+            figures["trained_minus_this/cards"] = {"mean": row["trained_minus_this"], "low": row["cards_low"],
+                                                   "high": row["cards_high"]}
+        rows += rows_of(cell, name, {key: figure | {"n": results["games"]} for key, figure in figures.items()})
+    for name, row in results["tournament"].items():
+        rows += rows_of(cell, name, {
+            "rating": {"mean": row["rating"], "low": row["low"], "high": row["high"], "n": results["games"]},
+            "points": {"mean": row["points"], "low": row["points_low"], "high": row["points_high"],
+                       "n": results["games"]}})
+    put(cell, rows, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
     parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
     parser.add_argument("--games", type=int, default=500)
     parser.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
@@ -152,28 +182,32 @@ def main() -> None:
     seeing = next((m for m in made if isinstance(m, ClipListener)), None)
     if seeing is None:
         raise DixitError("a tournament needs a listener of kind clip, for the one-word player")
-    said = speak(run, dataset)
+    captions = generate_captions(run, dataset)
     anything = literal_clues(dataset)
-    clues = {"trained": said["trained"]["texts"], "base": said["base"]["texts"], "literal": anything,
+    clues = {"trained": captions["trained"]["texts"], "base": captions["base"]["texts"], "literal": anything,
              "association": associations(dataset, seeing.clip, seeing.images),
              "random": [anything[i] for i in rng("any clue", config.eval.seed).permutation(len(anything))]}
-    shares, told = storytellers(clues, made, arguments.games)
-    cards = over_cards(told, config.eval.seed)
+    shares, counts = storytellers(clues, made, arguments.games)
+    cards = over_cards(counts, config.eval.seed)
     rows = torch.from_numpy(np.stack([*shares.values(), *(shares["trained"] - v for v in shares.values())]))
     low, high = bootstrap(rows, config.eval.seed).tolist()
     k = len(shares)
-    telling = {name: {"share": float(rows[i].mean()), "low": low[i], "high": high[i],
-                      "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
-                      "difference_high": high[k + i], "cards_low": cards[name][0], "cards_high": cards[name][1],
-                      "significant": min(low[k + i], cards[name][0]) > 0} for i, name in enumerate(shares)}
+    storyteller_rows = {
+        name: {"share": float(rows[i].mean()), "low": low[i], "high": high[i],
+               "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
+               "difference_high": high[k + i], "cards_low": cards[name][0], "cards_high": cards[name][1],
+               "significant": min(low[k + i], cards[name][0]) > 0} for i, name in enumerate(shares)}
     ratings = tournament(clues, made, arguments.games, config.eval.seed)
-    write_json(arguments.run / "tournament.json", {
-        "command": command_line(), "commit": git_commit(), "games": arguments.games, "data": arguments.data,
-        "cards": len(dataset), "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": telling,
-        "tournament": ratings})
+    results = {"command": command_line(), "config_hash": config_hash(config), "commit": git_commit(),
+               "seed": config.seed, "games": arguments.games, "data": arguments.data, "cards": len(dataset),
+               "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": storyteller_rows,
+               "tournament": ratings}
+    write_json(arguments.run / "tournament.json", results)
+    if arguments.keep:
+        keep(arguments.keep, results)
     print(f"\n| storyteller, {arguments.games} games | scoring rounds | 95 % | trained minus this | 95 % over games | "
           "95 % over cards | significant |\n|---|---|---|---|---|---|---|")
-    for name, row in telling.items():
+    for name, row in storyteller_rows.items():
         print(f"| {name} | {row['share']:.3f} | {row['low']:.3f} to {row['high']:.3f} | "
               f"{row['trained_minus_this']:+.3f} | {row['difference_low']:+.3f} to {row['difference_high']:+.3f} | "
               f"{row['cards_low']:+.3f} to {row['cards_high']:+.3f} | {'yes' if row['significant'] else 'no'} |")

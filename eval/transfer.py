@@ -2,14 +2,14 @@
 
 The speaker plays with the same listeners on images it was never trained on: photo stamps, emoji (test concepts),
 CIFAR-10 (test), scenes with held-out combinations, or any folder of images. Accuracies and gap with 95 % intervals
-(bootstrap over images), among random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds
-of one experiment: an image counts once, with its mean over them. Writes transfer.json, transfer_captions.json and
-transfer.png and prints a table at 10 candidates. `--baselines` adds the speakers that ask the listeners and train
-nothing (eval/baselines.py).
+(bootstrap over images), with random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds of
+one experiment; values are averaged over them for each image. Writes transfer.json, transfer_captions.json and
+transfer.png and prints a table at 10 candidates; `--keep CONDITION` also adds rows to eval/results/transfer.csv.
+`--baselines` adds the speakers that query the listeners and need no training (eval/baselines.py).
 
 `trained_minus_this` is the trained speaker's gap minus that of the row's speaker, paired: same images, same pools. It
-is significant where its interval leaves out 0; no correction is made for how many are looked at. The intervals stand
-for the choice of images, not for the spread over seeds, which is given beside them as `runs`.
+is significant where its interval excludes 0; no correction is made for multiple comparisons. Intervals are over images,
+not over seeds; the mean of each seed is given beside them as `runs`.
 
 Leaves out what evaluate.py measures besides on the run's own data: rewards, perplexity, word classes.
 
@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit.common import DixitError, atomic_path, run_main
+from dixit.common import DixitError, atomic_path, read_json, run_main
 from dixit.config import ListenerConfig, config_hash
 from dixit.data.assets import asset
 from dixit.data.images import OTHERS, open_data
@@ -42,9 +42,12 @@ from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
 from dixit.training.runs import LoadedRun, load_run
-from eval import metrics
-from eval.baselines import untrained_speakers
-from eval.evaluate import speak, write_results
+
+from . import metrics
+from .baselines import untrained_speakers
+from .evaluate import generate_captions, write_results
+from .figures import keep_picture
+from .tables import RESULTS, Cell, Row, add_keep_option, put, rows_of
 
 KINDS = ("random", "hard")
 SIZES = (2, 4, 10, 32, 100)
@@ -68,7 +71,7 @@ def categories(name: str, dataset: Dataset) -> list[str]:
 
 
 def draw_pools(embeddings: Float[Tensor, "n E"], pools: int, seed: int) -> dict[str, Int[Tensor, "n r C"]]:
-    """For each kind and size, as "random/10": independent pools of each image, itself at place 0.
+    """For each kind and size, e.g. "random/10": independent pools for each image, the image itself at index 0.
 
     Hard pools of C are drawn from the 2 (C - 1) nearest images. Sizes larger than the data set are left out.
     """
@@ -87,8 +90,8 @@ def accuracies(listeners: list, texts: list[str],
                pools: dict[str, Int[Tensor, "n r C"]]) -> dict[str, Float[Tensor, "L n"]]:
     """How often each listener finds each image, its mean over the image's pools.
 
-    A listener scores each candidate alone, so every caption is scored against all images once and each pool is read
-    off. That costs memory in proportion to BLOCK times n.
+    A listener scores each candidate independently, so every caption is scored against all images once and each pool is
+    gathered from these scores. Memory grows with BLOCK times n.
     """
     everyone = torch.arange(len(texts))
     parts: dict[str, list[Tensor]] = {key: [] for key in pools}
@@ -103,24 +106,24 @@ def accuracies(listeners: list, texts: list[str],
 
 
 @torch.no_grad()
-def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
+def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
             pools: int, seed: int, device: str | torch.device = "cpu") -> Rows:
     """(pool, speaker, figure) -> a value for each run and image.
 
-    `said` holds for each run speaker -> one caption per image. Any speaker may be among them; those that not every
-    run has are left out. `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the
-    same for all; hard ones are near in the eyes of the first training listener.
+    `captions` holds for each run: speaker -> one caption per image. Speakers that are missing in some run are left out.
+    `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the same for all; hard ones
+    are the nearest images by the embeddings of the first training listener.
     """
     made = {group: make_listeners(configs, dataset, device) for group, configs in groups.items()}
     first = made["training"][0]
     if not isinstance(first, ClipListener):
         raise DixitError("the first listener must be of kind clip: its images say which pools are hard")
     drawn = draw_pools(first.images.cpu(), pools, seed)
-    speakers = [name for name in said[0] if all(name in one for one in said)]
+    speakers = [name for name in captions[0] if all(name in one for one in captions)]
     rows: Rows = {}
     for name, group in tqdm(list(itertools.product(speakers, made)), desc="listening", disable=None):
         weights = torch.tensor([c.weight for c in groups[group]])
-        runs = [accuracies(made[group], one[name], drawn) for one in said]
+        runs = [accuracies(made[group], one[name], drawn) for one in captions]
         for pool in drawn:
             hits = torch.stack([found[pool] for found in runs], dim=1)  # (L, R, n)
             for listener, values in zip(groups[group], hits, strict=True):
@@ -135,7 +138,7 @@ def measure(said: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str
 def summarise(rows: Rows, seed: int) -> dict[str, Any]:
     """The rows as a tree of figures: mean, 95 % interval and number of images; with several runs each one's mean.
 
-    `significant` says of a difference that its interval leaves out 0.
+    `significant` marks a difference whose interval excludes 0.
     """
     intervals = metrics.bootstrap(torch.stack([values.mean(0) for values in rows.values()]), seed).T.tolist()
     tree: dict[str, Any] = {}
@@ -224,6 +227,37 @@ def plot(found: dict[str, dict], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
+def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a transfer.json to the table of transfer: figures are SET/KIND/SIZE/GROUP/..., e.g.
+    stamps/random/10/training/gap, with their interval over images and, of several runs, their error over seeds.
+
+    Accuracies and written captions are kept among 10 random candidates only, categories not at all. Of several runs
+    each one's gaps among 10 random candidates are kept under its own seed.
+    """
+    runs = results["figures"]["runs"]
+    cell = Cell("transfer", condition, " ".join(str(run["seed"]) for run in runs), results["command"],
+                results["config_hash"], results["commit"], (results["training"] or {}).get("commit", ""),
+                results["wall_seconds"])
+    rows: list[Row] = []
+    of_seeds: list[list[Row]] = [[] for _ in runs]
+    cells = [dataclasses.replace(cell, seed=str(run["seed"]), config_hash=run["config_hash"]) for run in runs]
+    for name, result in results["figures"]["data"].items():
+        for pool, speakers in result["pools"].items():
+            for speaker, figures in speakers.items():
+                for key, figure in figures.items():
+                    ten, generated = pool == "random/10", speaker not in ("ground truth", "oracle")
+                    if ten or generated and "/accuracy/" not in key:
+                        rows += rows_of(cell, speaker, {
+                            f"{name}/{pool}/{key}": figure | {"se": figure.get("runs_se")}})
+                    if ten and generated and "/accuracy/" not in key:
+                        for one, kept, mean in zip(cells, of_seeds, figure.get("runs", []), strict=False):
+                            kept += rows_of(one, speaker, {f"{name}/{pool}/{key}": {"mean": mean, "n": figure["n"]}})
+    put(cell, rows, folder)
+    if len(runs) > 1:
+        for one, kept in zip(cells, of_seeds, strict=True):
+            put(one, kept, folder)
+
+
 def _check(runs: list[LoadedRun]) -> None:
     """Several runs must be seeds of one experiment, for their values are averaged."""
     first = runs[0].config
@@ -247,6 +281,7 @@ def main() -> None:
     parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
     parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
+    add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.pools < 1:
         raise DixitError(f"--pools is {arguments.pools}; choose at least 1")
@@ -260,7 +295,7 @@ def main() -> None:
     config = runs[0].config
     names = [word for word in arguments.data or [] if word not in overrides]
     names = names or [name for name in OTHERS if name != "combos" or config.data.name == "scenes"]
-    opened = {name: open_data(name, config) for name in names}  # all of them first: a wrong name fails at once
+    opened = {name: open_data(name, config) for name in names}  # all of them first, so that a wrong name fails at once
 
     if arguments.baselines:
         small = [name for name, dataset in opened.items() if len(dataset) < config.game.candidates]
@@ -274,8 +309,10 @@ def main() -> None:
         print(f"{name}: {len(dataset)} images")
         captions[name] = []
         for run in runs:
-            said = speak(run, dataset) | (untrained_speakers(run, dataset) if arguments.baselines else {})
-            captions[name].append({who: spoken["texts"] for who, spoken in said.items()})
+            generated = generate_captions(run, dataset)
+            if arguments.baselines:
+                generated |= untrained_speakers(run, dataset)
+            captions[name].append({who: own["texts"] for who, own in generated.items()})
         rows = measure(captions[name], dataset, groups, arguments.pools, config.eval.seed, runs[0].speaker.device)
         skipped = {str(size): f"more candidates than the {len(dataset)} images of {name}"
                    for size in SIZES if size > len(dataset)}
@@ -289,8 +326,12 @@ def main() -> None:
     figures = {"runs": about, "pools_per_image": arguments.pools, "data": found}
     path = write_results(dataclasses.replace(runs[0], folder=out), "transfer", figures, captions,
                          time.perf_counter() - began)
-    plot(found, path.with_suffix(".png"))
-    print(f"\n{table(found)}\n\nwritten to {path} and {path.with_suffix('.png')}")
+    picture = path.with_suffix(".png")
+    plot(found, picture)
+    if arguments.keep:
+        keep(arguments.keep, read_json(path))
+        keep_picture(picture, RESULTS / "transfer" / f"{arguments.keep}.png")
+    print(f"\n{table(found)}\n\nwritten to {path} and {picture}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ reward that costs nothing, so it has no listeners to pay for. `roofline` is the 
 memory traffic would take at the matrix-product and copy rates measured here, at dixit's dtype.
 
 Captions are sampled to their full length T by all (the end token is forbidden), so every variant does the same
-work. Adapter weights are random: speed does not depend on them. Under the table stand how many times as fast as each
-other variant dixit is, and which share of the measured matrix-product rate its update reaches. Leaves out data loading.
+work. Adapter weights are random: speed does not depend on them. Below the table are dixit's speed relative to each
+other variant and the share of the measured matrix-product rate that its update reaches. `--keep CONDITION` keeps the
+figures in eval/results/bench.csv or bench_scaling.csv. Leaves out data loading.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from dixit.models.clip import build_locked  # noqa: E402
 from dixit.models.listeners import ClipListener, score_all  # noqa: E402
 from dixit.models.speaker import Speaker  # noqa: E402
 from dixit.training import game, policy  # noqa: E402
+from eval.tables import RESULTS, Cell, add_keep_option, put, rows_of  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +300,30 @@ def profile(bench: Bench, out: Path) -> None:
     print(f"\ntrace: {out / 'trace.json'} (chrome://tracing or ui.perfetto.dev)")
 
 
+def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a bench.json to the table of the bench: seconds of each part and of every step, and the ratios."""
+    note = ", ".join([*(f"{letter}={value}" for letter, value in results["shape"].items()), results["dtype"],
+                      results["device"], f"{results['threads']} threads", f"compile {results['compile']}"])
+    cell = Cell("bench", condition, "", results["command"], "", results["commit"], note=note)
+    rows, steps = [], results["every_step"]
+    for name, parts in results["seconds"].items():
+        rows += rows_of(cell, name, parts | {
+            "step/relative": parts["step"] / results["seconds"]["dixit"]["step"],
+            **{f"every_step/{number}": seconds for number, seconds in enumerate(steps.get(name, []))}})
+    rows += rows_of(cell, "dixit", {"update/share_of_matmul_rate": results["update_share_of_matmul_rate"]})
+    put(cell, rows + rows_of(cell, "machine", results["rates"]), folder)
+
+
+def keep_scaling(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a scaling.json to its table: figures are LETTER=VALUE/PART; relative is over the letter's first value."""
+    note = ", ".join(f"{letter}={value}" for letter, value in results["shape"].items())
+    cell = Cell("bench_scaling", condition, "", results["command"], "", results["commit"], note=note)
+    figures = {f"{letter}={parts[letter]}/{part}": value for letter, column in results["seconds"].items()
+               for parts in column for part, value in {
+                   **parts, "step/relative": parts["step"] / column[0]["step"]}.items() if part != letter}
+    put(cell, rows_of(cell, "dixit", figures), folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Shape):
@@ -312,6 +338,7 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=("dixit", "hf float32", "hf bfloat16"), help=argparse.SUPPRESS)
+    add_keep_option(parser)
     arguments = parser.parse_args()
     shape = Shape(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Shape)})
     on_gpu = torch.device(arguments.device).type == "cuda"
@@ -328,8 +355,11 @@ def main() -> None:
                      [f"{row['step'] / column[0]['step']:.2f}" for row in column],
                      [f"{row['peak_gb']:.2f}" for row in column]]
             print(f"| {letter} | " + " | ".join(", ".join(c) for c in cells) + " |")
-        write_json(arguments.out / "scaling.json", {"command": command_line(), "commit": git_commit(),
-                                                    "shape": dataclasses.asdict(shape), "seconds": found})
+        results: dict[str, Any] = {"command": command_line(), "commit": git_commit(),
+                                   "shape": dataclasses.asdict(shape), "seconds": found}
+        write_json(arguments.out / "scaling.json", results)
+        if arguments.keep:
+            keep_scaling(arguments.keep, results)
         return
 
     variants = [arguments.only] if arguments.only else ["dixit", "hf float32", "hf bfloat16"]
@@ -367,12 +397,15 @@ def main() -> None:
           + f"; its update reaches {share:.0%} of the measured rate of matrix products ({arguments.dtype})")
     print(f"matrix products {rates['flops'] / 1e9:.0f} GFLOP/s ({arguments.dtype}), {float32_flops / 1e9:.0f} "
           f"(float32); copies {rates['bytes'] / 1e9:.1f} GB/s; {torch.get_num_threads()} threads")
-    write_json(arguments.out / "bench.json", {
+    results = {
         "command": command_line(), "commit": git_commit(), "shape": dataclasses.asdict(shape),
         "dtype": arguments.dtype, "device": arguments.device, "threads": torch.get_num_threads(),
         "compile": arguments.compile, "rates": {**rates, "float32_flops": float32_flops}, "seconds": rows,
         "times_as_fast_as": faster, "update_share_of_matmul_rate": share,
-        "every_step": {name: [run["step"] for run in found] for name, found in runs.items()}})
+        "every_step": {name: [run["step"] for run in found] for name, found in runs.items()}}
+    write_json(arguments.out / "bench.json", results)
+    if arguments.keep:
+        keep(arguments.keep, results)
     print(f"written to {arguments.out / 'bench.json'}")
 
 

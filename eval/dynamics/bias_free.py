@@ -1,15 +1,16 @@
-"""Bias-free two-layer ReLU networks learn like linear ones.
+"""Bias-free two-layer ReLU networks learn like linear networks.
 
-Without biases, f(x) = W2 s(W1 x) with s(z) = max(z, slope z) has an odd part that is linear in x, so on symmetric data
-(every x has its -x, and y is odd) no width fits better than linear regression, and from a small balanced start the
-network learns exactly as a linear network does, at (1 + slope)/2 of the speed and with sqrt(2/(1 + slope)) times its
-weights, for square and for logistic loss (Zhang, Saxe, Latham, openreview.net/forum?id=Ucpfdn66k2). Deep
-networks do so from a block start. Biases, asymmetric data, and a third layer from a random start break it.
+Without biases, f(x) = W2 s(W1 x) with s(z) = max(z, slope z) has an odd part that is linear in x. On symmetric data
+(every x has its -x, and y is odd) a network of any width therefore fits no better than linear regression, and from a
+small balanced start it learns exactly as a linear network does, at (1 + slope)/2 of the speed and with
+sqrt(2/(1 + slope)) times its weights, for square and for logistic loss (Zhang, Saxe, Latham,
+openreview.net/forum?id=Ucpfdn66k2). Deep networks do so from a block start. Biases, asymmetric data, and a third
+layer from a random start break the equivalence.
 
-The paper's own figure settings were not available: data, target, sizes, rates and initial scales are [stand-in]. The
-symmetry condition is from memory. Leaves out the speaker.
+The theory is in theory/bias_free.py. The paper's own figure settings were not available: data, target, sizes, rates
+and initial scales are [stand-in]. The symmetry condition is from memory. Leaves out the speaker.
 
-Shapes: S networks, n points (the second half is minus the first), D inputs, H hidden, M times.
+Shapes: S networks, n points (the second half is minus the first), D inputs, H hidden units, M times.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.common import rng
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+from .probe import Claim, Networks, overlay, simulate
+from .theory.bias_free import parts, regression, scale, strength
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -82,40 +84,6 @@ def asymmetric_data(settings: Settings, seed: int) -> tuple[Float[np.ndarray, "n
     return x, np.abs(x @ direction(settings, seed))
 
 
-# ---- theory ----------------------------------------------------------------------------------------------
-
-
-def regression(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "D"], float]:
-    """The least-squares coefficients and their loss, half the mean square: the floor of bias-free networks."""
-    beta = np.linalg.lstsq(x, y, rcond=None)[0]
-    return beta, float(((y - x @ beta) ** 2).mean() / 2)
-
-
-def parts(first: Float[np.ndarray, "D H"], last: Float[np.ndarray, "H 1"], x: Float[np.ndarray, "n D"], slope: float,
-          ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Odd part (1 + slope)/2 W2 W1 x and even part (1 - slope)/2 W2 |W1 x|: all that such a network can say."""
-    h = x @ first
-    return (1 + slope) / 2 * (h @ last)[:, 0], (1 - slope) / 2 * (np.abs(h) @ last)[:, 0]
-
-
-def scale(slope: float) -> float:
-    """The network's weights over those of its linear partner, whose time is (1 + slope)/2 of the network's."""
-    return float(np.sqrt(2 / (1 + slope)))
-
-
-def strength(times: Float[np.ndarray, "M"], target: float, start: float, slope: float = 0.0, depth: int = 2,
-             ) -> Float[np.ndarray, "M"]:
-    """w(t), the length of the linear map, for whitened inputs and a balanced start along the target of length B.
-
-    Depth 2: w = B / (1 + (B/w0 - 1) exp(-(1 + slope) B t)). Deeper (slope 0): w' = L/2 w^(2 - 2/L) (B - w), half the
-    speed of a linear network at every depth. Derived.
-    """
-    if depth == 2:
-        return target / (1 + (target / start - 1) * np.exp(-(1 + slope) * target * times))
-    return solve_ivp(lambda t, w: depth / 2 * w ** (2 - 2 / depth) * (target - w), (0, times[-1]), [start], "DOP853",
-                     times, rtol=1e-11, atol=1e-13).y[0]
-
-
 # ---- simulation ------------------------------------------------------------------------------------------
 
 
@@ -133,7 +101,7 @@ class Net:
     asymmetric: bool = False
 
     def partner(self) -> Net:
-        """The linear network that theory says it follows, at its own times."""
+        """The linear network that it follows according to the theory, with a learning rate that matches their times."""
         ratio = scale(self.slope)
         return Net(f"{self.kind}, linear", self.seed, [w / ratio for w in self.weights], 1.0, (1 + self.slope) / 2,
                    self.logistic, self.bias, self.asymmetric)
@@ -196,8 +164,10 @@ def aligned(unit: Float[np.ndarray, "D"], hidden: int, norm: float, seed: int) -
 
 
 def blocks(unit: Float[np.ndarray, "D"], half: int, depth: int, start: float, both: bool) -> list[np.ndarray]:
-    """Two non-negative chains of rank one, for x r > 0 and for x r < 0, of end-to-end length `start` each; or the first
-    alone, as a linear network has it."""
+    """Rank-one layers in two non-negative blocks, for r x > 0 and for r x < 0, whose product has length `start` each.
+
+    With `both` false only the first block: the start of the linear network that it follows.
+    """
     v, p = np.full(half, half ** -0.5), start ** (1 / depth)
     gate = np.diag([1.0, float(both)])
     return [p * np.kron(np.array([1.0, -both]), np.outer(unit, v)),
@@ -212,7 +182,7 @@ def gaussian(widths: list[int], spread: Sequence[float], *key: int | str) -> lis
 
 
 def aligned_nets(settings: Settings, seeds: int) -> list[Net]:
-    """Two layers: along the target (for the closed form) and along another direction, and every one's partner."""
+    """Two layers: along the target (for the closed form) and along another direction, and the partner of each."""
     nets = []
     for seed in range(seeds):
         beta, _ = regression(*symmetric_data(settings, seed))
@@ -259,7 +229,7 @@ def three_layer_nets(settings: Settings, seeds: int) -> list[Net]:
 
 
 class Trajectories:
-    """What one batch of networks did."""
+    """Outputs, losses and weights of one batch of networks over time."""
 
     def __init__(self, settings: Settings, nets: list[Net], folder: Path, lr: float, steps: int):
         self.nets, networks = nets, ReluNetworks(settings, nets)
@@ -274,7 +244,7 @@ class Trajectories:
         return [i for i, net in enumerate(self.nets) if net.kind == kind and slope in (None, net.slope)]
 
     def length(self, i: int) -> Float[np.ndarray, "M"]:
-        """Of the linear map that network `i` is, along the target; inputs are whitened."""
+        """The length along the target of the linear map that network `i` computes; inputs are whitened."""
         beta = regression(self.x[i], self.y[i])[0]
         return self.answers[:, i] @ self.x[i] @ beta / np.linalg.norm(beta) / len(self.y[i])
 
@@ -319,18 +289,18 @@ def deep_claims(settings: Settings, depth: int, run: Trajectories) -> list[Claim
 
 
 def random_claims(settings: Settings, run: Trajectories, three: Trajectories) -> list[Claim]:
-    """Random weights: what bias-free networks can say and reach, and what breaks it."""
+    """Random weights: the odd and even part, the least loss, and what breaks the equivalence."""
     small = [i for h in settings.widths for i in run.of(f"H {h}", 0.0)]
     free = run.of("ordinary") + small
-    said = [parts(run.final[0][i], run.final[1][i], run.x[i], run.nets[i].slope) for i in free]
+    split = [parts(run.final[0][i], run.final[1][i], run.x[i], run.nets[i].slope) for i in free]
     mirrored = np.roll(run.answers[-1], settings.points, axis=1)
     odd, even = (run.answers[-1] - mirrored) / 2, (run.answers[-1] + mirrored) / 2
     relative = run.loss / np.array([regression(x, y)[1] for x, y in zip(run.x, run.y, strict=True)])
     values = np.linalg.svd(run.final[0][small], compute_uv=False)
     claims = [
-        Claim("odd part of the answers", np.stack([one for one, _ in said]), odd[free], 1e-10,
+        Claim("odd part of the answers", np.stack([one for one, _ in split]), odd[free], 1e-10,
               source="(1+slope)/2 W2 W1 x"),
-        Claim("even part of the answers", np.stack([one for _, one in said]), even[free], 1e-10,
+        Claim("even part of the answers", np.stack([one for _, one in split]), even[free], 1e-10,
               source="(1-slope)/2 W2 |W1 x|"),
         Claim("loss over that of linear regression, at any time", 1.0, relative[:, free], 1e-9, "at_least",
               "loss floor"),

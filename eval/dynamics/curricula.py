@@ -1,24 +1,26 @@
-"""Curricula against overparameterisation: tilting the odds at the lottery.
+"""Curricula against overparameterisation: whether easy samples first help narrow networks more than wide ones.
 
 A two-layer ReLU network learns an XOR-like Gaussian mixture by online SGD; in high dimension a few order parameters
-obey ODEs (Mannelli, Ivashynka, Saxe, Saglietti, ICML 2024, arXiv 2406.01589). Where noise is small it succeeds if
-its start already has a unit for each of the four clusters: a lottery that wide networks win more often.
+obey ODEs (Mannelli, Ivashynka, Saxe, Saglietti, ICML 2024, arXiv 2406.01589, "Tilting the odds at the lottery"). Where
+noise is small it succeeds if its start already has a unit for each of the four clusters: a lottery that wide networks
+win more often. The ODEs and the probability are in theory/curricula.py.
 
 The abstract claims that "a high degree of overparameterisation - while simplifying the problem - can limit the benefit
-from curricula"; a summary of the paper says the same of corrupted MNIST and CIFAR-10. That effect has no bar here.
-Easy samples first, the same number of easy and hard ones shuffled (mix), hard ones only, and hard ones first are
-compared over paired runs, with standard error and sign, width by width. The mix tells what order does; a network that
-sees hard samples only has seen other data.
+from curricula"; a summary of the paper reports the same for corrupted MNIST and CIFAR-10. That effect has no bar here.
+Four orders of samples are compared over paired runs, width by width, with standard error and sign: easy samples first,
+the same number of easy and hard ones shuffled (mix), hard ones only, and hard ones first. The difference to the mix is
+the effect of order alone; a network that sees hard samples only has seen other data.
 Found with 3 seeds, in 21 cells of setting and width (settings share starts, so cells are not independent): easy first
 beats hard only in 16 and loses in 2; it beats the mix in 3 and loses in 9. Its lead over hard only is greater at the
 narrowest width than at the widest in 3 of 7 settings, smaller in 2; its lead over the mix in none, smaller in 2. So
-easy data help, narrow networks more in some settings only, and that easy order helps them more is not found here.
+easy data help, narrow networks more in some settings only; that the easy-first order helps narrow networks more is not
+found here.
 
 Only the abstract could be read: the curricula, noise levels, widths, rates, times, which start is warm, the images'
-labels and their corruption (pixel noise) are [stand-in]. Rate and noise of the images were set by looking at the mix
-alone, with seed 0. The equations are derived; their form is that of Ben Arous, Gheissari, Jagannath 2022, from memory.
-Leaves out the ODE from starts without overlap, where the time of escape is random in every dimension, weight decay, and
-the speaker.
+labels and their corruption (pixel noise) are [stand-in]. Rate and noise of the images were chosen from the mix alone,
+with seed 0. The equations are derived; their form is that of Ben Arous, Gheissari, Jagannath 2022, from memory. Leaves
+out the ODE from starts without overlap, where the time of escape is random in every dimension, weight decay, and the
+speaker.
 
 Shapes: S runs (of all seeds), A arms (orders of samples), G widths side by side in U units, K units of one network,
 b samples a step, d dimensions, M times, n points.
@@ -32,18 +34,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.integrate import solve_ivp
-from scipy.special import expit, ndtri
-from scipy.stats import qmc
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.common import rng
-from eval.dynamics.ocs import image_set
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+from .networks.images import image_set
+from .probe import Claim, Networks, overlay, simulate
+from .theory.curricula import clusters, covered, lottery, normal_points, order_parameters
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -85,79 +86,11 @@ TINY = Settings(dimensions=(128,), time=5.0, ode_runs=64, dimension=32, runs=64,
 ARMS = ("easy first", "mix", "hard only", "hard first")
 
 
-def clusters(d: int) -> tuple[Float[np.ndarray, "4 d"], Float[np.ndarray, "4"]]:
-    """The centres mu+, -mu+, mu-, -mu- (orthogonal, of length 1) and their labels: an XOR."""
-    centres = np.zeros((4, d), np.float32)
-    centres[[0, 1, 2, 3], [0, 0, 1, 1]] = 1, -1, 1, -1
-    return centres, np.array([1, 1, -1, -1], np.float32)
-
-
 def noise_levels(easy: float, hard: float, steps: int, *key: int | str) -> Float[np.ndarray, "A steps"]:
     """The noise of each step in each arm; the first, second and fourth have the same levels in another order."""
     late = np.arange(steps) >= steps // 2
     is_hard = np.stack([late, rng("curricula", "mix", *key).permutation(late), np.ones(steps, bool), late[::-1]])
     return np.where(is_hard, np.float32(hard), np.float32(easy))
-
-
-# ---- theory ----------------------------------------------------------------------------------------------
-
-
-def lottery(widths: Sequence[int] | np.ndarray) -> Float[np.ndarray, "G"]:
-    """The probability that K units cover four equally likely cells, 1 - 4 (3/4)^K + 6 (1/2)^K - 4 (1/4)^K.
-
-    A unit's cell is the sign of its v and the sign of its overlap with that class's mu. Derived, for noise to 0.
-    """
-    k = np.asarray(widths, float)
-    return 1 - 4 * 0.75 ** k + 6 * 0.5 ** k - 4 * 0.25 ** k
-
-
-def covered(m: Float[np.ndarray, "S K 2"], v: Float[np.ndarray, "S K"]) -> Bool[np.ndarray, "S"]:
-    """Whether a network has a unit in each of the four cells."""
-    positive = np.where(v > 0, m[..., 0], m[..., 1]) > 0
-    cell = 2 * (v > 0) + positive
-    return np.all([(cell == i).any(1) for i in range(4)], axis=0)
-
-
-def normal_points(n: int, k: int) -> Float[np.ndarray, "n K"]:
-    """Evenly spread standard normal points (Sobol; n a power of 2): the same ones at every time of an ODE, since
-    fresh draws would be one more noise."""
-    return ndtri(qmc.Sobol(k, scramble=False).random(n) + 0.5 / n)
-
-
-def drift(m: Float[np.ndarray, "K 2"], q: Float[np.ndarray, "K K"], v: Float[np.ndarray, "K"], noise: float,
-          points: Float[np.ndarray, "n K"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(M', Q', v') of M = W mu, Q = W W' and the readout v, for d to infinity and rate 1. Derived.
-
-    With e = y / (1 + exp(y f)) and G_k = e v_k 1(h_k > 0): M' = E[G (x mu)], Q' = E[G h' + h G'] + noise^2 E[G G'],
-    v' = E[e ReLU(h)]. Given h, x mu enters by its mean, without which its noise would swamp M near 0.
-    """
-    centres, labels = (part.astype(float) for part in clusters(2))
-    root, y = np.linalg.cholesky(q), labels[:, None]
-    h = (centres @ m.T)[:, None] + noise * points @ root.T  # (4, n, K): N(s M_c, noise^2 Q)
-    along = centres[:, None] + noise * points @ np.linalg.solve(root, m)  # (4, n, 2): the mean of x mu given h
-    active = np.maximum(h, 0)
-    error = y * expit(-y * (active @ v))
-    g = (error[..., None] * v * (h > 0)).reshape(-1, len(v))
-    h, along, count = h.reshape(g.shape), along.reshape(-1, 2), len(g)
-    gh = g.T @ h / count
-    return g.T @ along / count, gh + gh.T + noise ** 2 * g.T @ g / count, (error[..., None] * active).mean((0, 1))
-
-
-def order_parameters(times: Float[np.ndarray, "M"], m: Float[np.ndarray, "K 2"], q: Float[np.ndarray, "K K"],
-                     v: Float[np.ndarray, "K"], noise: float, points: Float[np.ndarray, "n K"],
-                     ) -> tuple[Float[np.ndarray, "M K 2"], Float[np.ndarray, "M K K"], Float[np.ndarray, "M K"]]:
-    """M, Q and v over time: `drift` integrated."""
-    k = len(v)
-
-    def split(state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return state[..., :2 * k].reshape(-1, k, 2), state[..., 2 * k:-k].reshape(-1, k, k), state[..., -k:]
-
-    def slope(_: float, state: np.ndarray) -> np.ndarray:
-        m, q, v = split(state)
-        return np.concatenate([part.ravel() for part in drift(m[0], q[0], v, noise, points)])
-
-    start = np.concatenate([m.ravel(), q.ravel(), v])
-    return split(solve_ivp(slope, (0, times[-1]), start, "RK45", times, rtol=1e-4, atol=1e-5).y.T)
 
 
 # ---- simulation ------------------------------------------------------------------------------------------
@@ -167,7 +100,7 @@ BLOCK = 32  # steps whose samples are drawn at once
 
 @dataclass(frozen=True)
 class Data:
-    """What samples are made of: an input and its label, to which noise is added. A mixture has four inputs."""
+    """Inputs and labels that samples are drawn from, before noise is added. A mixture has four inputs."""
 
     name: str
     inputs: Float[np.ndarray, "n d"]
@@ -178,7 +111,7 @@ class Data:
 
 def mixture(d: int, noise: float, test: int) -> Data:
     """The XOR-like mixture; `noise` and `test` samples of each cluster are for testing."""
-    centres, labels = clusters(d)
+    centres, labels = (part.astype(np.float32) for part in clusters(d))
     inputs = np.tile(centres, (test, 1))
     z = rng("curricula", "test", d).standard_normal(inputs.shape, np.float32)
     return Data("mixture", centres, labels, inputs + np.float32(noise) * z, np.tile(labels, test))
@@ -187,8 +120,8 @@ def mixture(d: int, noise: float, test: int) -> Data:
 def images(name: str, settings: Settings) -> Data:
     """Images of 14 x 14 (MNIST) or 8 x 8 (CIFAR-10), less their mean and in units of a pixel's standard deviation.
 
-    The label is an XOR of the two upper levels of the tree of classes of ocs.py: MNIST 0, 1, 6, 7 against 2, 3, 4, 5;
-    CIFAR-10 planes, ships, deer, horses against cars, trucks, cats, dogs [stand-in].
+    The label is an XOR of the two upper levels of the tree of classes of networks/images.py: MNIST 0, 1, 6, 7 against
+    2, 3, 4, 5; CIFAR-10 planes, ships, deer, horses against cars, trucks, cats, dogs [stand-in].
     """
     pixels, leaves = image_set(name, settings.per_class)
     small = F.avg_pool2d(torch.from_numpy(pixels), {"mnist": 2, "cifar10": 4}[name]).flatten(1).numpy()
@@ -205,8 +138,8 @@ def images(name: str, settings: Settings) -> Data:
 class Students(Networks):
     """Two-layer ReLU networks without biases and with logistic loss; float32.
 
-    A run holds the networks of all widths and arms, which do not touch: those of one width share their start, and
-    those of one run share inputs and noise, multiplied by the noise level of the arm.
+    A run has independent networks of all widths and arms: those of one width share their start, and those of one run
+    share inputs and noise, multiplied by the noise level of the arm.
     """
 
     index: Tensor
@@ -228,7 +161,7 @@ class Students(Networks):
             torch.from_numpy(a) for a in (data.inputs, data.labels, data.test_inputs, data.test_labels))
 
     def draw(self, block: int) -> None:
-        """Which input and what noise every run has at each step of a block: a function of (seed, step)."""
+        """Draw the input and the noise of every run for each step of a block: a function of (seed, step)."""
         shape = BLOCK, self.runs // self.seeds, self.batch
         draws = [rng("curricula", self.data.name, "samples", seed, block) for seed in range(self.seeds)]
         rows = [one.integers(len(self.inputs), size=shape) for one in draws]
@@ -237,7 +170,7 @@ class Students(Networks):
         self.block = block
 
     def samples(self, step: int) -> tuple[Float[Tensor, "S b d"], Float[Tensor, "S b d"], Float[Tensor, "S b"]]:
-        """Inputs, unit noise and labels of the runs that are here."""
+        """Inputs, unit noise and labels of the runs of this process."""
         if step // BLOCK != self.block:
             self.draw(step // BLOCK)
         mine, here = self.index.cpu(), self.index.device
@@ -330,7 +263,7 @@ def order_on_mixture(settings: Settings, seeds: int, hard: float, time: float, f
 
 
 def order_on_images(settings: Settings, seeds: int, name: str, folder: Path) -> Float[np.ndarray, "S A G"]:
-    """The same for images: small batches, readouts of variance 1 / K."""
+    """As `order_on_mixture` for images, with small batches and readouts of variance 1 / K."""
     data, runs, widths, steps = images(name, settings), settings.image_runs, settings.image_widths, settings.image_steps
     levels = [noise_levels(0.0, settings.image_noise, steps, seed, run) for seed in range(seeds) for run in range(runs)]
     start = cold_start(name, seeds, runs, data.inputs.shape[1], np.concatenate([np.full(k, k ** -0.5) for k in widths]))
@@ -345,7 +278,7 @@ PAIRS = (("easy first", "mix"), ("easy first", "hard only"), ("hard first", "mix
 
 
 def flow_claims(flows: list[Flow]) -> list[Claim]:
-    """ODE against SGD."""
+    """The order-parameter ODE against SGD."""
     ds, last = [flow.d for flow in flows], flows[-1]
     claims = [Claim(f"{name}, SGD less ODE: rms over runs of the largest error, times sqrt d, d = {ds}", 2.0,
                     np.array([flow.error(part) * flow.d ** 0.5 for flow in flows]), kind="at_most",
@@ -358,7 +291,7 @@ def flow_claims(flows: list[Flow]) -> list[Claim]:
 
 
 def lottery_claims(settings: Settings, record: dict[str, np.ndarray]) -> list[Claim]:
-    """Success against the formula."""
+    """The share of networks that succeed, against the formula of the lottery."""
     widths, noises = settings.lottery_widths, settings.lottery_noises
     theory, won = lottery(widths), record["accuracy"][-1] > 0.9
     rates = won.mean(0)  # (A, G)
@@ -394,18 +327,18 @@ def effect(rates: Float[np.ndarray, "S A G"], pair: tuple[str, str]) -> tuple[np
     return difference.mean(0), difference.std(0, ddof=1) / np.sqrt(len(difference))
 
 
-def told(mean: float, error: float) -> str:
+def with_sign(mean: float, error: float) -> str:
     """An effect with its standard error and sign; 0 if it is within two of them."""
     sign = "0" if abs(mean) <= 2 * error else "+" if mean > 0 else "-"
     return f"{mean:+.4f} ± {error:.4f} ({sign})"
 
 
 def effect_claims(name: str, widths: Sequence[int], rates: Float[np.ndarray, "S A G"]) -> list[Claim]:
-    """What order does, width by width; no bar."""
+    """The effect of order, width by width; no bar."""
     claims, names = [], [*(f"K {k}" for k in widths), "narrowest less widest"]
     for pair in PAIRS:
         mean, error = effect(rates, pair)
-        found = "; ".join(f"{k}: {told(*one)}" for k, *one in zip(names, mean, error, strict=True))
+        found = "; ".join(f"{k}: {with_sign(*one)}" for k, *one in zip(names, mean, error, strict=True))
         base = ", ".join(f"{rate:.3f}" for rate in rates[:, ARMS.index(pair[1])].mean(0))
         claims.append(Claim(f"{name}: accuracy, {pair[0]} less {pair[1]}, by width", 0.0, mean[:-1], kind="report",
                             source=f"{found}; {pair[1]} itself: {base}"))
@@ -434,7 +367,7 @@ def tally(results: dict[str, tuple[Sequence[int], np.ndarray]]) -> list[Claim]:
 
 
 def draw_flows(errors: Axes, parameters: Axes, flows: list[Flow]) -> None:
-    """Order parameters of single runs on the ODE, and how far off runs are by dimension."""
+    """Order parameters of single runs and of the ODE, and the error of runs by dimension."""
     last = flows[-1]
     for part, name, colour in (0, "M", "tab:blue"), (2, "v", "tab:orange"):
         for i, unit in enumerate(np.ndindex(last.theory[part].shape[2:])):
@@ -452,7 +385,7 @@ def draw_flows(errors: Axes, parameters: Axes, flows: list[Flow]) -> None:
 
 
 def draw_lottery(axis: Axes, settings: Settings, record: dict[str, np.ndarray]) -> None:
-    """Success by width, on the formula."""
+    """The share of networks that succeed by width, and the formula."""
     widths, dense = settings.lottery_widths, np.linspace(3, max(settings.lottery_widths), 100)
     won = record["accuracy"][-1] > 0.9
     for arm, noise in enumerate(settings.lottery_noises):
@@ -464,7 +397,7 @@ def draw_lottery(axis: Axes, settings: Settings, record: dict[str, np.ndarray]) 
 
 
 def draw_effects(axis: Axes, pair: tuple[str, str], results: dict[str, tuple[Sequence[int], np.ndarray]]) -> None:
-    """What order does by width."""
+    """The effect of order by width."""
     for i, (name, (widths, rates)) in enumerate(results.items()):
         mean, error = (part[:-1] for part in effect(rates, pair))
         shifted = np.array(widths) * 1.03 ** (i - len(results) / 2)  # so that bars do not hide each other

@@ -1,16 +1,18 @@
 """Hebbian gating and sluggish task units: why people learn two tasks better one after the other, and networks do not.
 
-A network is rewarded for one of two features of a stimulus, a in task A and b in task B, and is told the task by two
-units. Plain SGD forgets A when B follows; with Oja's rule on the same weights the task units come to inhibit each
-other's hidden units, and A stays. Task units that carry over from trial to trial (EMA with weight alpha) spoil
-interleaved learning but not blocked, and bring the one rule a + b > 0 for both tasks, as in people (Flesch, Nagy, Saxe,
-Summerfield, PLoS Computational Biology 2023, with public code). Here: choices, psychophysics, hidden geometry, units.
+A network is rewarded for one of two features of a stimulus, a in task A and b in task B, and two units signal the task.
+Plain SGD forgets A when B follows; with Oja's rule on the same weights the task units come to inhibit each other's
+hidden units, and A is retained. Task units that carry over from trial to trial (EMA with weight alpha) impair
+interleaved learning but not blocked learning, and lead to the one rule a + b > 0 for both tasks, as in people (Flesch,
+Nagy, Saxe, Summerfield, PLoS Computational Biology 2023, with public code). Measured are choices, psychophysics
+(eval/psychophysics.py), hidden geometry and units. The theory is in theory/gating.py, the networks are in
+networks/gated.py.
 
 Blobs, networks, rates and lengths are the code's. Published t values count by sign: their sizes are not reproduced.
 The tree images could not be had. Ours are drawn [stand-in]: the best of five ways to draw them for both tasks to be
 about as hard, on two runs. The reward of 25 for a level is a guess, and trees are shuffled within their set of 25, not
-over all. Nothing is claimed of trees but that the gate forms. The code counts units that serve one task by columns that
-are, for blobs, those of the feature that does not count; here both are counted.
+over all. Nothing is claimed of trees but that the gate forms. The code counts units that serve one task by columns
+that, for blobs, are those of the irrelevant feature; here both are counted.
 
 Bars come from earlier runs of the same settings (20 a condition) and from six of the twelve that are run by default.
 Moved since:
@@ -21,38 +23,43 @@ have 0.93, 0.56 and 74).
 
 Leaves out the SLA and GHA rules, the search for rates, the fit of alpha and temperature to people, and the speaker.
 
-Shapes: S networks, T steps, n items, H hidden units, D pixels, E = D + 2 inputs. Items are those of eval.geometry.
+Shapes: S networks, T steps, n items, H hidden units, D pixels, E = D + 2 inputs. Items are those of eval/geometry.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Real
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
-from scipy.optimize import curve_fit, minimize
-from scipy.signal import lfilter
 from scipy.special import expit
-from torch import Tensor, nn
 
-from dixit.common import DixitError, rng
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
-from eval.geometry import conditions, model_rdms, rdm, rsa_betas
+from dixit.common import DixitError
+
+from ..geometry import model_rdms, rdm, rsa_betas
+from ..psychophysics import FEATURE_A, FEATURE_B, accuracy, behaviour, rule, selective, task_only
+from .networks.gated import (
+    Condition,
+    GatedNetworks,
+    Stimuli,
+    blobs,
+    order,
+    trees,
+)
+from .probe import Claim, overlay, simulate
+from .theory.gating import anchors, ema_correlation, gate, oja, oja_time, sign_errors, sluggish
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's but for the trees. Rates are those of each `Condition`."""
+    """The paper's values, except for the trees. Learning rates are those of each `Condition`."""
 
     runs: int = 4  # networks of each seed and condition
     hidden: int = 100
@@ -70,23 +77,6 @@ class Settings:
 
 
 TINY = Settings(runs=3, long=100, alphas=(0.05, 0.57, 0.8), long_alphas=(0.05,), tree_runs=0)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """How a network is trained. `scale` is the value c of an active task unit."""
-
-    name: str
-    curriculum: Literal["blocked", "interleaved"]
-    lr: float
-    scale: float
-    gate: Literal["none", "manual", "context", "all"] = "none"  # which first weights Oja's rule changes
-    hebb: float = 0.0  # its rate
-    centred: bool = False
-    alpha: float = 1.0  # of sluggish task units; 1 is not sluggish
-
-    def sluggish(self, alpha: float) -> Condition:
-        return dataclasses.replace(self, name=f"{self.name}, alpha {alpha:g}", alpha=alpha)
 
 
 LONG = (
@@ -113,241 +103,18 @@ TREES = (
     Condition("Oja on context, interleaved", "interleaved", 0.0018549, 1.0, "context", 0.0066836, True),
 )
 
-FEATURE_A, FEATURE_B, IN_B = conditions()  # of the 50 items: 25 stimuli in A, then in B
-REWARD = np.where(IN_B, FEATURE_B, FEATURE_A)
-OTHER = np.where(IN_B, FEATURE_A, FEATURE_B)
-
-
-@dataclass(frozen=True)
-class Stimuli:
-    """Sets of 25 stimuli, (a, b) in the order of eval.geometry; `reward` of one level; hidden layers that they need."""
-
-    images: Float[np.ndarray, "n D"]
-    tests: Float[np.ndarray, "m D"]
-    reward: float = 1.0
-    layers: int = 1
-
-
-def blobs() -> Stimuli:
-    """Gaussian bumps of variance 0.08 at 5 x 5 places, seen on 5 x 5 pixels, with a largest pixel of 1."""
-    pixels, means = np.linspace(0, 1, 5), np.linspace(0.2, 0.8, 5)
-    bump = np.exp(-(pixels - means[:, None]) ** 2 / (2 * 0.08))
-    images = np.einsum("ax,by->abxy", bump, bump).reshape(25, 25)
-    images /= images.max(1, keepdims=True)
-    return Stimuli(images, images)
-
-
-def tree(branchiness: int, leafiness: int, *key: int | str, size: int = 18, zoom: int = 4) -> Image.Image:
-    """A tree that forks the more often the branchier it is, and has the more leaves on each branch the leafier."""
-    draw, wide = rng("gating", "tree", branchiness, leafiness, *key), size * zoom
-    canvas = Image.new("RGB", (wide, wide), (170, 200, 230))
-    pen, leaves = ImageDraw.Draw(canvas), []
-    grow = [(wide / 2, wide * 0.98, np.pi / 2, wide * 0.28, 0)]
-    while grow:
-        x, y, angle, length, depth = grow.pop()
-        dx, dy = length * np.cos(angle), -length * np.sin(angle)
-        pen.line([x, y, x + dx, y + dy], fill=(80, 45, 15), width=max(1, 4 - depth))
-        if depth:
-            leaves += [(x + s * dx, y + s * dy) for s in draw.uniform(size=draw.binomial(3, leafiness / 4))]
-        if depth < 4:
-            grow += [(x + dx, y + dy, angle + turn + draw.uniform(-0.3, 0.3), length * draw.uniform(0.7, 0.85),
-                      depth + 1) for turn in (0, 0.7, -0.7) if turn == 0 or draw.uniform() < 0.25 + 0.14 * branchiness]
-    for x, y in leaves:
-        pen.ellipse([x - 2, y - 2, x + 2, y + 2], fill=(int(draw.integers(20, 70)), int(draw.integers(100, 180)), 30))
-    return canvas.resize((size, size), Image.Resampling.BOX)
-
-
-def trees(settings: Settings) -> Stimuli:
-    """A set of trees for each pass, and others to test with: task A is branchiness, task B leafiness."""
-    training, tests = (np.stack([np.asarray(tree(b, leaf, part, number), float).ravel() / 255 for number in range(sets)
-                                 for b in range(5) for leaf in range(5)])
-                       for part, sets in (("train", settings.trees), ("test", settings.tree_tests)))
-    return Stimuli(training, tests, settings.tree_reward, layers=2)
-
-
-def order(curriculum: str, passes: int, run: int) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
-    """Items 0..49 in the order in which they are seen, each pass shuffled, and the pass that each belongs to."""
-    draw = rng("gating", "order", curriculum, passes, run)
-    if curriculum == "interleaved":
-        return np.concatenate([draw.permutation(50) for _ in range(passes)]), np.repeat(np.arange(passes), 50)
-    items = [25 * task + draw.permutation(25) for task in (0, 1) for _ in range(passes)]
-    return np.concatenate(items), np.tile(np.repeat(np.arange(passes), 25), 2)
-
-
-def task_units(condition: Condition, task: Int[np.ndarray, "T"], test: bool = False) -> Float[np.ndarray, "T 2"]:
-    """What two task units say: c (1, 0) in A and c (0, 1) in B, less c/2 if centred.
-
-    In training only: blocked and centred, the unit of B is silent in A; sluggish units say s = alpha c + (1 - alpha)
-    times what they said before.
-    """
-    units = condition.scale * (np.stack([task == 0, task == 1], 1) - condition.centred / 2)
-    if test:
-        return units
-    if condition.centred and condition.curriculum == "blocked":
-        units[task == 0, 1] = 0.0
-    return sluggish(units, condition.alpha)
-
-
-def sluggish(units: Float[np.ndarray, "T n"], alpha: float) -> Float[np.ndarray, "T n"]:
-    return lfilter([alpha], [1.0, alpha - 1.0], units, 0, (1 - alpha) * units[:1])[0]
-
-
-# ---- theory ----------------------------------------------------------------------------------------------
-
-
-def oja(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "*H"], rate: float,
-        ) -> tuple[Float[np.ndarray, "T *H"], Float[np.ndarray, "T *H"]]:
-    """Oja's rule for one input x of length s, rate = eta s^2: u = w.x/s, and what lies across x over its start.
-
-    u = sgn(u0) / sqrt(1 + (1/u0^2 - 1) exp(-2 rate t)), across = (u/u0) exp(-rate t): the flow of u' = rate (u - u^3).
-    """
-    t = steps.reshape(-1, *[1] * np.ndim(along))
-    u = np.sign(along) / np.sqrt(1 + (1 / along ** 2 - 1) * np.exp(-2 * rate * t))
-    return u, u / along * np.exp(-rate * t)
-
-
-def oja_time(along: Float[np.ndarray, "*H"], rate: float) -> Float[np.ndarray, "*H"]:
-    """Steps until u = 1/sqrt(2), for a small start: ln(1/|u0|) / rate."""
-    return np.log(1 / np.abs(along)) / rate
-
-
-def gate(steps: Real[np.ndarray, "T"], rate: float) -> Float[np.ndarray, "T 2"]:
-    """Weights from the task units of A and B during B, of a unit that A left with (1, 0): they end as (1, -1)/sqrt(2).
-
-    The input is (-c/2, c/2), rate = eta c^2/2. A unit that A left with (-1, 0) has minus these: what either task
-    excites the other inhibits.
-    """
-    u, across = oja(steps, np.array(-0.5 ** 0.5), rate)
-    return np.stack([across - u * 2 ** 0.5, across + u * 2 ** 0.5], -1) / 2
-
-
-def ema_correlation(alpha: float | Float[np.ndarray, "n"]) -> float | Float[np.ndarray, "n"]:
-    """Between independent random signs and their EMA s = alpha c + (1 - alpha) s."""
-    return np.sqrt(alpha * (2 - alpha))
-
-
-def sign_errors(alpha: float, points: int = 4001) -> float:
-    """How often the EMA of independent random signs has the wrong sign; never from alpha = 1/2 on.
-
-    For c = 1 it has where the EMA before is below -alpha/(1 - alpha); its distribution is the fixed point of
-    F(s) = [F((s - alpha)/(1 - alpha)) + F((s + alpha)/(1 - alpha))]/2.
-    """
-    if alpha >= 0.5:
-        return 0.0
-    s = np.linspace(-1, 1, points)
-    f, before = (s + 1) / 2, s
-    while np.abs(f - before).max() > 1e-12:
-        before = f
-        low, high = (np.interp((s + move) / (1 - alpha), s, before, 0, 1) for move in (-alpha, alpha))
-        f = (low + high) / 2
-    return float(np.interp(-alpha / (1 - alpha), s, f, 0, 1))
-
-
-def anchors() -> dict[str, float]:
-    """Accuracy on A of one who obeys A's own rule, a + b > 0 (guessing where a + b = 0), or B's rule.
-
-    The last one still obeys A where b = 0: B says nothing there, and learning it changes nothing.
-    """
-    a, b = FEATURE_A[FEATURE_A != 0][:20], FEATURE_B[FEATURE_A != 0][:20]
-    diagonal = (np.sign(a) * np.sign(a + b) + 1) / 2
-    other = np.where(b == 0, 1, (np.sign(a * b) + 1) / 2)
-    return {"own": 1.0, "diagonal": float(diagonal.mean()), "other": float(other.mean())}
-
 
 # ---- simulation ------------------------------------------------------------------------------------------
 
 
-class GatedNetworks(Networks):
-    """ReLU networks with two task units and one answer y; reward is won with probability sigmoid(y); one item a step.
-
-    Plain gradient descent at each network's own rate, then Oja's rule on first weights for the same item, float32.
-    """
-
-    bias: Tensor
-    image: Tensor
-    units: Tensor
-    reward: Tensor
-    centre: Tensor
-    test_units: Tensor
-    rate: Tensor
-    hebb: Tensor
-    mask: Tensor
-
-    def __init__(self, settings: Settings, nets: list[tuple[Condition, int]], stimuli: Stimuli, passes: int):
-        super().__init__()
-        self.images, self.tests = (torch.from_numpy(x).float() for x in (stimuli.images, stimuli.tests))
-        pixels, h = stimuli.images.shape[1], settings.hidden
-        weights: dict[str, list[np.ndarray]] = {"first": [], "last": []}
-        told: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "units", "reward", "test_units")}
-        middle = []
-        for condition, run in nets:
-            draw, manual = rng("gating", "weights", run), condition.gate == "manual"
-            first, last = settings.init * draw.standard_normal((pixels + 2, h)), draw.standard_normal((h, 1))
-            if manual:
-                first[-2:] = (-1.0) ** np.add.outer([1, 0], np.arange(h))
-            weights["first"].append(first)
-            weights["last"].append(last * (settings.init if manual or stimuli.layers > 1 else h ** -0.5))
-            middle.append([settings.init * draw.standard_normal((h, h)) for _ in range(stimuli.layers - 1)])
-            items, number = order(condition.curriculum, passes, run)
-            told["image"].append(items % 25 + 25 * (number % (len(self.images) // 25)))
-            told["units"].append(task_units(condition, items // 25))
-            told["reward"].append(stimuli.reward * REWARD[items])
-            told["test_units"].append(task_units(condition, np.arange(2), test=True))
-        self.steps = passes * 50
-        self.first, self.last = (nn.Parameter(torch.from_numpy(np.stack(w)).float()) for w in weights.values())
-        self.middle = nn.ParameterList(torch.from_numpy(np.stack(w)).float() for w in zip(*middle, strict=True))
-        self.offset = nn.Parameter(torch.zeros(len(nets), 1, 1))
-        who = [condition for condition, _ in nets]
-        told |= {"centre": [stimuli.images.mean(0) * c.centred for c in who],
-                 "rate": [np.array(c.lr) for c in who], "hebb": [np.array([[c.hebb]]) for c in who],
-                 "bias": [np.array([[settings.bias * (c.gate != "manual")]]) for c in who],
-                 "mask": [np.array([[float(c.gate != "context")]] * pixels + [[1.0]] * 2) for c in who]}
-        for name, values in told.items():
-            both = torch.from_numpy(np.stack(values))
-            self.register_buffer(name, both if name == "image" else both.float(), persistent=False)
-        self.start = 0 if any(c.gate == "all" for c in who) else pixels  # the first row that Oja's rule changes
-
-    def inputs(self, step: int) -> Float[Tensor, "S 1 E"]:
-        x = self.images.to(self.first.device)[self.image[:, step]] - self.centre
-        return torch.cat([x, self.units[:, step]], 1)[:, None]
-
-    def test_inputs(self) -> Float[Tensor, "S n E"]:
-        """All test stimuli in A, then all in B."""
-        x = (self.tests.to(self.first.device) - self.centre[:, None]).repeat(1, 2, 1)
-        return torch.cat([x, self.test_units.repeat_interleave(len(self.tests), 1)], 2)
-
-    def hidden(self, x: Float[Tensor, "S n E"]) -> Float[Tensor, "S n H"]:
-        """The first layer, where task units are heard."""
-        return torch.relu(x @ self.first + self.bias)
-
-    def answers(self, x: Float[Tensor, "S n E"]) -> Float[Tensor, "S n"]:
-        h = self.hidden(x)
-        for weight in self.middle:
-            h = torch.relu(h @ weight + self.bias)
-        return (h @ self.last + self.offset)[..., 0]
-
-    def forward(self, step: int) -> Float[Tensor, "S"]:
-        return -self.rate * self.answers(self.inputs(step)).sigmoid()[:, 0] * self.reward[:, step]
-
-    def after_step(self, step: int) -> None:
-        """Oja's rule: w += hebb y (x - y w), y = w x before bias and ReLU."""
-        mask, w = self.mask[:, self.start:], self.first[:, self.start:]
-        x = self.inputs(step)[:, :, self.start:].transpose(1, 2) * mask
-        y = x.transpose(1, 2) @ w
-        w += self.hebb * y * (x - mask * y * w)
-
-    def measure(self) -> dict[str, Tensor]:
-        return {"answers": self.answers(self.test_inputs()), "context": self.first[:, -2:]}
-
-
 class Batch:
-    """What one batch of networks did. Values of a condition are (seeds, runs, ...)."""
+    """Outputs, context weights and hidden layers of one batch. Values of a condition are (seeds, runs, ...)."""
 
     def __init__(self, settings: Settings, who: Sequence[Condition], shape: tuple[int, int], stimuli: Stimuli,
                  passes: int, folder: Path, every: int):
         self.who, self.shape = {condition.name: i for i, condition in enumerate(who)}, shape
         nets = [(condition, run) for condition in who for run in range(shape[0] * shape[1])]
-        networks = GatedNetworks(settings, nets, stimuli, passes)
+        networks = GatedNetworks(nets, stimuli, passes, settings.hidden, settings.init, settings.bias)
         record = simulate(networks, folder, networks.steps, 1.0, every)
         self.steps = record["step"]
         self.switch = int(np.flatnonzero(self.steps == networks.steps // 2)[0])
@@ -369,106 +136,11 @@ class Batch:
         return {key: np.array([[row[key] for row in seed] for seed in rows]) for key in rows[0][0]}
 
     def rows_correlation(self, name: str) -> Float[np.ndarray, "seeds runs"]:
-        """Over units, of the weights from the two task units."""
+        """The correlation, over hidden units, of the weights from the two task units."""
         return np.array([[np.corrcoef(w)[0, 1] for w in seed] for seed in self.of(name, self.context[-1])])
 
 
 # ---- measures --------------------------------------------------------------------------------------------
-
-
-def accuracy(answers: Float[np.ndarray, "*S n"]) -> Float[np.ndarray, "*S 2"]:
-    """The share of stimuli of either task, but for those on its boundary, whose answer has the sign of the reward."""
-    answers, reward = answers.reshape(*answers.shape[:-1], 2, -1, 25), REWARD.reshape(2, 1, 25)
-    return (((answers > 0) == (reward > 0)) & (reward != 0)).mean(-2).sum(-1) / 20
-
-
-LEVELS = np.array([0.0, 0.0, 0.5, 1.0, 1.0])
-CHOICE_MODELS = {"factorised": rdm(LEVELS[REWARD.astype(int) + 2][:, None]),  # the choice of each task's own rule
-                 "linear": rdm((np.sign(FEATURE_A + FEATURE_B)[:, None] + 1) / 2)}  # of the one rule a + b > 0
-
-
-def factorisation(choices: Float[np.ndarray, "50"]) -> dict[str, float]:
-    """Regression of |p_i - p_j| on that of the factorised and of the linear (diagonal) rule, all z-scored."""
-    return rsa_betas(rdm(choices[:, None]), CHOICE_MODELS)
-
-
-def rule(answers: Float[np.ndarray, "50"]) -> dict[str, float]:
-    """`factorisation` of choices at T = 1."""
-    return factorisation(expit(answers))
-
-
-def psychometric(theta: Float[np.ndarray, "5"]) -> Float[np.ndarray, "50"]:
-    """p = L + (1 - 2 L) / (1 + exp(-k (x - x0))), x = relevant cos(phi) + irrelevant sin(phi).
-
-    phi (in radians, of A and of B) is 0 for each task's own rule, 45 degrees for the diagonal one, 90 for the other's.
-    """
-    phi, lapse, slope, threshold = np.where(IN_B, theta[1], theta[0]), theta[2], theta[3], theta[4]
-    return lapse + (1 - 2 * lapse) * expit(slope * (REWARD * np.cos(phi) + OTHER * np.sin(phi) - threshold))
-
-
-def fit_psychometric(choices: Float[np.ndarray, "50"]) -> dict[str, float]:
-    """The best fit from three starts: `bias` is the mean phi in degrees, `slope` is k.
-
-    Minimises -sum log(1 - |p - fit| + 1e-5) with L in (0, 0.5), k in (0, 20), x0 in (-1, 1).
-    """
-    fits = [minimize(lambda theta: -np.log(1 - np.abs(choices - psychometric(theta)) + 1e-5).sum(),
-                     [*start, 0.0, 2.0, 0.0], method="L-BFGS-B",
-                     bounds=((-np.pi, np.pi), (-np.pi, np.pi), (0, 0.5), (0, 20), (-1, 1)))
-            for start in ((0.0, 0.0), (np.pi / 4, np.pi / 4), (np.pi / 2, 0.0))]
-    best = min(fits, key=lambda fit: fit.fun).x
-    return {"bias": float(np.rad2deg(best[:2].mean())), "slope": float(best[3])}
-
-
-def sensitivity(choices: Float[np.ndarray, "50"]) -> dict[str, float]:
-    """Slopes of sigmoids of the relevant and of the irrelevant feature alone, means over the other and over tasks."""
-    def sigmoid(x: np.ndarray, lapse: float, k: float, x0: float) -> np.ndarray:
-        return lapse + (1 - 2 * lapse) * expit(k * (x - x0))
-
-    slopes, x = {}, np.arange(-2.0, 3.0)
-    for name, feature in ("relevant", REWARD), ("irrelevant", OTHER):
-        means = [[choices[(IN_B == task) & (feature == level)].mean() for level in x] for task in (0, 1)]
-        fits = [curve_fit(sigmoid, x, mean, (0.0, 0.0, 0.0), bounds=([0, -10, -10], [0.5, 10, 10]), method="dogbox",
-                          max_nfev=1000)[0][1] for mean in means]
-        slopes[name] = float(np.mean(fits))
-    return slopes
-
-
-def congruency(choices: Float[np.ndarray, "50"]) -> float:
-    """How much likelier the right choice is where both tasks would have the same than where they differ."""
-    right, both = np.where(REWARD > 0, choices, 1 - choices), np.sign(REWARD * OTHER)
-    return float(right[both > 0].mean() - right[both < 0].mean())
-
-
-def behaviour(answers: Float[np.ndarray, "50"], temperature: float) -> dict[str, float]:
-    """What people were measured by, of choices with p = sigmoid(y / T)."""
-    choices = expit(answers / temperature)
-    right = np.where(REWARD > 0, choices, 1 - choices)[REWARD != 0].mean()
-    return {"accuracy": float(right), **factorisation(choices), **fit_psychometric(choices), **sensitivity(choices),
-            "congruency": congruency(choices)}
-
-
-def task_only(hidden: Float[np.ndarray, "*S n H"]) -> Int[np.ndarray, "*S 2"]:
-    """How many units are active in A only and in B only."""
-    a, b = (half.max(-2) > 0 for half in np.split(hidden, 2, -2))
-    return np.stack([(a & ~b).sum(-1), (b & ~a).sum(-1)], -1)
-
-
-def selective(hidden: Float[np.ndarray, "50 H"]) -> dict[str, float]:
-    """The share of units that one feature of one task drives and nothing else does, t > 1.96: relevant, irrelevant.
-
-    Regression of a unit's activity on the levels 1..5 of (a in A, b in B, b in A, a in B), which are 0 in the other
-    task; all z-scored, no constant.
-    """
-    active = hidden[:, hidden.std(0) > 0]
-    a, b = FEATURE_A + 3, FEATURE_B + 3
-    x = np.stack([a * (1 - IN_B), b * IN_B, b * (1 - IN_B), a * IN_B], 1)
-    x = (x - x.mean(0)) / x.std(0, ddof=1)
-    y = (active - active.mean(0)) / active.std(0)
-    betas = np.linalg.lstsq(x, y, rcond=None)[0]
-    variance = ((y - x @ betas) ** 2).sum(0) / (len(x) - x.shape[1])
-    driven = betas / np.sqrt(np.outer(np.diag(np.linalg.inv(x.T @ x)), variance)) > 1.96
-    alone = (driven & (driven.sum(0) == 1)).sum(1) / hidden.shape[1]
-    return {"relevant": float(alone[:2].sum()), "irrelevant": float(alone[2:].sum())}
 
 
 RSA = {name: distances for name, distances in model_rdms().items() if name in ("grid", "orthogonal", "diagonal")}
@@ -495,7 +167,7 @@ TEMPERATURES = {"blocked": 0.681, "interleaved": 1.065}  # fitted to people by t
 
 
 def oja_claims(run: Batch) -> list[Claim]:
-    """Oja's rule on the task units alone, by itself: closed forms of A and of B, and when there is a gate."""
+    """Oja's rule on the weights of task units, without SGD: the closed forms of A and of B, and when a gate forms."""
     (rate, weights), switch = alone(run), run.switch
     start, sign = weights[0, :, 0], np.sign(weights[0, :, :1])
     along, across = oja(run.steps[:switch + 1], start, rate)
@@ -532,7 +204,7 @@ def alone(run: Batch) -> tuple[float, Float[np.ndarray, "times n 2 H"]]:
 
 
 def crossing(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "T *H"]) -> Float[np.ndarray, "*H"]:
-    """When u^2 is 1/2: ln(u^2/(1 - u^2)) is a line in time."""
+    """The time at which u^2 is 1/2, by linear interpolation of ln(u^2/(1 - u^2)), which is a line in time."""
     logit = np.log(along ** 2 / np.maximum(1 - along ** 2, 1e-12))
     after = np.argmax(logit > 0, axis=0)
     low, high = (np.take_along_axis(logit, i[None], 0)[0] for i in (after - 1, after))
@@ -540,11 +212,11 @@ def crossing(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "T *H"]) -> 
 
 
 def ema(settings: Settings, alpha: float, runs: int) -> tuple[float, float]:
-    """Of sluggish units in interleaved training: correlation with the task, and how often they have the wrong sign."""
+    """Correlation of sluggish units with the task in interleaved training, and how often they have the wrong sign."""
     tasks = [np.where(order("interleaved", settings.long, run)[0] < 25, 1.0, -1.0) for run in range(runs)]
-    told = [sluggish(task[:, None], alpha)[:, 0] for task in tasks]
-    return (float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(tasks, told, strict=True)])),
-            float(np.mean([(np.sign(s) != c).mean() for c, s in zip(tasks, told, strict=True)])))
+    signals = [sluggish(task[:, None], alpha)[:, 0] for task in tasks]
+    return (float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(tasks, signals, strict=True)])),
+            float(np.mean([(np.sign(s) != c).mean() for c, s in zip(tasks, signals, strict=True)])))
 
 
 def ema_claims(settings: Settings, runs: int) -> list[Claim]:
@@ -557,8 +229,8 @@ def ema_claims(settings: Settings, runs: int) -> list[Claim]:
 
 
 def accuracy_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
-    """What is kept of A, and the anchors that accuracies fall on."""
-    rules = anchors()
+    """How much of A is retained, and accuracies against those of fixed rules."""
+    rules = anchors(FEATURE_A[:25], FEATURE_B[:25])
     claims = []
     for name, run in ("long", long), ("short", short):
         blocked = [who for who in run.who if "blocked" in who and "alone" not in who]
@@ -652,7 +324,7 @@ def unit_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
 
 
 def people(settings: Settings, short: Batch) -> dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]:
-    """What people were measured by, of the networks that are compared with them."""
+    """The measures reported for people, of the networks that are compared with them."""
     found = {}
     for curriculum, temperature in TEMPERATURES.items():
         for kind, more in ("Oja on all", f", alpha {settings.fitted:g}"), ("SGD", ""):
@@ -667,8 +339,8 @@ def contrasts(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]], kind
 
 
 def people_claims(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) -> list[Claim]:
-    """Signs of blocked less interleaved: with a gate and sluggish units as of people, with SGD the other way round (but
-    for the slope)."""
+    """Signs of blocked less interleaved: with a gate and sluggish units those of people, with SGD the opposite ones
+    (except for the slope)."""
     gated, plain = contrasts(found, "Oja on all"), contrasts(found, "SGD")
     claims = [Claim(f"blocked less interleaved, gated and sluggish, {key}: t times people's sign", 0.0,
                     gated[key] * np.sign(t), kind="at_least", source=f"people's t {t:g}") for key, t in PEOPLE.items()]
@@ -685,7 +357,7 @@ def people_claims(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) 
 
 
 def tree_claims(run: Batch) -> list[Claim]:
-    """The gate forms on images too; what it is worth there is reported."""
+    """The gate forms on images too; its effect on accuracy there is reported without a bar."""
     claims = [
         Claim("trees: correlation of the two units' weights, Oja on context", -0.99, np.stack(
             [run.rows_correlation(c.name) for c in TREES if c.hebb]), kind="at_most", source="as of blobs"),
@@ -725,7 +397,7 @@ def draw(settings: Settings, long: Batch, short: Batch, forest: Batch | None,
     for name in ("SGD, blocked", "SGD, interleaved", "Oja on context, blocked", "Oja on all, blocked"):
         rows = [long.accuracy(name, i)[..., 0].mean() for i in range(len(long.steps))]
         overlay(curves, long.steps, np.array(rows), label=name)
-    for value in anchors().values():
+    for value in anchors(FEATURE_A[:25], FEATURE_B[:25]).values():
         curves.axhline(value, color="black", linestyle="--", linewidth=1.0)
     curves.set(title="accuracy on A; dashed: rule of A, a + b, B", xlabel="step", ylim=(0.45, 1.03))
     alphas = np.array(settings.alphas)
@@ -789,7 +461,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
               *unit_claims(settings, long, short), *people_claims(found)]
     forest = None
     if settings.tree_runs:
-        forest = Batch(settings, TREES, (seeds, settings.tree_runs), trees(settings), settings.trees, folder / "trees",
+        stimuli = trees(settings.trees, settings.tree_tests, settings.tree_reward)
+        forest = Batch(settings, TREES, (seeds, settings.tree_runs), stimuli, settings.trees, folder / "trees",
                        5 * settings.trees)
         claims += tree_claims(forest)
     return claims, draw(settings, long, short, forest, found)

@@ -1,29 +1,29 @@
 """Small initial weights make two tasks orthogonal and compressed (rich), large ones leave a grid (lazy).
 
-A network of one hidden ReLU layer sees 25 blobs on a 5 x 5 grid in two contexts, and answers the column in one and the
-row in the other (Flesch, Juechems, Dumbalska, Saxe, Summerfield, Neuron 2022, its code's MLP; reviewed by Flesch, Saxe,
-Summerfield, TiNS 2023). It learns by gradient descent on all 50 conditions. The standard deviation of its input weights
-decides: from small ones the hidden layer grows task-specific units, keeps what a context asks for and compresses the
-rest; with large ones the readout alone learns, fast, on fixed random features. L2 makes a lazy network rich. The
-measures are those of eval/geometry.py, checked here on ideal geometries whose values are known.
+A network with one hidden ReLU layer sees 25 blobs on a 5 x 5 grid in two contexts, and has to report the column in one
+context and the row in the other (Flesch, Juechems, Dumbalska, Saxe, Summerfield, Neuron 2022, its code's MLP; reviewed
+by Flesch, Saxe, Summerfield, TiNS 2023). It learns by gradient descent on all 50 conditions. The standard deviation of
+its input weights decides: from small ones the hidden layer grows task-specific units, keeps what a context asks for and
+compresses the rest; with large ones the readout alone learns, fast, on fixed random features. L2 makes a lazy network
+rich. The measures are those of eval/geometry.py, checked here on ideal geometries whose values are known.
 
-What theory there is: (1) the closed-form values of ideal geometries; (2) the expected hidden kernel of an untrained
-network, hence its expected RDM, which lazy learning leaves as it is; (3) the loss of a network whose hidden layer is
-frozen, which lazy networks nearly follow and rich ones do not; (4) the conservation of |w|^2 + b^2 - v^2 of each hidden
-unit. 3 and 4 are of small steps and have runs of their own: at the paper's rate the largest eigenvalue of a lazy
-network's kernel times the rate is above 2, where a frozen layer would diverge.
+The theory (theory/geometry.py): (1) the closed-form values of ideal geometries; (2) the expected hidden kernel of an
+untrained network, hence its expected RDM, which lazy learning leaves as it is; (3) the loss of a network whose hidden
+layer is frozen, which lazy networks nearly follow and rich ones do not; (4) the conservation of |w|^2 + b^2 - v^2 of
+each hidden unit. 3 and 4 hold for small steps and have runs of their own: at the paper's rate the largest eigenvalue of
+a lazy network's kernel times the rate is above 2, where a frozen layer would diverge.
 
-A pitfall, and its control: an untrained network of small weights knows nothing but the context, and the usual three
-models (grid, orthogonal, parallel) call that orthogonal already. So RSA is also done with a context model beside them,
-which leaves an untrained network nothing.
+A confound, and its control: an untrained network with small weights represents nothing but the context, and a
+regression on the usual three models (grid, orthogonal, parallel) already calls that orthogonal. RSA is therefore also
+done with a context model beside them, which leaves an untrained network no weight on the three.
 
 Bars of the usual RSA and of convergence come from a check of the same code with other seeds; those marked "pilot" were
-set after 3 seeds of 2,000 to 3,000 steps. Moved after full runs of 3 and 8 seeds: the hidden kernel of the laziest
-networks was to change by 0.1 at most, and changed by 0.12 at the paper's unstable rate; now it is to change by 0.01 in
-small steps (0.001 was seen). Under one rule the cosine of the two contexts' axes was to be 0.8, and was 0.76 for one
-seed; the RSA weight of orthogonal was to be 0.1 at most, and was 0.14 for one of 8: now both are held against those
-under two rules. RSA was judged seed by seed, where one of 8 rich networks fell short (0.23 for 0.3); now its means are.
-The drop in accuracy without A-only units varied too much for its bar, and has none.
+set after 3 seeds of 2,000 to 3,000 steps. Moved after full runs of 3 and 8 seeds: the bar for the change of the hidden
+kernel of the laziest networks was 0.1 at most, and 0.12 was measured at the paper's unstable rate; now the bar is 0.01
+in small steps (0.001 was measured). Under one rule the bar for the cosine of the two contexts' axes was 0.8, and 0.76
+was measured for one seed; the bar for the RSA weight of orthogonal was 0.1 at most, and 0.14 was measured for one of 8:
+now both are compared with those under two rules. RSA was judged seed by seed, where one of 8 rich networks fell short
+(0.23 for 0.3); now its means are. The drop in accuracy without A-only units varied too much for its bar, and has none.
 
 Leaves out the CNN on trees, input noise, and sequential learning (probe gating). Another rate for the small-step runs,
 the control of one rule and the noise of decoders are [stand-in].
@@ -38,15 +38,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy.special import ndtr
-from scipy.stats import norm, spearmanr
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from dixit.common import rng
-from eval import geometry as geo
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+from .. import geometry as geo
+from .probe import Claim, Networks, overlay, simulate
+from .theory.geometry import frozen_losses, hidden_kernel, ideal_values, kernel_rdm
 
 LEVELS = 5  # of each feature; blobs have as many pixels along a side
 MODELS = ("grid", "orthogonal", "parallel")
@@ -56,7 +57,7 @@ MODELS = ("grid", "orthogonal", "parallel")
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's code's values, but for what says [stand-in]."""
+    """The values of the paper's code, except for those marked [stand-in]."""
 
     hidden: int = 100
     input_stds: tuple[float, ...] = (0.01, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0)  # of the weights; the sweep, rich to lazy
@@ -96,61 +97,6 @@ def targets(one_rule: bool = False) -> Float[np.ndarray, "n"]:
 def input_scales(settings: Settings, scale: int) -> Float[np.ndarray, "D"]:
     """The standard deviation of the weights of each input."""
     return np.repeat([settings.input_stds[scale], settings.context_stds[scale]], [LEVELS ** 2, 2])
-
-
-# ---- theory ----------------------------------------------------------------------------------------------
-
-
-def ideal_values(noise: float) -> dict[str, list[float]]:
-    """Closed-form measures of the ideal grid, rotated grid, orthogonal, parallel and diagonal, their contexts 1 apart.
-
-    A feature has variance v = 2, context 1/4. PR = (sum l)^2 / sum l^2. Parallelism over the four settings context x
-    sign of the irrelevant feature: 2 of 6 pairs agree, or all. CCGP: the decoder is the axis, so a level m of it is
-    right with probability Phi(m / noise); on the diagonal m = (a + b)/sqrt 2. Shattering: of the 35 dichotomies of the
-    8 quadrant means those that a plane separates.
-    """
-    v, c = (LEVELS ** 2 - 1) / 12, 1 / 4
-    one, two = (v + c) ** 2 / (v ** 2 + c ** 2), (2 * v + c) ** 2 / (2 * v ** 2 + c ** 2)
-    halves = (v + c) ** 2 / (v ** 2 / 2 + c ** 2)
-    level, all_levels = np.array([1, 2]), np.arange(LEVELS) - LEVELS // 2
-    along = float(ndtr(level / noise).mean())
-    across = float(ndtr((level[:, None] + all_levels) / np.sqrt(2) / noise).mean())
-    return {"participation ratio": [two, two, halves, one, one], "parallelism score": [1 / 3, 1, 1 / 3, 1, 1],
-            "angle between the relevant axes": [90, 0, 90, 0, 0], "CCGP": [0.5, along, 0.5, along, across],
-            "separable dichotomies of the quadrants": [7 / 35, 7 / 35, 3 / 35, 2 / 35, 3 / 35]}
-
-
-def hidden_kernel(scales: Float[np.ndarray, "D"], bias: float, nodes: int = 1001) -> Float[np.ndarray, "n n"]:
-    """E[relu(u_i) relu(u_j)] over untrained hidden units, u = bias + w.x with w ~ N(0, diag(scales^2)).
-
-    Given u_i, u_j is Gaussian with mean m and deviation s, so E[relu(u_j) | u_i] = m Phi(m/s) + s phi(m/s); the mean
-    over u_i is a sum over nodes. Derived.
-    """
-    x = inputs() * scales
-    covariance = x @ x.T
-    spread, z = np.sqrt(np.diag(covariance)), np.linspace(-8, 8, nodes)
-    weight = norm.pdf(z) / norm.pdf(z).sum()
-    kernel = np.empty_like(covariance)
-    for i, row in enumerate(covariance):
-        r = np.clip(row / spread / spread[i], -1, 1)
-        m = bias + (spread * r)[:, None] * z
-        s = np.maximum(spread * np.sqrt(1 - r ** 2), 1e-12)[:, None]
-        kernel[i] = (m * ndtr(m / s) + s * norm.pdf(m / s)) @ (np.maximum(bias + spread[i] * z, 0) * weight)
-    return (kernel + kernel.T) / 2
-
-
-def kernel_rdm(kernel: Float[np.ndarray, "n n"]) -> geo.Distances:
-    """sqrt(K_ii + K_jj - 2 K_ij)."""
-    i, j = np.triu_indices(len(kernel), 1)
-    own = np.diag(kernel)
-    return np.sqrt(np.maximum(own[i] + own[j] - 2 * kernel[i, j], 0))
-
-
-def frozen_losses(hidden: Float[np.ndarray, "n H"], residual: Float[np.ndarray, "n"], lr: float,
-                  steps: Int[np.ndarray, "M"]) -> Float[np.ndarray, "M"]:
-    """Gradient descent of the readout alone: r(t) = (1 - lr K)^t r(0), K = h h' + 1 (for its bias); loss |r|^2 / 2."""
-    values, vectors = np.linalg.eigh(hidden @ hidden.T + 1)
-    return ((1 - lr * values) ** (2 * steps[:, None]) @ (residual @ vectors) ** 2) / 2
 
 
 # ---- simulation ------------------------------------------------------------------------------------------
@@ -214,7 +160,7 @@ class Mlps(Networks):
 
 
 class Trajectories:
-    """What one batch of networks did."""
+    """Outputs and loss of one batch of networks over time, and its weights and hidden layers at start and end."""
 
     def __init__(self, settings: Settings, nets: list[Net], folder: Path, lr: float, steps: int):
         networks = Mlps(settings, nets)
@@ -267,7 +213,7 @@ def quadrants(x: Float[np.ndarray, "n H"]) -> Float[np.ndarray, "8 H"]:
 
 
 def measures(x: Float[np.ndarray, "n H"], noise: float) -> dict[str, float]:
-    """All of one hidden layer that needs no readout; `noise` is that of decoders."""
+    """The measures of one hidden layer that need no readout; `noise` is that of decoders."""
     a, b, in_b = geo.conditions(LEVELS)
     relevant, irrelevant = np.where(in_b, b, a), np.where(in_b, a, b)
     off = (relevant != 0) & (irrelevant != 0)
@@ -284,7 +230,7 @@ def measures(x: Float[np.ndarray, "n H"], noise: float) -> dict[str, float]:
 
 
 def measured(settings: Settings, run: Trajectories, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`measures` of every network of a run at its start or end, and what the readout makes of it: (S,) each."""
+    """`measures` of every network of a run at its start or end, and those that need the readout: (S,) each."""
     a, b, in_b = geo.conditions(LEVELS)
     rows = []
     for i, x in enumerate(state["hidden"]):
@@ -301,7 +247,7 @@ def measured(settings: Settings, run: Trajectories, state: dict[str, np.ndarray]
 
 
 def kernel_change(run: Trajectories, i: int) -> float:
-    """Of the hidden layer of one network, from the start to the end."""
+    """The change of one network's hidden kernel from the start to the end."""
     return geo.kernel_change(*(state["hidden"][i] @ state["hidden"][i].T for state in (run.start, run.end)))
 
 
@@ -314,7 +260,7 @@ def fitted(run: Trajectories, index: list[int]) -> dict[str, float]:
 
 
 def ideal_claims(settings: Settings, seeds: int) -> list[Claim]:
-    """The measures on ideal geometries that were turned, scaled and moved within the hidden layer's dimensions."""
+    """The measures on ideal geometries that are rotated, scaled and shifted within the hidden layer's dimensions."""
     a, b, in_b = geo.conditions(LEVELS)
     relevant, irrelevant = np.where(in_b, b, a), np.where(in_b, a, b)
     off, setting = (relevant != 0) & (irrelevant != 0), 2 * in_b + (irrelevant > 0)
@@ -339,7 +285,7 @@ def ideal_claims(settings: Settings, seeds: int) -> list[Claim]:
             "fitted context offset": [fit["context"] for fit in fits],
         }.items():
             found.setdefault(name, []).append(row)
-    theory = ideal_values(1.0) | {"RSA": np.eye(3).ravel().tolist(), "fitted angle": [0, -90, 0, -90],
+    theory = ideal_values(1.0, LEVELS) | {"RSA": np.eye(3).ravel().tolist(), "fitted angle": [0, -90, 0, -90],
                                   "fitted compression": [0, 0, 1, 1], "fitted context offset": [1, 1, 1, 1]}
     loose = {"angle between the relevant axes": 0.01, "fitted angle": 0.5, "fitted compression": 1e-3}
     names = {4: "grid, rotated grid, orthogonal, parallel", 5: "grid, rotated grid, orthogonal, parallel, diagonal",
@@ -355,7 +301,7 @@ def kernel_claims(settings: Settings) -> list[Claim]:
     for number in range(settings.untrained):
         weights = scales[:, None] * rng("geometry", "untrained", number).standard_normal((len(scales), settings.hidden))
         squares.append(geo.rdm(np.maximum(inputs() @ weights + settings.bias, 0)) ** 2)
-    theory = kernel_rdm(hidden_kernel(scales, settings.bias))
+    theory = kernel_rdm(hidden_kernel(inputs(), scales, settings.bias))
     mean = np.sqrt(np.mean(squares, 0) / settings.hidden)
     expected, found = (np.array(list(rsa(d, True).values())) for d in (theory, mean))
     return [Claim("untrained, largest scale: RSA weights of the mean RDM", expected, found, 0.02,
@@ -479,7 +425,8 @@ def draw(settings: Settings, run: Trajectories, start: dict[str, np.ndarray], en
     def mean(values: np.ndarray) -> list[float]:
         return [float(values[index].mean()) for index in by_scale]
 
-    kernels = [kernel_rdm(hidden_kernel(input_scales(settings, scale), settings.bias)) for scale in range(len(x))]
+    kernels = [kernel_rdm(hidden_kernel(inputs(), input_scales(settings, scale), settings.bias))
+               for scale in range(len(x))]
     for axis, context in (plain, False), (beside, True):
         theory = [rsa(distances, context) for distances in kernels]
         for name, colour in zip(MODELS, ("tab:blue", "tab:orange", "tab:green"), strict=True):

@@ -1,24 +1,25 @@
-"""Maslow's hammer: forgetting is worst where a second task neither spares the first one's units nor wants the same.
+"""Maslow's hammer: forgetting is worst for tasks of intermediate similarity, which re-use units for something else.
 
 A two-layer network with a head for each task learns task 1, then task 2. Where the tasks are unlike, idle units learn
 task 2 (activation); where they are alike, the units of task 1 do (re-use), which overwrites them; forgetting is worst
-in between (Lee, Sarao Mannelli, Clopath, Goldt, Saxe, ICML 2022, arXiv 2205.09029). The order parameters are those of
-teacher_student.py. An idle unit of size delta grows as exp(sqrt(2)/pi eta t) and loses the race against a re-used one
-for similarities V > Vc with (2/pi) asin(Vc/2) = (sqrt(2)/pi)/ln(1/delta): a heuristic, derived. To hold units by their
-share in task 1 (what EWC with the Fisher information of the output does for large N) makes task 2 use idle ones, and
-costs it most where tasks are alike but not the same; a uniform L2 holds idle units too, and costs most where tasks are
+in between (Lee, Sarao Mannelli, Clopath, Goldt, Saxe, ICML 2022, arXiv 2205.09029). The theory is in theory/maslow.py:
+the order parameters of theory/teacher_student.py, and the race between idle and re-used units. An idle unit of size
+delta grows as exp(sqrt(2)/pi eta t) and loses the race against a re-used one for similarities V > Vc with
+(2/pi) asin(Vc/2) = (sqrt(2)/pi)/ln(1/delta): a heuristic, derived. Consolidation of units by their share in task 1
+(which is what EWC with the Fisher information of the output does for large N) makes task 2 use idle units, and costs it
+most where tasks are alike but not the same; a uniform L2 penalty binds idle units too, and costs most where tasks are
 unlike.
 
-On images, networks of 8 units learn to tell two classes of Fashion-MNIST, then mixtures m x1 + (1 - m) x2 of those and
-two others, with new heads that start small ("dormant") or not ("undormant"), or in the manner of the authors' code
-("official": sigmoids, biases, PyTorch's start, labels 0 and 1). What came out: m is not similarity. The bars set before
-the first run asked for a peak over m, and for more re-use at m = 1 than at m = 0, on each of four pairs of tasks. They
-failed: on the paper's (05/27) forgetting only falls with m, in the official manner too, and so it does on 18/35. There
-the tasks are alike already at m = 0, where V, the cosine of their least-squares readouts, is 0.8 and 0.5. So V was
-taken for similarity, three more pairs were chosen by V near 0 at m = 0 alone, and new bars were set before their first
-run. Those held, and after dormant heads the curves of all seven pairs fall on one hump over V. The first four pairs
-have no bars now. In PCA coordinates, whose order jumps with m, V goes up and down with m, and the paper's pair shows a
-low bump.
+On images (networks/mixtures.py), networks of 8 units learn to tell two classes of Fashion-MNIST, then mixtures
+m x1 + (1 - m) x2 of those and two others, with new heads that start small ("dormant") or not ("undormant"), or as in
+the authors' code ("official": sigmoids, biases, PyTorch's start, labels 0 and 1). The result: m is not similarity. The
+bars set before the first run asked for a peak over m, and for more re-use at m = 1 than at m = 0, on each of four pairs
+of tasks. They failed: on the paper's (05/27) forgetting only falls with m, in the official setup too, and so it does on
+18/35. There the tasks are alike already at m = 0, where V, the cosine of their least-squares readouts, is 0.8 and 0.5.
+So V was taken for similarity, three more pairs were chosen by V near 0 at m = 0 alone, and new bars were set before
+their first run. Those bars were met, and after dormant heads the curves of all seven pairs fall on one hump over V. The
+first four pairs have no bars now. In PCA coordinates, whose order jumps with m, V goes up and down with m, and the
+paper's pair shows a low bump.
 
 Only the abstract could be read. The student with one idle unit, the horizon and the strength of each remedy are
 [stand-in]; so are, on images: 14 x 14 pixels, 1,000 images of a class, minibatches, ZCA whitening of each mixture (PCA
@@ -33,40 +34,49 @@ similarities, n images, d pixels, r runs, m mixtures, t steps, b images a step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.special import expit
 from scipy.stats import spearmanr
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dixit.common import DixitError, rng
-from dixit.data.assets import asset
-from eval.dynamics.probe import Claim, Networks, simulate
-from eval.dynamics.teacher_student import (
-    Overlaps,
-    entropy,
-    errors,
-    integrate,
-    participation,
-    reuse,
-    snapshot,
-    specialised,
-    usage,
+from dixit.common import rng
+
+from .networks.mixtures import (
+    DORMANT,
+    OFFICIAL,
+    OFFICIAL_PCA,
+    UNDORMANT,
+    Forgetting,
+    ImageSettings,
+    Manner,
+    learn_images,
+    mixtures,
 )
+from .probe import Claim, Networks, simulate
+from .theory.maslow import (
+    GROWTH,
+    NONE,
+    Outcome,
+    Remedy,
+    crossover,
+    idle,
+    learn_second,
+    no_idle,
+    reuse_rate,
+)
+from .theory.teacher_student import Overlaps, entropy, errors, integrate, participation, reuse, usage
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ImageSettings):
     """All [stand-in], but for the first of the pairs. Time is steps / N."""
 
     dormant: float = 0.05  # size of the idle unit: |w_2|/sqrt(N) and its new head
@@ -87,112 +97,18 @@ class Settings:
     pairs: tuple[tuple[int, int, int, int], ...] = ((0, 5, 2, 7), (1, 8, 3, 5), (6, 9, 0, 4), (2, 3, 7, 8))
     unlike: tuple[tuple[int, int, int, int], ...] = ((0, 4, 6, 7), (0, 2, 5, 7), (3, 7, 5, 9))
     official_pairs: int = 1  # how many of `pairs` in the official manner
-    mixtures: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     runs: int = 4  # per seed
-    units: int = 8
-    shrink: int = 2
-    per_class: int = 1000
-    test_per_class: int = 500
-    ridge: float = 1e-3  # whitening leaves alone what varies less than this times the mean
-    weight_rate: float = 0.3
-    head_rate: float = 1.5
-    image_time: float = 100.0
-    batch: int = 16
-    new_heads: float = 1e-2  # standard deviation of dormant heads; of undormant ones 1
-    official_lr: float = 0.2
-    official_batch: int = 32
-    official_steps: int = 3000
 
 
 TINY = Settings(sweep_dt=4.0, sgd_time=16.0, sgd_similarities=(0.0, 0.5, 1.0), pairs=(), unlike=())
 
-
-@dataclass(frozen=True)
-class Remedy:
-    """Against forgetting: a share of replayed task 1, or rho/2 sum_k kappa_k |w_k - w_k at the switch|^2 on top."""
-
-    name: str
-    replay: float = 0.0
-    rho: float = 0.0
-    by_node: bool = False  # kappa_k = (h^1_k)^2, else 1
-
-    def kappa(self, heads: Float[np.ndarray, "S 2 K"]) -> Float[np.ndarray, "S K"]:
-        return heads[:, 0] ** 2 if self.by_node else np.ones_like(heads[:, 0])
-
-
-NONE = Remedy("none")
 NODES, NODES_MORE = Remedy("nodes, rho 0.1", rho=0.1, by_node=True), Remedy("nodes, rho 1", rho=1.0, by_node=True)
 UNIFORM = Remedy("uniform, rho 1", rho=1.0)
 REPLAYS = Remedy("replay 0.01", replay=0.01), Remedy("replay 0.1", replay=0.1), Remedy("replay 0.5", replay=0.5)
 REMEDIES = NONE, NODES, NODES_MORE, UNIFORM, *REPLAYS
 SGD_REMEDIES = NONE, NODES, UNIFORM, REPLAYS[1]
 
-# ---- theory ----------------------------------------------------------------------------------------------
-
-GROWTH = np.sqrt(2) / np.pi  # of an idle unit beside an unlearned teacher, over eta
-
-
-def reuse_rate(similarity: Float[np.ndarray, "V"]) -> Float[np.ndarray, "V"]:
-    """(2/pi) asin(V/2): how fast the new head of the unit of task 1 grows at first, over eta."""
-    return 2 / np.pi * np.arcsin(np.asarray(similarity) / 2)
-
-
-def crossover(dormant: Sequence[float] | np.ndarray) -> Float[np.ndarray, "D"]:
-    """Vc with reuse_rate(Vc) = GROWTH / ln(1/delta): above it the unit of task 1 is faster. At most 1."""
-    return 2 * np.sin(np.minimum(np.pi / 2 * GROWTH / np.log(1 / np.asarray(dormant)), np.pi / 6))
-
-
-def node_fisher(head: Float[np.ndarray, "... K"], q: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "... K"]:
-    """h_k^2 E[g'(l_k)^2] = h_k^2 (2/pi)/sqrt(1 + 2 Q_kk): N times the Fisher information of the output about any weight
-    of a node, for N to infinity. It is the same for all of them: EWC holds nodes."""
-    return head ** 2 * 2 / np.pi / np.sqrt(1 + 2 * q)
-
-
-def idle(similarity: Float[np.ndarray, "S"], dormant: float | np.ndarray, new_head: float = 0.0) -> Overlaps:
-    """A student that has learned task 1 with its first unit; the second is idle, of size `dormant`, with a cosine of
-    1/2 to what is new in teacher 2. `new_head` is the first unit's head for task 2."""
-    start = specialised(similarity, 1.0)
-    gram, heads = start.gram.copy(), start.heads.copy()
-    gram[:, 1, 1], heads[:, 1, 1], heads[:, 1, 0] = np.square(dormant), dormant, new_head
-    gram[:, 1, 3] = gram[:, 3, 1] = dormant * np.sqrt(1 - similarity ** 2) / 2
-    return Overlaps(gram, heads, start.teacher_heads)
-
-
-def no_idle(similarity: Float[np.ndarray, "S"], dormant: float) -> Overlaps:
-    """The same without the second unit, and a new head that starts at `dormant`."""
-    gram = np.ones((len(similarity), 3, 3))
-    gram[:, [0, 2, 1, 2], [2, 0, 2, 1]] = similarity[:, None]
-    heads = np.broadcast_to([[1.0], [dormant]], (len(similarity), 2, 1))
-    return Overlaps(gram, heads, np.ones((2, 1)))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What task 2 did, similarity by similarity."""
-
-    forgotten: np.ndarray  # error of task 1, at the end less at the switch
-    error: np.ndarray  # of task 2 at the end
-    shares: np.ndarray  # (..., 2, K): of the units in each task, at the end
-    heads: np.ndarray  # (..., 2, K)
-
-    def at(self, index: int) -> Outcome:
-        return Outcome(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
-
-
-def learn_second(start: Overlaps, eta: float, time: float, dt: float, remedies: Sequence[Remedy] = (NONE,)) -> Outcome:
-    """Every start with every remedy: (R, V, ...)."""
-    count, many = len(start.gram), len(remedies)
-    held = snapshot(start)
-    every = Overlaps(np.tile(held.gram, (many, 1, 1)), np.tile(held.heads, (many, 1, 1)), held.teacher_heads)
-    replay, rho = (np.repeat([getattr(remedy, name) for remedy in remedies], count) for name in ("replay", "rho"))
-    kappa = np.concatenate([remedy.kappa(start.heads) for remedy in remedies])
-    record = integrate(every, 1, np.array([0.0, time]), dt, eta, replay, rho, kappa)
-    found = (record["errors"][-1, :, 0] - record["errors"][0, :, 0], record["errors"][-1, :, 1],
-             usage(record["gram"][-1], record["heads"][-1]), record["heads"][-1])
-    return Outcome(*(part.reshape(many, count, *part.shape[1:]) for part in found))
-
-
-# ---- simulation: students of teachers ----------------------------------------------------------------------
+# ---- simulation ------------------------------------------------------------------------------------------
 
 BLOCK = 200  # steps whose inputs are drawn at once
 
@@ -230,10 +146,10 @@ class Students(Networks):
         self.inputs, self.seeds, self.block = settings.inputs, seeds, -1
 
     def draw(self, block: int) -> None:
-        """Inputs of a block of steps, and the die that says whether one replays: functions of (seed, step)."""
+        """Inputs of a block of steps, and the random numbers that decide on replay: functions of (seed, step)."""
         draws = [rng("maslow", "inputs", seed, block) for seed in range(self.seeds)]
         self.x = torch.from_numpy(np.stack([one.standard_normal((BLOCK, self.inputs), np.float32) for one in draws], 1))
-        self.die = torch.from_numpy(np.stack([one.random(BLOCK) for one in draws], 1))
+        self.chance = torch.from_numpy(np.stack([one.random(BLOCK) for one in draws], 1))
         self.block = block
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
@@ -241,7 +157,7 @@ class Students(Networks):
             self.draw(step // BLOCK)
         seed, here = self.seed.cpu(), self.seed.device
         x = self.x[step % BLOCK][seed].to(here)[:, :, None]
-        task = (self.die[step % BLOCK][seed].to(here) >= self.replay).long()
+        task = (self.chance[step % BLOCK][seed].to(here) >= self.replay).long()
         each = torch.arange(len(task), device=here)
         units, teachers = (torch.erf((weights @ x)[..., 0] / 2 ** 0.5) for weights in (self.weights, self.teachers))
         error = (self.heads[each, task] * units).sum(1) - teachers[each, task]
@@ -262,228 +178,12 @@ def online(settings: Settings, seeds: int, folder: Path) -> Outcome:
     return Outcome(*(part.reshape(*shape, *part.shape[1:]) for part in found))
 
 
-# ---- simulation: images ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How networks on images are made."""
-
-    name: str
-    official: bool = False
-    coordinates: bool = False  # whitened images in PCA coordinates, else turned back (ZCA)
-
-
-DORMANT, UNDORMANT = Manner("dormant"), Manner("undormant")
-OFFICIAL, OFFICIAL_PCA = Manner("official", official=True), Manner("official, PCA", official=True, coordinates=True)
-
-
-def pictures(settings: Settings, pair: tuple[int, ...], split: str, count: int, run: int
-             ) -> Float[np.ndarray, "2 2 c d"]:
-    """Images of the two classes of task 1 and of the two that are mixed in, `count` of each in an order of the run."""
-    folder, draw = asset("fashion-mnist"), rng("maslow", "images", split, run, *pair)
-    kinds, images = np.load(folder / f"{split}_labels.npy"), np.load(folder / f"{split}_images.npy", mmap_mode="r")
-    rows = np.stack([draw.permutation(np.flatnonzero(kinds == kind))[:count] for kind in pair])
-    small = F.avg_pool2d(torch.from_numpy(images[rows][..., 0] / np.float32(255)), settings.shrink)
-    return small.reshape(2, 2, count, -1).numpy()
-
-
-def whitening(x: Float[np.ndarray, "n d"], ridge: float, coordinates: bool
-              ) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d d"]]:
-    """The mean, and the matrix that whitens; what varies less than `ridge` times the mean is not blown up."""
-    values, vectors = np.linalg.eigh(np.cov(x.T.astype(float), bias=True))
-    scaled = vectors / np.sqrt(np.maximum(values, 0) + ridge * values.mean())
-    return x.mean(0), (scaled if coordinates else scaled @ vectors.T).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Mixtures:
-    """Whitened images of task 2, for every run and mixture; the last is task 1. The second half is class 1."""
-
-    train: Float[np.ndarray, "r m n d"]
-    test: Float[np.ndarray, "r m n2 d"]
-
-    def similarity(self) -> Float[np.ndarray, "r m"]:
-        """V of images: the cosine of the least-squares readouts, E[x y] of white x, of task 2 and task 1."""
-        half = self.train.shape[2] // 2
-        readout = self.train[:, :, half:].mean(2, dtype=float) - self.train[:, :, :half].mean(2, dtype=float)
-        readout = readout / np.linalg.norm(readout, axis=2, keepdims=True)
-        return (readout * readout[:, -1:]).sum(2)
-
-
-def mixtures(settings: Settings, pair: tuple[int, ...], runs: int, coordinates: bool) -> Mixtures:
-    """m x1 + (1 - m) x2, whitened by its own training images."""
-    if settings.mixtures[-1] != 1:
-        raise DixitError(f"mixtures must end in 1, which is task 1, not in {settings.mixtures[-1]}")
-    found: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    for run in range(runs):
-        splits = [pictures(settings, pair, "train", settings.per_class, run),
-                  pictures(settings, pair, "test", settings.test_per_class, run)]
-        for m in settings.mixtures:
-            mixed = [np.concatenate(list(m * one + (1 - m) * other)) for one, other in splits]
-            mean, matrix = whitening(mixed[0], settings.ridge, coordinates)
-            for place, x in zip(found, mixed, strict=True):
-                place.append((x - mean) @ matrix)
-    return Mixtures(*(np.stack(part).reshape(runs, len(settings.mixtures), *part[0].shape) for part in found))
-
-
-PARTS = "weight", "bias", "head", "offset"
-Parts = dict[str, np.ndarray]  # of S networks
-
-
-class ImageNetworks(Networks):
-    """Networks of one hidden layer and one output, half the squared error, SGD on shuffled epochs; float32.
-
-    Dormant and undormant: erf, no biases, W x/sqrt(d), targets -1 and 1, and heads in units such that W learns at
-    `weight_rate`/sqrt(d) and heads at `head_rate`/d an image. Official: sigmoids, biases, W x, targets 0 and 1.
-    """
-
-    place: Tensor
-    order: Tensor
-
-    def __init__(self, settings: Settings, official: bool, start: Parts, x: Float[np.ndarray, "P n d"],
-                 place: Int[np.ndarray, "S"], rows: Int[np.ndarray, "r t b"], order: Int[np.ndarray, "S"]):
-        """`place` and `order` say which of the images and which of the shuffled rows a network sees."""
-        super().__init__()
-        self.official, d = official, x.shape[2]
-        self.weight, self.bias, self.head, self.offset = (
-            nn.Parameter(torch.from_numpy(start[name].astype(np.float32))) for name in PARTS)
-        self.register_buffer("place", torch.from_numpy(place))
-        self.register_buffer("order", torch.from_numpy(order))
-        self.x, self.rows = torch.from_numpy(x), torch.from_numpy(rows)
-        self.scale, self.head_scale = 1.0, 1.0
-        if not official:
-            self.scale, self.head_scale = d ** -0.5, (settings.head_rate / settings.weight_rate / d) ** 0.5
-
-    def answers(self, x: Float[Tensor, "S b d"], weight: Tensor, bias: Tensor, head: Tensor, offset: Tensor
-                ) -> Float[Tensor, "S b"]:
-        fields = weight @ x.mT * self.scale + self.official * bias[:, :, None]
-        units = fields.sigmoid() if self.official else torch.erf(fields / 2 ** 0.5)
-        return (head[:, :, None] * units).sum(1) * self.head_scale + self.official * offset[:, None]
-
-    def targets(self, second: Tensor) -> Tensor:
-        """Of images that are or are not of class 1."""
-        return second.float() if self.official else 2.0 * second - 1
-
-    def forward(self, step: int) -> Float[Tensor, "S"]:
-        here, n = self.place.device, self.x.shape[1]
-        self.x, self.rows = self.x.to(here), self.rows.to(here)
-        rows = self.rows[self.order, step].long()
-        x = self.x.flatten(0, 1).index_select(0, (rows + n * self.place[:, None]).flatten())  # faster than x[p, rows]
-        answers = self.answers(x.view(*rows.shape, -1), *(getattr(self, name) for name in PARTS))
-        return ((answers - self.targets(rows >= n // 2)) ** 2).mean(1) / 2
-
-    def measure(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in PARTS}
-
-    def judge(self, parts: Parts, x: Float[np.ndarray, "S n d"]
-              ) -> tuple[Float[np.ndarray, "S"], Float[np.ndarray, "S"]]:
-        """Half the mean squared error and the accuracy of given weights."""
-        second = torch.arange(x.shape[1]) >= x.shape[1] // 2
-        answers = self.answers(torch.from_numpy(x), *(torch.from_numpy(parts[name]) for name in PARTS))
-        target, middle = self.targets(second), self.targets(torch.tensor([False, True])).mean()
-        error, right = (answers - target) ** 2 / 2, (answers > middle) == second
-        return error.double().mean(1).numpy(), right.double().mean(1).numpy()
-
-    def gram(self, parts: Parts) -> Float[np.ndarray, "S K K"]:
-        weight = parts["weight"] * self.scale
-        return weight @ weight.swapaxes(1, 2)
-
-    def fisher(self, parts: Parts, x: Float[np.ndarray, "S n d"]) -> Float[np.ndarray, "S K d"]:
-        """d times the Fisher information of the output about each weight."""
-        fields = x @ parts["weight"].swapaxes(1, 2) * self.scale + self.official * parts["bias"][:, None]
-        fire = expit(fields)
-        slope = fire * (1 - fire) if self.official else np.sqrt(2 / np.pi) * np.exp(-fields ** 2 / 2)
-        scale = self.head_scale ** 2 * self.scale ** 2 * x.shape[2] / x.shape[1]
-        return scale * parts["head"][..., None] ** 2 * ((slope ** 2).swapaxes(1, 2) @ x ** 2)
-
-
-def beginning(settings: Settings, manner: Manner, d: int, runs: int, *key: int | str) -> Parts:
-    """Weights and a head. Dormant heads have the standard deviation `new_heads`; see ImageNetworks for their unit."""
-    draws, k = [rng("maslow", "weights", run, *key) for run in range(runs)], settings.units
-    shapes = {"weight": (k, d), "bias": (k,), "head": (k,), "offset": ()}
-    if manner.official:  # uniform up to 1/sqrt(fan-in), as PyTorch has it
-        fan_in = {"weight": d, "bias": d, "head": k, "offset": k}
-        return {name: np.stack([one.uniform(-1, 1, shape) for one in draws]) / fan_in[name] ** 0.5
-                for name, shape in shapes.items()}
-    spread = (settings.new_heads if manner is DORMANT else 1.0) / (settings.head_rate / settings.weight_rate / d) ** 0.5
-    start = {name: np.stack([one.standard_normal(shape) for one in draws]) for name, shape in shapes.items()}
-    return start | {"bias": 0 * start["bias"], "head": spread * start["head"], "offset": 0 * start["offset"]}
-
-
-def epochs(n: int, steps: int, batch: int, *key: int | str) -> Int[np.ndarray, "t b"]:
-    """Rows of every batch: n images shuffled, again and again."""
-    draw = rng("maslow", "epochs", *key)
-    rows = [draw.permutation(n).astype(np.int16) for _ in range(-(-steps * batch // n))]
-    return np.concatenate(rows)[:steps * batch].reshape(steps, batch)
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """What networks on images did, on test images: (r, m), or (r,) at the switch."""
-
-    forgotten: np.ndarray  # error of task 1, at the end less at the switch
-    forgotten_accuracy: np.ndarray
-    error: np.ndarray  # of task 2 at the end
-    accuracy: np.ndarray
-    first_error: np.ndarray  # of task 1 at the switch
-    first_accuracy: np.ndarray
-    shares: np.ndarray  # (r, m, 2, K): of units in task 1 at the switch and in task 2 at the end
-    fisher: np.ndarray  # (r, K, d): information about each weight on task 1, at the switch, times d
-    similarity: np.ndarray  # V
-
-    @property
-    def reuse(self) -> Float[np.ndarray, "r m"]:
-        return np.asarray(reuse(self.shares))
-
-
-def learn_images(settings: Settings, manners: Sequence[Manner], data: Mixtures, folder: Path) -> list[Forgetting]:
-    """Task 1 once a run, then task 2 from there for every mixture; manners are all official, or none is."""
-    (runs, many, n, d), official, kinds = data.train.shape, manners[0].official, len(manners)
-    if official:
-        batch, steps, lr = settings.official_batch, settings.official_steps, 2 * settings.official_lr  # of (f - y)^2
-    else:
-        batch, lr = settings.batch, settings.weight_rate * settings.batch
-        steps = round(settings.image_time * d / batch)
-
-    def learn(task: int, start: list[Parts], x: np.ndarray) -> tuple[ImageNetworks, list[Parts]]:
-        each = len(x) // runs
-        rows = np.stack([epochs(n, steps, batch, run, task) for run in range(runs)])
-        place, order = np.tile(np.arange(len(x)), kinds), np.tile(np.repeat(np.arange(runs), each), kinds)
-        parts = {name: np.concatenate([one[name] for one in start]) for name in PARTS}
-        networks = ImageNetworks(settings, official, parts, x, place, rows, order)
-        record = simulate(networks, folder / f"task{task}", steps, lr, steps)
-        return networks, [{name: record[name][-1][i * len(x):(i + 1) * len(x)] for name in PARTS} for i in range(kinds)]
-
-    def repeated(parts: Parts) -> Parts:
-        return {name: np.repeat(value, many, 0) for name, value in parts.items()}
-
-    first, second = ([beginning(settings, manner, d, runs, task) for manner in manners] for task in ("first", "second"))
-    networks, learned = learn(1, first, data.train[:, -1])
-    new = [head | {name: one[name] for name in ("weight", "bias")} for head, one in zip(second, learned, strict=True)]
-    networks, final = learn(2, [repeated(one) for one in new], data.train.reshape(-1, n, d))
-    first_task, second_task = data.test[:, -1], data.test.reshape(runs * many, -1, d)
-    found = []
-    for before, after in zip(learned, final, strict=True):
-        first_error, first_accuracy = networks.judge(before, first_task)
-        old = repeated({name: before[name] for name in ("head", "offset")})
-        late_error, late_accuracy, error, accuracy = (
-            part.reshape(runs, many) for part in (*networks.judge(after | old, np.repeat(first_task, many, 0)),
-                                                  *networks.judge(after, second_task)))
-        shares = np.stack([usage(networks.gram(one), np.stack([one["head"]] * 2, 1))[:, 0]
-                           for one in (repeated(before), after)], 1)
-        found.append(Forgetting(late_error - first_error[:, None], first_accuracy[:, None] - late_accuracy, error,
-                                accuracy, first_error, first_accuracy, shares.reshape(runs, many, 2, -1).astype(float),
-                                networks.fisher(before, first_task), data.similarity()))
-    return found
-
-
 # ---- claims ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Theory:
-    """The order parameters' answers."""
+    """Results of the order parameters."""
 
     v: Float[np.ndarray, "V"]
     remedies: Outcome  # (R, V)
@@ -494,7 +194,7 @@ class Theory:
 
 
 def order_parameters(settings: Settings) -> Theory:
-    """All that is integrated."""
+    """Integrate the order parameters."""
     s, v = settings, np.linspace(0, 1, settings.similarities)
     fine = np.linspace(0, 1, s.sweep_similarities)
     starts = idle(np.tile(fine, len(s.dormancies)), np.repeat(s.dormancies, len(fine)))
@@ -547,7 +247,7 @@ def race_claims(settings: Settings, theory: Theory) -> list[Claim]:
 
 
 def node_claims(theory: Theory) -> list[Claim]:
-    """Forgetting, re-use, and what is gone without an idle unit."""
+    """Forgetting and re-use, with an idle unit and without."""
     v, plain = theory.v, theory.remedies.at(0)
     shared = np.asarray(reuse(plain.shares))
     peak = v[plain.forgotten.argmax()]
@@ -601,15 +301,15 @@ def remedy_claims(theory: Theory) -> list[Claim]:
               cost[NONE][alike].max() / cost[NODES][alike].max(), kind="at_most", source="our bar")]
 
 
-def sgd_claims(settings: Settings, theory: Outcome, seen: Outcome) -> list[Claim]:
+def sgd_claims(settings: Settings, predicted: Outcome, seen: Outcome) -> list[Claim]:
     """Finite networks, mean over seeds, against the order parameters."""
     claims = []
     for i, remedy in enumerate(SGD_REMEDIES):
-        flow, sgd = theory.at(i), seen.at(i)
-        for name, said, found, tolerance in (
+        flow, sgd = predicted.at(i), seen.at(i)
+        for name, theory, found, tolerance in (
                 ("forgetting", flow.forgotten, sgd.forgotten, 0.01), ("error of task 2", flow.error, sgd.error, 0.006),
                 ("re-use", reuse(flow.shares), reuse(sgd.shares), 0.06)):
-            claims.append(Claim(f"SGD, N = {settings.inputs}, {remedy.name}: {name}, by V, mean over seeds", said,
+            claims.append(Claim(f"SGD, N = {settings.inputs}, {remedy.name}: {name}, by V, mean over seeds", theory,
                                 found.mean(0), tolerance, source="ODE; our tolerance"))
     return claims
 
@@ -635,7 +335,7 @@ def named(pair: tuple[int, ...]) -> str:
 
 
 def pair_claim(name: str, settings: Settings, one: Forgetting) -> Claim:
-    """What networks of one manner did on one pair of tasks: no bar."""
+    """Results of networks of one manner on one pair of tasks: no bar."""
     mean, error = hump(one.forgotten)
     first, second = (np.asarray(participation(one.shares[:, :, task])) for task in (0, 1))
     peak = one.forgotten.mean(0).argmax()
@@ -650,7 +350,7 @@ def pair_claim(name: str, settings: Settings, one: Forgetting) -> Claim:
 
 
 def all_pairs_claims(name: str, every: list[Forgetting]) -> list[Claim]:
-    """What the curves of all pairs have in common: no bars."""
+    """Forgetting by V over all pairs: no bars."""
     v, lost = (np.concatenate([getattr(one, key).mean(0) for one in every]) for key in ("similarity", "forgotten"))
     bins = [(low, lost[(v >= low) & (v < low + 0.2)]) for low in np.arange(-0.3, 1.0, 0.2)]
     spread = np.array([(one.fisher.std(2).max(1) / one.fisher.mean(2).max(1)).mean() for one in every])
@@ -681,7 +381,7 @@ def unlike_claims(dormant: list[Forgetting], undormant: list[Forgetting]) -> lis
 
 
 def image_claims(settings: Settings, found: Results) -> list[Claim]:
-    """Of every pair and manner, of all pairs, and of unlike ones."""
+    """Results of every pair and manner, of all pairs together, and of unlike pairs."""
     claims = [pair_claim(f"Fashion-MNIST, {manner.name}, {named(pair)}", settings, one)
               for (manner, pair), one in found.items()]
     for manner in (DORMANT, UNDORMANT) if found else ():
@@ -710,7 +410,7 @@ def draw_images(axis: Axes, settings: Settings, found: Results, manner: Manner, 
 
 
 def draw(settings: Settings, theory: Theory, flow: Outcome, seen: Outcome, found: Results) -> Figure:
-    """Teachers above, images below."""
+    """Students of teachers above, images below."""
     figure = Figure(figsize=(19, 8.5), layout="constrained")
     (forgetting, race, kept, paid), lower = figure.subplots(2, 4)
     v, plain = theory.v, theory.remedies.at(0)

@@ -1,8 +1,9 @@
 """Early learning of the optimal constant solution (OCS).
 
-Networks first learn to answer every input with the mean label, and only then to tell inputs apart: always with
-biases, and without them as far as inputs are correlated (Rubruck et al., arXiv 2406.17467). Deep linear networks
-on a hierarchical task with exact solutions, then small CNNs on hierarchies of MNIST digits and CIFAR-10 photos.
+Networks first learn to give the mean label for every input, and only then to tell inputs apart: always with biases,
+and without them as far as inputs are correlated (Rubruck et al., arXiv 2406.17467). Deep linear networks on a
+hierarchical task are compared with exact solutions (theory/ocs.py); small CNNs are trained on hierarchies of MNIST
+digits and CIFAR-10 photos.
 
 The signature: true-negative rates dip to 1 - p_l, p_l being the base rate of the labels of level l, and recover.
 The paper reports such a dip for human learners too; only its direction is checked, there are no human data here.
@@ -23,13 +24,27 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure, FigureBase
-from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.common import rng
-from dixit.data.assets import asset
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+from .networks.images import image_set
+from .probe import Claim, Networks, crossing, overlay, simulate
+from .theory.ocs import (
+    BASE_RATES,
+    condition_inputs,
+    half_time,
+    labels,
+    mode_constants,
+    mode_strengths,
+    ocs_distance,
+    outputs,
+    singular_values,
+    strengths,
+    tree_modes,
+    true_negatives,
+)
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -61,116 +76,7 @@ class Settings:
 
 TINY = Settings(hidden=16, rhos=(0.0, 0.3), depths=(2,), steps=2000, images=())
 
-
-LEVELS = (slice(0, 2), slice(2, 6), slice(6, 14))  # top, middle, bottom
 LEVEL_NAMES = ("top", "middle", "bottom")
-TREES = {  # eight classes each, the leaves of the binary tree from left to right
-    "mnist": (0, 1, 2, 3, 4, 5, 6, 7),  # smaller or larger than 3.5, and so on
-    "cifar10": (0, 8, 1, 9, 3, 5, 4, 7),  # plane, ship | car, truck || cat, dog | deer, horse
-}
-
-
-def labels() -> Float[np.ndarray, "8 14"]:
-    """Each item is a leaf of a three-level binary tree and has the label of its branch at every level."""
-    return np.concatenate([np.repeat(np.eye(n), 8 // n, axis=0) for n in (2, 4, 8)], axis=1)
-
-
-def tree_modes() -> Float[np.ndarray, "8 8"]:
-    """Rows are the item modes: constant, top split, two middle, four bottom splits (Haar vectors).
-
-    They diagonalise the labels' Gram matrix; numpy's SVD would mix the first two, whose singular values are equal.
-    """
-    rows = [np.ones(8)]
-    for n in (1, 2, 4):
-        rows += list(np.kron(np.eye(n), np.repeat([1.0, -1.0], 4 // n)))
-    return np.stack([row / np.linalg.norm(row) for row in rows])
-
-
-def inputs(rho: float, bias: bool) -> Float[np.ndarray, "8 9"]:
-    """Items with inner products (1 - rho) delta_ij + rho; the last column is the constant input of a hidden bias."""
-    mean = np.full((8, 8), 1 / 8)
-    root = np.sqrt(1 - rho) * (np.eye(8) - mean) + np.sqrt(1 - rho + 8 * rho) * mean
-    return np.concatenate([root, np.full((8, 1), float(bias))], axis=1)
-
-
-# ---- theory ----------------------------------------------------------------------------------------------
-
-
-def singular_values() -> Float[np.ndarray, "8"]:
-    """Of the labels along `tree_modes`: sqrt of 7, 7, 3, 3, 1, 1, 1, 1."""
-    return np.linalg.norm(tree_modes() @ labels(), axis=1)
-
-
-def mode_constants(x: Float[np.ndarray, "8 9"]) -> tuple[Float[np.ndarray, "8"], Float[np.ndarray, "8"]]:
-    """s = sigma sqrt(lambda) / N and d = lambda / N of each mode, lambda being the inputs' Gram eigenvalues.
-
-    With a hidden bias the constant mode has lambda = 1 + N, with correlated inputs 1 - rho + N rho: so a bias is an
-    input correlation. Derived; Saxe et al. 2014 for the modes.
-    """
-    lam = np.einsum("ai,ij,aj->a", tree_modes(), x @ x.T, tree_modes())
-    return singular_values() * np.sqrt(lam) / 8, lam / 8
-
-
-def strengths(times: Float[np.ndarray, "M"], s: Float[np.ndarray, "A"], d: Float[np.ndarray, "A"], start: float,
-              depth: int = 2) -> Float[np.ndarray, "M A"]:
-    """Mode strengths of balanced aligned networks: a' = L a^(2 - 2/L) (s - d a); a logistic if L = 2."""
-    if depth == 2:
-        return (s / d) / (1 + (s / (d * start) - 1) * np.exp(-2 * s * times[:, None]))
-    solved = solve_ivp(lambda t, a: depth * a ** (2 - 2 / depth) * (s - d * a), (0, times[-1]),
-                       np.full(len(s), start), "DOP853", times, rtol=1e-10, atol=1e-13)
-    return solved.y.T
-
-
-def half_time(s: float, d: float, start: float) -> float:
-    """When a mode has half its final strength, depth 2."""
-    return float(np.log(s / (d * start) - 1) / (2 * s))
-
-
-def output_bias(times: Float[np.ndarray, "M"], start: float, depth: int = 2) -> Float[np.ndarray, "M 2"]:
-    """(beta, a): output bias along the mean label, and the weights' constant mode; uncorrelated inputs.
-
-    beta' = |y| - beta - a / sqrt N, a' = L a^(2 - 2/L) beta' / sqrt N; so ln a - 2 beta / sqrt N is conserved if
-    L = 2, and weights barely learn what the bias has learned at a time of order 1. Derived.
-    """
-    norm, root = np.linalg.norm(labels().mean(0)), np.sqrt(8)
-
-    def slope(_: float, state: np.ndarray) -> np.ndarray:
-        error = norm - state[0] - state[1] / root
-        return np.array([error, depth * state[1] ** (2 - 2 / depth) * error / root])
-
-    return solve_ivp(slope, (0, times[-1]), [0.0, start], "DOP853", times, rtol=1e-10, atol=1e-13).y.T
-
-
-def outputs(times: Float[np.ndarray, "M"], condition: str, start: float, depth: int = 2) -> Float[np.ndarray, "M 8 14"]:
-    """Answers of an aligned network over time, exact under gradient flow."""
-    x, modes = condition_inputs(condition), tree_modes()
-    s, d = mode_constants(x)
-    a = strengths(times, s, d, start, depth)
-    label_modes = modes @ labels() / singular_values()[:, None]
-    learned = np.zeros(len(times))
-    if condition == "output bias":
-        learned, a[:, 0] = output_bias(times, start, depth).T
-    y = np.einsum("ma,ai,ak->mik", a * np.sqrt(8 * d), modes, label_modes)
-    return y + learned[:, None, None] * label_modes[0]
-
-
-# ---- measurements ----------------------------------------------------------------------------------------
-
-
-def ocs_distance(answers: Float[np.ndarray, "*M N K"]) -> Float[np.ndarray, "*M"]:
-    """Mean squared distance of the answers to the mean label, in units of its squared length."""
-    mean = labels().mean(0)
-    return ((answers - mean) ** 2).sum(-1).mean(-1) / (mean ** 2).sum()
-
-
-def true_negatives(answers: Float[np.ndarray, "*M N K"], truth: Float[np.ndarray, "N K"],
-                   ) -> Float[np.ndarray, "*M 3"]:
-    """Per level, one minus the mean answer (clipped to 0..1) where the label is 0: 1 - p_l at the OCS."""
-    clipped, rates = answers.clip(0, 1), []
-    for level in LEVELS:
-        negative = 1 - truth[:, level]
-        rates.append(1 - (clipped[..., level] * negative).sum((-2, -1)) / negative.sum())
-    return np.stack(rates, axis=-1)
 
 
 def at_minimum(distance: Float[np.ndarray, "M S"], values: Float[np.ndarray, "M S L"]) -> Float[np.ndarray, "S L"]:
@@ -182,13 +88,8 @@ def at_minimum(distance: Float[np.ndarray, "M S"], values: Float[np.ndarray, "M 
 
 
 def conditions(settings: Settings) -> list[str]:
-    """What differs between networks of one depth."""
+    """The conditions that networks of one depth are trained in."""
     return ["hidden bias", "output bias"] + [f"rho {rho:g}" for rho in settings.rhos]
-
-
-def condition_inputs(condition: str) -> Float[np.ndarray, "8 9"]:
-    rho = float(condition.removeprefix("rho ")) if condition.startswith("rho") else 0.0
-    return inputs(rho, condition == "hidden bias")
 
 
 class LinearNetworks(Networks):
@@ -253,15 +154,6 @@ class LinearNetworks(Networks):
 IMAGE_CONDITIONS = ("bias", "no bias", "no bias, centred")
 
 
-def image_set(name: str, per_class: int) -> tuple[Float[np.ndarray, "N C H W"], Int[np.ndarray, "N"]]:
-    """The first training images of each class of the tree, 0 to 1, and their leaves."""
-    folder = asset(name)
-    kinds = np.load(folder / "train_labels.npy")
-    rows = [np.flatnonzero(kinds == kind)[:per_class] for kind in TREES[name]]
-    images = np.load(folder / "train_images.npy", mmap_mode="r")[np.concatenate(rows)]
-    return (images.transpose(0, 3, 1, 2) / 255).astype(np.float32), np.repeat(np.arange(8), per_class)
-
-
 class ConvNetworks(Networks):
     """CNNs of two convolutions (stride 2, ReLU) and a readout, squared error, SGD on random batches; float32.
 
@@ -314,28 +206,10 @@ class ConvNetworks(Networks):
 # ---- claims ----------------------------------------------------------------------------------------------
 
 DERIVED = "derived, exact under gradient flow"
-BASE_RATES = 1 - labels().mean(0)[[0, 2, 6]]  # true-negative rates at the OCS: 1/2, 3/4, 7/8
-
-
-def mode_strengths(answers: Float[np.ndarray, "M 8 14"], condition: str) -> Float[np.ndarray, "M A"]:
-    """The strength of each mode in a linear network's answers; the inverse of `outputs` without output bias."""
-    modes = tree_modes()
-    _, d = mode_constants(condition_inputs(condition))
-    label_modes = modes @ labels() / singular_values()[:, None]
-    return np.einsum("ai,mik,ak->ma", modes, answers, label_modes) / np.sqrt(8 * d)
-
-
-def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], level: float) -> float:
-    """When rising values first reach a level, between records by linear interpolation; NaN if never."""
-    above = np.flatnonzero(values >= level)
-    if not len(above) or above[0] == 0:
-        return float("nan")
-    i = above[0]
-    return float(np.interp(level, values[i - 1:i + 1], times[i - 1:i + 1]))
 
 
 class Trajectories:
-    """The answers of one `LinearNetworks` over time, by condition."""
+    """The outputs of one `LinearNetworks` over time, by condition."""
 
     def __init__(self, networks: LinearNetworks, record: dict[str, np.ndarray], lr: float, depth: int):
         self.times, self.depth, self.bias = record["step"] * lr, depth, record["bias"]
@@ -355,7 +229,7 @@ class Trajectories:
 
 
 def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Claim]:
-    """What the linear networks must show."""
+    """Linear networks against the exact solution, and the signatures of the OCS."""
     names = conditions(settings)
     claims = [Claim(f"answers over time, aligned, all conditions, depth {depth}",
                     np.stack([outputs(run.times, c, settings.mode_init, depth) for c in names]),
@@ -417,7 +291,7 @@ def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Cla
 
 
 def dip(name: str, top: Float[np.ndarray, "M S"]) -> Claim:
-    """The sign that is also reported for human learners: top-level true-negative rates fall, then recover.
+    """Top-level true-negative rates fall, then recover, as is also reported for human learners.
 
     Measured is the fall below the first and the last rate, whichever is smaller.
     """

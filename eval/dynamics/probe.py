@@ -1,8 +1,9 @@
 """What every probe of learning dynamics uses: Claim, simulate, overlay, and the claims table.
 
 A probe is one module of this package with a frozen dataclass `Settings`, an instance `TINY` of it that takes seconds
-(tests run it), and `run(settings, seeds, folder) -> (claims, figure)`; its sections are setting, theory, simulation,
-claims, figure.
+(tests run it), and `run(settings, seeds, folder) -> (claims, figure)`; its sections are setting, simulation, claims,
+figure. Its closed forms and differential equations are theory/NAME.py. Networks and data sets that several probes
+share, or that are too long for the probe's module, are in networks/.
 Simulations run in the project's one training loop, many networks at once: seeds and conditions are a leading
 dimension S of every parameter, and under `accelerate launch` each process takes its share of the S.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,22 +107,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 # ---- simulation ------------------------------------------------------------------------------------------
 
 
-class Networks(nn.Module):
+class Networks(nn.Module, ABC):
     """S independent networks that are trained at once: every parameter and buffer has S as its first dimension.
 
-    What all of them share (images, say) is a plain attribute. Nothing may couple two networks.
+    What all of them share (images, for example) is a plain attribute. Nothing may couple two networks.
     """
 
+    @abstractmethod
     def forward(self, step: int) -> Float[Tensor, "S"]:
         """The loss of each network at this step; random draws are functions of (seed, step)."""
-        raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
-        """What changes weights besides gradient descent, right after its step: of all S, on every process."""
-
+    @abstractmethod
     def measure(self) -> dict[str, Tensor]:
         """What to record of each network: name -> (S, ...)."""
-        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:  # noqa: B027  most networks change by gradient descent alone
+        """Change weights by another rule right after each gradient step: of all S, on every process."""
 
 
 class _Shares(nn.Module):
@@ -161,9 +163,6 @@ class Simulation(Task):
         self.measure(step)
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: `simulate` starts afresh."""
-
     @torch.no_grad()
     def measure(self, step: int) -> None:
         self.times.append(step)
@@ -196,6 +195,15 @@ def simulate(networks: Networks, folder: Path, steps: int, lr: float, every: int
     task = Simulation(networks, steps, every, accelerator)
     train(config, task, accelerator)
     return {"step": np.array(task.times), **{name: np.stack(values) for name, values in task.record.items()}}
+
+
+def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], level: float) -> float:
+    """When rising values first reach a level, between records by linear interpolation; NaN if never."""
+    above = np.flatnonzero(values >= level)
+    if not len(above) or above[0] == 0:
+        return float("nan")
+    i = above[0]
+    return float(np.interp(level, values[i - 1:i + 1], times[i - 1:i + 1]))
 
 
 # ---- figures ---------------------------------------------------------------------------------------------

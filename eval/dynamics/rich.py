@@ -1,25 +1,24 @@
-"""Get rich quick: unequal layers decide whether, and when, a network learns features.
+"""Get rich quick: the imbalance of layers decides whether, and when, a network learns features.
 
 delta = eta_w a^2 - eta_a |w|^2 is conserved by gradient flow. In one linear neuron f = a w'x it decides how far the
 tangent kernel moves, when, and which of many solutions is found: delta > 0 (upstream: the first layer learns faster) is
 lazy, delta < 0 (downstream) lazy first and rich late, delta = 0 (balanced) rich. In ReLU networks of small weights
 upstream is the fast way to be rich (Kunin et al. 2024, github.com/allanraventos/getrichquick).
 
-The neuron is solved by one closed form for every delta and held against gradient descent at three step sizes,
-extrapolated to step size zero. Starts, targets and deltas of the neuron and the teacher, student, rates and scales are
-the paper's. [stand-in]: the random starts in D dimensions, the unequal rates, the wide networks, the deltas of the
-implicit bias, and the coarse grid. Kernel distances are those of the kernels themselves: in the paper's public notebook
-`kernel_distance` has a0^2 where the norm of K_t needs a_t^2; how far off that is, is reported.
+The neuron is solved by one closed form for every delta (theory/rich.py), which is compared with gradient descent at
+three step sizes, extrapolated to step size zero. Starts, targets and deltas of the neuron and the teacher, student,
+rates and scales are the paper's. [stand-in]: the random starts in D dimensions, the unequal rates, the wide networks,
+the deltas of the implicit bias, and the coarse grid. Kernel distances are those of the kernels themselves: in the
+paper's public notebook `kernel_distance` has a0^2 where the norm of K_t needs a_t^2; the resulting error is reported.
 
-Leaves out the paper's two-dimensional students (1e6 steps), its late times (1e5 steps), and the speaker. What the
-paper does with CNNs, grammars and transformers is rich_applied.py.
+Leaves out the paper's two-dimensional students (1e6 steps), its late times (1e5 steps), and the speaker. The paper's
+CNNs, grammars and transformers are in rich_applied.py.
 
 Shapes: M times, D inputs, C outputs, H hidden, n points, S networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +27,21 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.integrate import solve_ivp
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from dixit.common import rng
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+from .probe import Claim, Networks, overlay, simulate
+from .theory.rich import (
+    half_rise,
+    implicit_bias,
+    kernel_distance,
+    least_potential,
+    neuron,
+    start,
+    wide_map,
+    wide_start,
+)
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -72,149 +80,10 @@ TINY = Settings(deltas=(-1.0, 0.0, 2.0), corner_deltas=(-0.2, 0.02), dimensions=
                 student_steps=500, grid_taus=(0.1,), grid_deltas=(-1.0, 1.0))
 
 
-# ---- theory: one linear neuron ---------------------------------------------------------------------------
-
-
-def start(beta: Float[np.ndarray, "D"], delta: float, paces: Sequence[float] = (1.0, 1.0),
-          ) -> tuple[float, Float[np.ndarray, "D"]]:
-    """The weights a > 0 and w of the neuron with a w = beta and eta_w a^2 - eta_a |w|^2 = delta."""
-    eta_a, eta_w = paces
-    a = np.sqrt((delta + np.sqrt(delta ** 2 + 4 * eta_a * eta_w * beta @ beta)) / 2 / eta_w)
-    return float(a), beta / a
-
-
-def neuron(times: Float[np.ndarray, "M"], a0: float, w0: Float[np.ndarray, "D"], target: Float[np.ndarray, "D"],
-           paces: Sequence[float] = (1.0, 1.0)) -> tuple[Float[np.ndarray, "M"], Float[np.ndarray, "M D"]]:
-    """a(t), w(t) of f = a w'x with loss |a w - target|^2 / 2 (whitened inputs), for every delta.
-
-    With s = |target|, k = sqrt(delta^2/4 + s^2): a = q G, w = p G, where q and the part of p along the target solve
-    a linear equation with eigenvalues +-k, the rest of p decays as exp(-delta t/2), and G^-2 exp(delta t) = 1 + 2
-    (integral of q^2 exp(delta t)), three exponentials. Derived; one formula where the notebook has a complex arctanh
-    and another case for delta = 0. Unequal rates are taken into the units of a, w and t. All growing factors are
-    divided by exp(kt), so nothing overflows.
-    """
-    r = np.sqrt(paces[0] * paces[1])
-    a0, w0, t = a0 * np.sqrt(r / paces[0]), w0 * np.sqrt(r / paces[1]), r * np.asarray(times, float)
-    s, delta = float(np.linalg.norm(target)), float(a0 ** 2 - w0 @ w0)
-    k, unit = np.hypot(delta / 2, s), target / s
-    along = w0 @ unit
-    fall = np.exp(-2 * k * t)
-    grow_q, grow_p = (a0 + (s * along + delta * a0 / 2) / k) / 2, (along + (s * a0 - delta * along / 2) / k) / 2
-    q, p = grow_q + (a0 - grow_q) * fall, grow_p + (along - grow_p) * fall
-    rest = (w0 - along * unit) * np.exp(-(delta / 2 + k) * t)[:, None]
-    last = np.exp(-(2 * k + delta) * t)
-    between = t if delta == 0 else -np.expm1(-abs(delta) * t) / abs(delta)  # of exp(delta t), without its growth
-    squared = last + 2 * (grow_q ** 2 * -np.expm1(-(2 * k + delta) * t) / (2 * k + delta)
-                          + 2 * grow_q * (a0 - grow_q) * np.maximum(fall, last) * between
-                          + (a0 - grow_q) ** 2 * last * np.expm1((delta - 2 * k) * t) / (delta - 2 * k))
-    size = 1 / np.sqrt(squared)
-    a, w = q * size, (p[:, None] * unit + rest) * size[:, None]
-    return a * np.sqrt(paces[0] / r), w * np.sqrt(paces[1] / r)
-
-
-def kernel_distance(a: Float[np.ndarray, "M"], w: Float[np.ndarray, "M D"], samples: int, notebook: bool = False,
-                    ) -> Float[np.ndarray, "M"]:
-    """S = 1 - <K0, Kt>/(|K0| |Kt|) from the first record, of K = X (a^2 + w w') X' with X'X = 1 and n = D.
-
-    `notebook`: as the public notebook has it, with a0^2 in the norm of K_t; right at the first record only.
-    """
-    a2, w2 = a ** 2, (w ** 2).sum(1)
-    norm = samples * a2 ** 2 + 2 * (a2[0] if notebook else a2) * w2 + w2 ** 2
-    product = samples * a2[0] * a2 + a2[0] * w2 + a2 * w2[0] + (w @ w[0]) ** 2
-    return 1 - product / np.sqrt(norm[0] * norm)
-
-
-def half_rise(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"]) -> float:
-    """When values that start at 0 first reach half of their last one, between records by linear interpolation."""
-    level = values[-1] / 2
-    i = int(np.argmax(values >= level))
-    return float(np.interp(level, values[i - 1:i + 1], times[i - 1:i + 1]))
-
-
-def implicit_bias(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], beta0: Float[np.ndarray, "D"], delta: float,
-                  ) -> Float[np.ndarray, "D"]:
-    """Which of many solutions gradient flow ends in: beta = a w, if it fits and a has kept its sign.
-
-    The part of w that no input sees never moves, so with that part u, c = |least-norm solution| and kappa = (|u|^2 +
-    delta)/2 the end is that solution + u sqrt(kappa + sqrt(kappa^2 + c^2)); the notebook has it for one dimension.
-    a keeps its sign if it is positive and beta0 does not point away from the solution. Derived.
-    """
-    pseudo = np.linalg.pinv(x)
-    _, w0 = start(beta0, delta)
-    unseen, least = w0 - pseudo @ x @ w0, pseudo @ y
-    kappa = (unseen @ unseen + delta) / 2
-    return least + unseen * np.sqrt(kappa + np.sqrt(kappa ** 2 + least @ least))
-
-
-def potential(beta: Float[np.ndarray, "D"], beta0: Float[np.ndarray, "D"], delta: float,
-              ) -> tuple[float, Float[np.ndarray, "D"]]:
-    """Psi_delta(beta) - psi_delta beta0'beta/|beta0| and its gradient; theorem 3.1: the end has the least of it.
-
-    Psi = (R - 2 delta) sqrt(R + delta) / 3, R = sqrt(delta^2 + 4 |beta|^2), psi = sqrt(R0 - delta). Its gradient is
-    sqrt(R - delta) beta/|beta|, that is sqrt(2) w: that the unseen part of w never moves is the same statement.
-    """
-    size, size0 = np.linalg.norm(beta), np.linalg.norm(beta0)
-    big, big0 = np.hypot(delta, 2 * size), np.hypot(delta, 2 * size0)
-    linear = np.sqrt(big0 - delta) * beta0 / size0
-    value = (big - 2 * delta) * np.sqrt(big + delta) / 3 - linear @ beta
-    return float(value), np.sqrt(big - delta) * beta / size - linear
-
-
-def least_potential(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], beta0: Float[np.ndarray, "D"],
-                    delta: float) -> Float[np.ndarray, "D"]:
-    """The solution of x beta = y with the least `potential` (theorem 3.1), by numerical minimisation."""
-    least = np.linalg.pinv(x) @ y
-    _, values, rows = np.linalg.svd(x)
-    free = rows[(values > 1e-9).sum():].T  # (D, unseen): orthonormal
-
-    def along(z: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = potential(least + free @ z, beta0, delta)
-        return value, free.T @ gradient
-
-    return least + free @ minimize(along, free.T @ beta0, jac=True, method="BFGS", options={"gtol": 1e-9}).x
-
-
-# ---- theory: wide linear networks ------------------------------------------------------------------------
-
-
-def root(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-    """The root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
-def layers(beta: Float[np.ndarray, "D C"], delta: float) -> tuple[Float[np.ndarray, "C C"], Float[np.ndarray, "D D"]]:
-    """A'A = delta/2 + sqrt(delta^2/4 + beta'beta) and W'W = -delta/2 + sqrt(delta^2/4 + beta beta') of beta = W'A with
-    A A' - W W' = delta 1. H = D = C, the only case in which delta of both signs can be isotropic. Derived."""
-    return (root(delta ** 2 / 4 * np.eye(beta.shape[1]) + beta.T @ beta) + delta / 2 * np.eye(beta.shape[1]),
-            root(delta ** 2 / 4 * np.eye(len(beta)) + beta @ beta.T) - delta / 2 * np.eye(len(beta)))
-
-
-def wide_start(beta: Float[np.ndarray, "D D"], delta: float) -> tuple[Float[np.ndarray, "D D"],
-                                                                      Float[np.ndarray, "D D"]]:
-    """Weights A and W with W'A = beta and A A' - W W' = delta 1."""
-    left, sigma, right = np.linalg.svd(beta)
-    a, w = (np.sqrt(np.sqrt(delta ** 2 / 4 + sigma ** 2) + sign * delta / 2) for sign in (1, -1))
-    return a[:, None] * right, w[:, None] * left.T
-
-
-def wide_map(times: Float[np.ndarray, "M"], beta0: Float[np.ndarray, "D D"], target: Float[np.ndarray, "D D"],
-             delta: float) -> Float[np.ndarray, "M D D"]:
-    """beta' = P A'A + W'W P with P = target - beta: the linear map alone, without its layers. Derived."""
-
-    def move(_: float, state: np.ndarray) -> np.ndarray:
-        beta = state.reshape(beta0.shape)
-        last, first = layers(beta, delta)
-        return ((target - beta) @ last + first @ (target - beta)).ravel()
-
-    solved = solve_ivp(move, (0, times[-1]), beta0.ravel(), "DOP853", times, rtol=1e-10, atol=1e-12)
-    return solved.y.T.reshape(-1, *beta0.shape)
-
-
 # ---- simulation: linear networks -------------------------------------------------------------------------
 
 SIZES = (1, 2, 4)  # step sizes of one network, in units of lr
-AT_ZERO = (8 / 3, -2.0, 1 / 3)  # what the parabola through three step sizes says of step size 0
+AT_ZERO = (8 / 3, -2.0, 1 / 3)  # extrapolates to step size 0 by the parabola through three step sizes
 
 
 @dataclass(frozen=True)
@@ -238,7 +107,7 @@ class Net:
 
 
 def paced(weight: Tensor, rate: Tensor) -> Tensor:
-    """The same weight, whose gradient is `rate` times as large: a learning rate of its own."""
+    """The same weight with a gradient `rate` times as large, which gives it a learning rate of its own."""
     return weight.detach() + rate * (weight - weight.detach())
 
 
@@ -314,7 +183,7 @@ def random_nets(settings: Settings, seeds: int) -> list[Net]:
 
 
 class Trajectories:
-    """What the linear networks did, at step size zero."""
+    """The weights of the linear networks over time, extrapolated to step size zero."""
 
     def __init__(self, settings: Settings, nets: list[Net], folder: Path):
         self.nets = nets
@@ -345,7 +214,7 @@ class Trajectories:
         return (self.w[:, i].mT @ self.a[:, i])[:, :net.x.shape[1], :net.target.shape[1]]
 
     def kernel_distance(self, i: int) -> Float[np.ndarray, "M"]:
-        """By brute force: from the Jacobian (df/da, df/dw) = (x w, a x) at every point."""
+        """From the kernels themselves: the Jacobian (df/da, df/dw) = (x w, a x) at every point."""
         a, w = self.neuron(i)
         x = self.nets[i].x
         jacobian = np.concatenate([(w @ x.T)[:, :, None], a[:, None, None] * x], axis=2)  # (M, n, 1 + D)
@@ -383,7 +252,7 @@ class Student:
     seed: int
 
     def weights(self, settings: Settings) -> tuple[Float[np.ndarray, "H"], Float[np.ndarray, "H D"]]:
-        """The second half of the neurons is the first with the sign of a turned: the first answer is 0."""
+        """The second half of the neurons is the first with the sign of a reversed, so that the first output is 0."""
         draw, half = rng("rich", "student", self.seed), settings.hidden // 2
         w, signs = unit_rows(draw, half, settings.inputs), np.sign(draw.standard_normal(half))
         size, _ = start(np.array([self.tau ** 2]), self.delta)
@@ -415,7 +284,7 @@ class Students(Networks):
 
 
 class Lessons:
-    """What students did, in float64: arrays (M, S)."""
+    """Kernel distances, activation patterns, test errors and weights of students over time, float64: arrays (M, S)."""
 
     def __init__(self, settings: Settings, students: list[Student], folder: Path, steps: int):
         self.students = students
@@ -489,7 +358,7 @@ def linear_claims(settings: Settings, run: Trajectories) -> list[Claim]:
 
 
 def bias_claims(run: Trajectories) -> list[Claim]:
-    """Where networks with more weights than points end."""
+    """The solutions that networks with more weights than points find."""
     claims = []
     for kind, name in ("bias", "the paper's start"), ("random bias", "random starts"):
         nets = [run.nets[i] for i in run.of(kind)]

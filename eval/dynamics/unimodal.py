@@ -2,14 +2,16 @@
 
 Deep linear networks with modalities A and B that meet at layer L_f of L (Zhang, Latham, Saxe, ICML 2024, arXiv
 2312.00935; settings from github.com/yedizhang/unimodal-bias). In two layers with late fusion B is learned
-1 + (r^2 - 1)/(1 - rho^2) times later than A, r = sigma_A/sigma_B; meanwhile A answers for B too (misattribution rho/r).
-Between w_A/w_B = 1/r^2 and 1/r the modality that helps less is learned first. With few data early stopping then leaves
-B out for good. Two-layer ReLU networks on symmetric data do the same at half the speed; of XOR beside a Gaussian they
-learn both with late fusion, one after the other, and with early fusion only the Gaussian if its variance is large.
+1 + (r^2 - 1)/(1 - rho^2) times later than A, r = sigma_A/sigma_B; meanwhile the weight of A also stands for B
+(misattribution rho/r). Between w_A/w_B = 1/r^2 and 1/r the modality that contributes less is learned first. With few
+data early stopping then leaves B out for good. Two-layer ReLU networks on symmetric data do the same at half the speed;
+on XOR beside a Gaussian they learn both with late fusion, one after the other, and with early fusion only the Gaussian
+if its variance is large.
 
-Theory is for vanishing starts; `half_times` (derived) also knows how large the start was. Linear networks see exact
-moments in place of samples. Time is the sum of step sizes, which differ between the two halves of a run: short steps
-while the first modality is learned, longer ones after (the paper's code takes equal steps).
+The theory (theory/unimodal.py) is for vanishing starts; `half_times` (derived) also takes the size of the start into
+account. The networks are in networks/fusion.py. Linear networks see exact moments in place of samples. Time is the sum
+of step sizes, which differ between the two halves of a run: short steps while the first modality is learned, longer
+ones after (the paper's code takes equal steps).
 
 [stand-in]: step sizes; smaller hidden layers for ReLU; the XOR task's Gaussian as 16 quantiles, and what is claimed of
 it, derived here; two-modality MNIST: digits 0 to 7, shrunk to 14 x 14, 64 hidden units, no biases, Gaussian weights,
@@ -25,25 +27,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.integrate import quad, solve_ivp
-from scipy.stats import norm
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dixit.common import rng
-from eval.dynamics.ocs import crossing, image_set
-from eval.dynamics.probe import Claim, Networks, overlay, simulate
+
+from .networks.fusion import (
+    DigitNetworks,
+    Digits,
+    FusionNetworks,
+    Net,
+    apart,
+    balanced,
+    condensed,
+    gaussian,
+    linear_data,
+    symmetric_data,
+    xor_data,
+)
+from .probe import Claim, crossing, overlay, simulate
+from .theory.unimodal import (
+    TURNING_VARIANCE,
+    covariance,
+    depth_time_ratio,
+    half_times,
+    log_sizes,
+    reduced,
+    reduced_half_times,
+    time_ratio,
+    xor_rate,
+)
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's code's values where it has one; steps and what the module calls [stand-in] are ours."""
+    """The values of the paper's code where it has one; steps, and what the module marks [stand-in], are ours."""
 
     ratios: tuple[float, ...] = (1.5, 2.0, 3.0)  # r = sigma_A / sigma_B, sigma_B = 1
     rhos: tuple[float, ...] = (-0.45, 0.0, 0.45, 0.9)  # correlation of A and B
@@ -83,244 +104,7 @@ TINY = Settings(ratios=(2.0,), rhos=(0.0, 0.45), exponents=(0.5, 1.5), steps=120
                 dimensions=20, samples=(30, 300), sample_lr=0.1, sample_steps=700, digit_fusions=())
 
 
-def covariance(ratio: float, rho: float) -> Float[np.ndarray, "2 2"]:
-    """Of two scalar modalities, sigma_A = ratio and sigma_B = 1."""
-    return np.array([[ratio ** 2, rho * ratio], [rho * ratio, 1.0]])
-
-
-def apart(points: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "2 n D"]:
-    """The first half of the columns is modality A, the second B."""
-    return np.ascontiguousarray(points.reshape(len(points), 2, -1).transpose(1, 0, 2))
-
-
-def condensed(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], count: int,
-              ) -> tuple[Float[np.ndarray, "count D"], Float[np.ndarray, "count"]]:
-    """`count` >= min(n, D) points with the moments x x and x y of the data: the same to a linear network."""
-    q, r = np.linalg.qr(x)
-    rest = count - len(r)
-    scale = np.sqrt(count / len(x))
-    return scale * np.pad(r, ((0, rest), (0, 0))), scale * np.pad(q.T @ y, (0, rest))
-
-
-# ---- theory ----------------------------------------------------------------------------------------------
-
-
-def time_ratio(ratio: float, rho: float) -> float:
-    """t_B / t_A of two layers, late fusion, vanishing start: 1 + (r^2 - 1)/(1 - rho^2). Paper; sweep.py."""
-    return 1 + (ratio ** 2 - 1) / (1 - rho ** 2)
-
-
-def half_times(sigma: Float[np.ndarray, "2 2"], w: Float[np.ndarray, "2"], logs: Float[np.ndarray, "2"],
-               ) -> Float[np.ndarray, "2"]:
-    """When each scalar modality has half of what it first goes to; two linear layers, late fusion; derived.
-
-    `logs` is the logarithm of each modality's weight at the start, as far as it grows (`log_sizes`). The first has rate
-    c_i = S_yi and goes to c_i / S_ii, the second grows at c_j until t_i and at s = c_j - S_ij c_i / S_ii after. The
-    ratio goes to `time_ratio` for logs -> -inf. Twice as late in ReLU networks.
-    """
-    c = w @ sigma
-    i = int(np.argmax(c))
-    j = 1 - i
-    plateau, left = c[i] / sigma[i, i], c[j] - sigma[i, j] * c[i] / sigma[i, i]
-    times = np.zeros(2)
-    times[i] = (np.log(plateau) - logs[i]) / (2 * c[i])
-    times[j] = times[i] + (np.log(w[j]) - logs[j] - 2 * c[j] * times[i]) / (2 * left)
-    return times
-
-
-def log_sizes(weights: list[np.ndarray], relu: bool = False) -> Float[np.ndarray, "2"]:
-    """ln sum p^2 of each modality, p = (W1 + W2)/2, the part that grows; two-layer weights (2, D, H), (2, H, 1), D = 1.
-
-    With ReLU, units of p > 0 learn positive inputs and those of p < 0 negative ones, at times that differ; their mean
-    belongs to the mean of the two logarithms.
-    """
-    p = (weights[0][:, 0] + weights[1][:, :, 0]) / 2
-    sizes = [np.log((part ** 2).sum(1)) for part in ((p.clip(0), p.clip(None, 0)) if relu else (p,))]
-    return np.mean(sizes, axis=0)
-
-
-def flow(u: Float[np.ndarray, "2"], depth: int, fusion: int, sigma: Float[np.ndarray, "2 2"],
-         w: Float[np.ndarray, "2"]) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-    """Velocity of the layer norms (u_A, u_B) of a balanced rank-one network, and its weights W.
-
-    W_m = u_m^Lf (u_A^2 + u_B^2)^((L - Lf)/2), u_m' = u_m^(Lf - 1) (u_A^2 + u_B^2)^((L - Lf)/2) e_m, e = S (w - W).
-    """
-    shared = (u @ u) ** ((depth - fusion) / 2)
-    weights = u ** fusion * shared
-    return u ** (fusion - 1) * shared * (sigma @ (w - weights)), weights
-
-
-def reduced(times: Float[np.ndarray, "M"], start: Float[np.ndarray, "2"], depth: int, fusion: int,
-            sigma: Float[np.ndarray, "2 2"], w: Float[np.ndarray, "2"]) -> Float[np.ndarray, "M 2"]:
-    """W(t) by `flow`, integrated."""
-    solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0], (0, times[-1]), start, "LSODA", times,
-                       rtol=1e-10, atol=1e-9 * float(start.min()))
-    return np.stack([flow(u, depth, fusion, sigma, w)[1] for u in solved.y.T])
-
-
-def reduced_half_times(start: float, depth: int, fusion: int, ratio: float, rho: float) -> Float[np.ndarray, "2"]:
-    """When `flow` takes W_A through (1 + rho/r)/2 and W_B through 1/2; y = x_A + x_B."""
-    sigma, w = covariance(ratio, rho), np.ones(2)
-
-    def first(_: float, u: np.ndarray) -> float:
-        return float(flow(u, depth, fusion, sigma, w)[1][0] - (1 + rho / ratio) / 2)
-
-    def second(_: float, u: np.ndarray) -> float:
-        return float(flow(u, depth, fusion, sigma, w)[1][1] - 0.5)
-
-    second.terminal = True  # type: ignore[attr-defined]
-    solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0], (0, 1e9), np.full(2, start), "LSODA",
-                       events=[first, second], rtol=1e-9, atol=1e-12)
-    return np.array([solved.t_events[0][0], solved.t_events[1][0]])
-
-
-def depth_time_ratio(start: float, depth: int, fusion: int, ratio: float, rho: float) -> float:
-    """t_B / t_A of L layers fused at layer L_f, leading order in a small start u0. Paper; sweep.py."""
-    if fusion == 1:
-        return 1.0
-    if fusion == depth:
-        return time_ratio(ratio, rho)
-    fast, slow = ratio ** 2 + rho * ratio, 1 + rho * ratio
-    k, power = slow / fast, 2 - fusion
-
-    def time(u: float) -> float:
-        other = u ** k * start ** (1 - k) if power == 0 else (k * u ** power + (1 - k) * start ** power) ** (1 / power)
-        return 1 / (fast * u ** (fusion - 1) * (u ** 2 + other ** 2) ** ((depth - fusion) / 2))
-
-    left = np.log(1 / start) if power == 0 else start ** power / -power
-    alone = left * (1 - k) * (1 + rho / ratio) ** (fusion / depth - 1) / (1 - rho ** 2)
-    return float(1 + alone / quad(time, start, 1)[0])
-
-
-def xor_rate(angle: float) -> float:
-    """E[XOR(x) relu(d x)] of a unit vector d at this angle, x in {-1, 1}^2, XOR = -x_1 x_2: how fast a unit grows.
-
-    Largest, sqrt(2)/4, at the odd multiples of 45 degrees; a unit of the Gaussian modality has variance/2. So with late
-    fusion and small weights t_XOR / t_Gaussian -> sqrt(2) variance. Derived; the paper's code marks 1/sqrt(2).
-    """
-    x = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-    return float(np.mean(-x.prod(1) * np.maximum(x @ [np.cos(angle), np.sin(angle)], 0)))
-
-
-# With early fusion a unit along the Gaussian input turns to the XOR inputs only below this variance: tilted by e along
-# (1, -1)/sqrt(2) it grows at variance/2 + (p - variance/2) e^2/2, p = 1/sqrt(2 pi variance) the density at 0. Derived.
-TURNING_VARIANCE = (2 / np.pi) ** (1 / 3)
-
-
-# ---- simulation: linear and ReLU -------------------------------------------------------------------------
-
-
-def mixes(depth: int, fusion: int) -> Float[np.ndarray, "L 2 2"]:
-    """How the streams of A and B mix after each layer: not before L_f, summed there, then both are A's."""
-    return np.stack([np.eye(2)] * (fusion - 1) + [np.ones((2, 2))] + [np.array([[1.0, 0], [1, 0]])] * (depth - fusion))
-
-
-def answer(x: Float[Tensor, "*S 2 n D"], weights: list[Tensor], mix: Float[Tensor, "S L 2 2"], relu: bool,
-           ) -> Float[Tensor, "S n K"]:
-    """Outputs of networks whose layers are (S, 2, in, out); after the fusion only those of A are used."""
-    h = x
-    for i, weight in enumerate(weights):
-        z = (h.relu() if i and relu else h) @ weight
-        h = (mix[:, i] @ z.flatten(2)).unflatten(2, z.shape[2:])
-    return h[:, 0]
-
-
-@dataclass(frozen=True)
-class Net:
-    """One network of a batch, what it is trained on, and what is read from it."""
-
-    kind: str
-    seed: int
-    fusion: int
-    weights: list[np.ndarray]  # (2, in, out) each
-    x: np.ndarray  # (2, n, D)
-    y: np.ndarray  # (n,)
-    look: np.ndarray  # (2, m, D): points of the record
-    features: np.ndarray  # (m, F): what the answers there are regressed on
-    ends: tuple[float, float]  # times at which the two halves of the steps end
-    case: tuple[float, ...] = ()  # the parameters of its task
-
-    @property
-    def task(self) -> tuple[np.ndarray, np.ndarray]:
-        """Covariance and target weights of a task of two scalars, from `case` = (r, rho, w_A)."""
-        ratio, rho, w = self.case
-        return covariance(ratio, rho), np.array([w, 1.0])
-
-    def half_times(self, relu: bool = False) -> Float[np.ndarray, "2"]:
-        """By theory, of two layers, late fusion and a task of two scalars, from the size of these weights."""
-        sigma, w = self.task
-        return (1 + relu) * half_times(sigma, w, log_sizes(self.weights, relu))
-
-
-class FusionNetworks(Networks):
-    """Networks of one shape, one output, half the mean square as the loss, full batch."""
-
-    x: Tensor
-    y: Tensor
-    look: Tensor
-    reader: Tensor
-    mix: Tensor
-    rate: Tensor
-
-    def __init__(self, nets: list[Net], steps: int, relu: bool):
-        super().__init__()
-        self.steps, self.relu = steps, relu
-        layers = zip(*(net.weights for net in nets), strict=True)
-        self.weights = nn.ParameterList(torch.from_numpy(np.stack(layer)) for layer in layers)
-        rates = [[net.ends[0], net.ends[1] - net.ends[0]] for net in nets]
-        stacks: dict[str, list[np.ndarray]] = {"x": [net.x for net in nets], "y": [net.y for net in nets],
-                                               "look": [net.look for net in nets],
-                                               "reader": [np.linalg.pinv(net.features) for net in nets],
-                                               "mix": [mixes(len(net.weights), net.fusion) for net in nets],
-                                               "rate": list(np.array(rates) * 2 / steps)}
-        for name, values in stacks.items():
-            self.register_buffer(name, torch.from_numpy(np.stack(values)))
-
-    def losses(self) -> Float[Tensor, "S"]:
-        answers = answer(self.x, list(self.weights), self.mix, self.relu)[..., 0]
-        return ((answers - self.y) ** 2).mean(1) / 2
-
-    def forward(self, step: int) -> Float[Tensor, "S"]:
-        return self.rate[:, int(2 * step >= self.steps)] * self.losses()
-
-    def measure(self) -> dict[str, Tensor]:
-        answers = answer(self.look, list(self.weights), self.mix, self.relu)
-        return {"read": (self.reader @ answers)[..., 0], "loss": self.losses()}
-
-
-def linear_data(sigma: Float[np.ndarray, "D D"], w: Float[np.ndarray, "D"]) -> dict[str, np.ndarray]:
-    """D points with exactly these second moments, y = w x; read are the weights of the linear map."""
-    x = np.sqrt(len(w)) * np.linalg.cholesky(sigma).T
-    return {"x": apart(x), "y": x @ w, "look": apart(np.eye(len(w))), "features": np.eye(len(w))}
-
-
-def symmetric_data(ratio: float, rho: float, seed: int, pairs: int = 32) -> dict[str, np.ndarray]:
-    """Gaussian points and their negatives with exact second moments, y = x_A + x_B; read are the two slopes.
-
-    A second input of each modality is 0, so that these networks fit into one batch with those of the XOR task.
-    """
-    x = rng("unimodal", "points", seed).standard_normal((pairs, 2))
-    x = np.linalg.solve(np.linalg.cholesky(x.T @ x / pairs), x.T).T @ np.linalg.cholesky(covariance(ratio, rho)).T
-    x = np.concatenate([x, -x])
-    wide = apart(np.stack([x[:, 0], 0 * x[:, 0], x[:, 1], 0 * x[:, 1]], 1))
-    return {"x": wide, "y": x.sum(1), "look": wide, "features": x}
-
-
-def xor_data(variance: float, values: int = 16) -> dict[str, np.ndarray]:
-    """A is {-1, 1}^2, B takes Gaussian quantiles, every pair once; y = XOR(A) + B; read is how much of each is in f."""
-    quantiles = norm.ppf((np.arange(values) + 0.5) / values)
-    quantiles *= np.sqrt(variance) / quantiles.std()
-    a = np.repeat([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], values, axis=0)
-    b = np.tile(quantiles, 4)
-    parts = np.stack([-a.prod(1), b], 1)
-    points = apart(np.stack([*a.T, b, 0 * b], 1))
-    return {"x": points, "y": parts.sum(1), "look": points, "features": parts}
-
-
-def gaussian(widths: list[int], spread: list[float], *key: int | str) -> list[np.ndarray]:
-    """Random weights (2, in, out); `spread` is the standard deviation of each layer."""
-    return [std * rng("unimodal", "weights", i, *key).standard_normal((2, *shape))
-            for i, (std, shape) in enumerate(zip(spread, zip(widths, widths[1:], strict=False), strict=True))]
+# ---- simulation ------------------------------------------------------------------------------------------
 
 
 def late_net(settings: Settings, kind: str, seed: int, case: tuple[float, float, float], relu: bool = False) -> Net:
@@ -357,20 +141,6 @@ def relu_nets(settings: Settings, seeds: int) -> list[Net]:
     return nets
 
 
-def balanced(settings: Settings, fusion: int, seed: int) -> list[np.ndarray]:
-    """Rank-one layers of norm u0 that fit each other; shared layers of norm sqrt(2) u0."""
-    widths = [1, *[settings.deep_hidden] * (settings.depth - 1), 1]
-    units = [rng("unimodal", "unit", i, seed).standard_normal((2, width)) for i, width in enumerate(widths)]
-    units[0][:] = units[-1][:] = 1.0
-    for i, unit in enumerate(units):
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        if i >= fusion:
-            unit[1] = unit[0]
-    norms = [settings.deep_start * (1 if i < fusion else np.sqrt(2)) for i in range(settings.depth)]
-    return [size * left[:, :, None] * right[:, None]
-            for size, left, right in zip(norms, units, units[1:], strict=False)]
-
-
 def deep_nets(settings: Settings, seeds: int) -> list[Net]:
     """Linear, every L_f: one network balanced, one of random weights per seed with the same norms of layers."""
     case = settings.deep_ratio, settings.deep_rho, 1.0
@@ -378,8 +148,8 @@ def deep_nets(settings: Settings, seeds: int) -> list[Net]:
     widths = [1, *[settings.deep_hidden] * (settings.depth - 1), 1]
     for fusion in range(1, settings.depth + 1):
         times = reduced_half_times(settings.deep_start, settings.depth, fusion, *case[:2])
-        nets.append(Net("balanced", 0, fusion, balanced(settings, fusion, 0), **data,
-                        ends=(1.25 * times[0], 1.4 * times[1] + 5), case=case))
+        aligned = balanced(settings.deep_hidden, settings.depth, settings.deep_start, fusion, 0)
+        nets.append(Net("balanced", 0, fusion, aligned, **data, ends=(1.25 * times[0], 1.4 * times[1] + 5), case=case))
         spread = [settings.deep_start * (1 if i < fusion else np.sqrt(2)) / np.sqrt(n * m)
                   for i, (n, m) in enumerate(zip(widths, widths[1:], strict=False))]
         nets += [Net("random", seed, fusion, gaussian(widths, spread, "deep", fusion, seed), **data,
@@ -410,7 +180,7 @@ def sample_nets(settings: Settings, seeds: int) -> list[Net]:
 
 
 class Trajectories:
-    """What one batch of networks did."""
+    """Readings, loss and final weights of one batch of networks."""
 
     def __init__(self, nets: list[Net], folder: Path, steps: int, every: int, relu: bool = False):
         self.nets, networks = nets, FusionNetworks(nets, steps, relu)
@@ -426,91 +196,12 @@ class Trajectories:
                 if net.kind == kind and fusion in (None, net.fusion) and case in (None, net.case)]
 
     def half_times(self, i: int) -> Float[np.ndarray, "2"]:
-        """When each of two readings has half its first goal; the slower modality half of its maximum."""
+        """The time at which the first modality reaches half of its plateau, and the slower one half of its maximum."""
         levels = self.read[:, i].max(0) / 2
         sigma, w = self.nets[i].task
         first = int(np.argmax(w @ sigma))
         levels[first] = (w @ sigma)[first] / sigma[first, first] / 2
         return np.array([crossing(self.times[:, i], self.read[:, i, m], levels[m]) for m in (0, 1)])
-
-
-# ---- simulation: images ----------------------------------------------------------------------------------
-
-DIGIT_DEPTH = 4
-PIXELS = 196
-
-
-def views(images: Float[np.ndarray, "n P"], draw: np.random.Generator) -> Float[np.ndarray, "2 n P"]:
-    """Two views of each image; clear in A only (80 %), in B only (16 %), in both (4 %); elsewhere faint and noisy.
-
-    These are the shares that the paper's code comes to (its two coins are thrown independently).
-    """
-    a, both = draw.random((len(images), 1)) < 0.8, draw.random((len(images), 1)) < 0.2
-    faint = 0.1 * images + draw.normal(0, 0.15, images.shape)
-    return np.stack([np.where(a | both, images, faint), np.where(a, faint, images)])
-
-
-class DigitNetworks(Networks):
-    """ReLU networks of four layers on two views of a digit, every L_f, cross-entropy, SGD on batches; float32."""
-
-    mix: Tensor
-
-    def __init__(self, settings: Settings, seeds: int):
-        super().__init__()
-        self.settings = settings
-        self.names = [(fusion, seed) for fusion in settings.digit_fusions for seed in range(seeds)]
-        images, labels = image_set("mnist", settings.per_class)
-        small = images.reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(-1, PIXELS)
-        held_out = np.arange(len(labels)) % settings.per_class >= settings.per_class * 9 // 10
-        small = (small - 0.1307) / 0.3081
-        self.images, self.labels = small[~held_out], labels[~held_out]
-        clear, blank = small[held_out], np.zeros_like(small[held_out])
-        self.alone = [torch.from_numpy(np.stack(pair)) for pair in ((clear, blank), (blank, clear))]
-        self.truth = torch.from_numpy(labels[held_out])
-        widths = [PIXELS, *[settings.digit_hidden] * (DIGIT_DEPTH - 1), 8]
-        made = []
-        for fusion, seed in self.names:
-            fans = [n * (2 if i + 1 == fusion else 1) for i, n in enumerate(widths[:-1])]
-            made.append(gaussian(widths, [1 / np.sqrt(3 * fan) for fan in fans], "digits", fusion, seed))
-        self.weights = nn.ParameterList(torch.from_numpy(np.stack(layer)).float() for layer in zip(*made, strict=True))
-        mix = np.stack([mixes(DIGIT_DEPTH, fusion) for fusion, _ in self.names])
-        self.register_buffer("mix", torch.from_numpy(mix).float())
-
-    def logits(self, x: Float[Tensor, "2 n P"]) -> Float[Tensor, "S n 8"]:
-        return answer(x.to(self.mix.device), list(self.weights), self.mix, True)
-
-    def forward(self, step: int) -> Float[Tensor, "S"]:
-        draw = rng("unimodal", "batch", step)
-        rows = draw.choice(len(self.labels), self.settings.digit_batch, replace=False)
-        logits = self.logits(torch.from_numpy(views(self.images[rows], draw)).float())
-        truth = torch.from_numpy(self.labels[rows]).to(logits.device).expand(len(logits), -1)
-        return F.cross_entropy(logits.transpose(1, 2), truth, reduction="none").mean(1)
-
-    def measure(self) -> dict[str, Tensor]:
-        """Accuracy on held-out images that are clear in one modality and absent from the other."""
-        truth = self.truth.to(self.mix.device)
-        return {"alone": torch.stack([(self.logits(x).argmax(2) == truth).double().mean(1) for x in self.alone], 1)}
-
-
-class Digits:
-    """Accuracy with A alone and B alone over training."""
-
-    def __init__(self, settings: Settings, seeds: int, folder: Path):
-        networks = DigitNetworks(settings, seeds)
-        record = simulate(networks, folder, settings.digit_steps, settings.digit_lr, settings.digit_every)
-        shape = len(settings.digit_fusions), seeds, 2
-        self.steps = record["step"].astype(float)
-        self.alone = record["alone"].reshape(len(self.steps), *shape)  # (M, fusions, seeds, 2)
-
-    def lag(self) -> Float[np.ndarray, "fusions seeds"]:
-        """Step at which B alone reaches accuracy 1/2 over that of A alone."""
-        times = np.array([[[crossing(self.steps, curve, 0.5) for curve in seed.T] for seed in fusion]
-                          for fusion in self.alone.transpose(1, 2, 0, 3)])
-        return times[..., 1] / times[..., 0]
-
-    def gap(self) -> Float[np.ndarray, "fusions seeds"]:
-        """Accuracy with A alone less with B alone, mean over training."""
-        return (self.alone[..., 0] - self.alone[..., 1]).mean(0)
 
 
 # ---- claims ----------------------------------------------------------------------------------------------
@@ -546,10 +237,10 @@ def late_claims(settings: Settings, run: Trajectories) -> list[Claim]:
     known = np.array([run.nets[i].half_times() for i in flat])
     q, r = (np.array([run.nets[i].case[k] for i in flat]) for k in (2, 0))
     plateau = np.array([np.interp(t.mean(), run.times[:, i], run.loss[:, i]) for i, t in zip(flat, times, strict=True)])
-    shares = np.stack([q * r, np.ones(len(q))], 1) ** 2  # what A and B are for: w^2 sigma^2
+    shares = np.stack([q * r, np.ones(len(q))], 1) ** 2  # of the loss, of A and B: w^2 sigma^2
     rates = np.stack([q * r ** 2, np.ones(len(q))], 1)
     missing = 1 / (1 + np.exp(2 * rates * (known.mean(1, keepdims=True) - known)))  # of each weight, between the two
-    others = np.where(rates[:, 0] > 1, shares[:, 0], 1)  # what is left if only the modality learned second were known
+    others = np.where(rates[:, 0] > 1, shares[:, 0], 1)  # the loss if only the modality learned second were known
     claims += [
         Claim("preference: t_B / t_A over theory with its start, each task and seed", 1.0,
               times[:, 1] / times[:, 0] * known[:, 0] / known[:, 1], 0.03, source="r^2 w_A/w_B and the start"),
@@ -644,7 +335,7 @@ def xor_measures(settings: Settings, run: Trajectories, fusion: int) -> dict[str
 
 
 def errors(settings: Settings, run: Trajectories) -> Float[np.ndarray, "M S"]:
-    """Generalisation error of linear networks without the noise, over that of the answer 0."""
+    """Generalisation error of linear networks without the noise, over that of the constant output 0."""
     sigma, w = sample_task(settings)
     wrong = run.read - w
     return np.einsum("mid,de,mie->mi", wrong, sigma, wrong) / (w @ sigma @ w)
@@ -781,7 +472,11 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     deep = Trajectories(deep_nets(settings, seeds), folder / "deep", settings.deep_steps, settings.every)
     relu = Trajectories(relu_nets(settings, seeds), folder / "relu", settings.relu_steps, settings.every, relu=True)
     samples = Trajectories(sample_nets(settings, seeds), folder / "samples", settings.sample_steps, 4)
-    digits = Digits(settings, seeds, folder / "digits") if settings.digit_fusions else None
+    digits = None
+    if settings.digit_fusions:
+        networks = DigitNetworks(settings.digit_fusions, seeds, settings.per_class, settings.digit_hidden,
+                                 settings.digit_batch)
+        digits = Digits(networks, folder / "digits", settings.digit_steps, settings.digit_lr, settings.digit_every)
     claims = late_claims(settings, late) + depth_claims(settings, deep) + relu_claims(settings, relu)
     claims += sample_claims(settings, samples) + (digit_claims(settings, digits) if digits else [])
     figure = Figure(figsize=(15, 13), layout="constrained")

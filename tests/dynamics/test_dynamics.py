@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,13 @@ import eval.dynamics
 from dixit.common import DixitError
 from dixit.config import build, read_tree
 from eval.dynamics.__main__ import find_probe, main, probe_names, report, run_probe
+from eval.dynamics.pages import INDEX, PAGES, ClaimRow, pages
 from eval.dynamics.probe import Claim, Networks, simulate, table
+from eval.figures import MOST_BYTES
+from eval.tables import read_cells, read_table
 
 ROOT = Path(__file__).resolve().parents[2]
+LINK, PICTURE = re.compile(r"\]\((dynamics/\w+\.md)\)"), re.compile(r"!\[[^]]*\]\(([^)]+)\)")
 CONFIGS = sorted((ROOT / "configs" / "dynamics").glob("*.yaml"))
 
 PROBE = '''"""A quantity decays."""
@@ -149,14 +154,38 @@ def test_a_new_probe_is_one_new_file(tmp_path, monkeypatch):
     assert good["claims"][0]["holds"] and good["claims"][0]["sharp"] and not bad["claims"][0]["holds"]
     assert json.loads((tmp_path / "good" / "results.json").read_text())["seeds"] == [0, 1]
     assert (tmp_path / "good" / "decay.png").is_file() and (tmp_path / "good" / "decay.svg").is_file()
-    report([tmp_path / "good"], tmp_path / "place")
-    page = (tmp_path / "place" / "DYNAMICS.md").read_text()
-    assert "## decay" in page and "results/dynamics/decay.png" in page and "nobody \\| nowhere" in page
-    assert (tmp_path / "place" / "results" / "dynamics" / "decay.png").is_file()
+    place = tmp_path / "place"
+    report([tmp_path / "good"], place)
+    page, index = (place / "docs/dynamics/decay.md").read_text(), (place / "eval/DYNAMICS.md").read_text()
+    assert page.startswith("# decay\n") and "A quantity decays." in page and "| rate | 1 | 1 | 0 | 0.01 | yes |" in page
+    assert "../../eval/results/dynamics/decay.png" in page and "nobody \\| nowhere" in page
+    assert "## [decay](../docs/dynamics/decay.md)" in index and "| rate | yes | 1 | 1 |" in index
+    assert (place / "eval/results/dynamics/decay.png").is_file()
+    report([tmp_path / "bad"], place)  # takes the place of the first run
+    assert [row.measured for row in read_table(place / "eval/results/dynamics.csv", ClaimRow)] == [1.2]
+    assert [cell.seed for cell in read_cells(place / "eval/results")] == ["0"]
+    assert "| rate | **no** | 1 | 1.2 |" in (place / "eval/DYNAMICS.md").read_text()
     for name, seeds, changes, says in (("decay", 1, ("rat=1",), "'rate'"), ("decai", 1, (), "'decay'"),
                                        ("decay", 0, (), "--seeds")):
         with pytest.raises(DixitError, match=says):
             run_probe(name, seeds, tmp_path / "bad", overrides=changes)
+
+
+def test_pages_are_generated_from_the_tables():
+    """If this fails: python -m eval.dynamics report."""
+    generated = pages(ROOT)
+    for path, text in generated.items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, path
+    names = {path.name for path in generated if path.parent == PAGES}
+    assert {path.name for path in (ROOT / PAGES).glob("*.md")} == names
+    assert {f"dynamics/{name}" for name in names} == set(LINK.findall((ROOT / "docs/dynamics.md").read_text()))
+    assert len(generated[INDEX].encode()) <= 60_000
+
+
+def test_every_page_shows_its_figures():
+    shown = {(ROOT / PAGES / target).resolve() for text in pages(ROOT).values() for target in PICTURE.findall(text)}
+    assert shown == set((ROOT / "eval/results/dynamics").glob("**/*.png"))
+    assert max(path.stat().st_size for path in shown) <= MOST_BYTES
 
 
 def test_a_failing_claim_ends_the_command_with_1(command, tmp_path):

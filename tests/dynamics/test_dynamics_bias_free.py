@@ -8,17 +8,8 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from dixit.common import rng
-from eval.dynamics.bias_free import (
-    Settings,
-    aligned,
-    blocks,
-    direction,
-    parts,
-    regression,
-    scale,
-    strength,
-    symmetric_data,
-)
+from eval.dynamics.bias_free import Settings, aligned, blocks, direction, symmetric_data
+from eval.dynamics.theory.bias_free import parts, regression, scale, strength
 
 SETTINGS = Settings(points=30)
 

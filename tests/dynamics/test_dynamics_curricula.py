@@ -18,21 +18,16 @@ from eval.dynamics.curricula import (
     TINY,
     Settings,
     Students,
-    clusters,
     cold_start,
-    covered,
-    drift,
     effect,
     effect_claims,
-    lottery,
     mixture,
     noise_levels,
-    normal_points,
-    order_parameters,
     run,
     tally,
     warm_start,
 )
+from eval.dynamics.theory.curricula import clusters, covered, drift, lottery, normal_points, order_parameters
 
 
 def random_state(seed: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,43 +14,13 @@ from scipy.stats import norm, ttest_ind
 
 from dixit.common import DixitError, rng
 from eval.dynamics import gating
-from eval.dynamics.gating import (
-    FEATURE_A,
-    FEATURE_B,
-    IN_B,
-    LONG,
-    OTHER,
-    REWARD,
-    SHORT,
-    Condition,
-    GatedNetworks,
-    Settings,
-    accuracy,
-    anchors,
-    blobs,
-    congruency,
-    crossing,
-    ema_correlation,
-    factorisation,
-    fit_psychometric,
-    gate,
-    geometry,
-    oja,
-    oja_time,
-    order,
-    psychometric,
-    selective,
-    sensitivity,
-    sign_errors,
-    sluggish,
-    task_only,
-    task_units,
-    tree,
-    welch,
-)
+from eval.dynamics.gating import LONG, SHORT, Settings, crossing, geometry, welch
+from eval.dynamics.networks.gated import Condition, GatedNetworks, blobs, order, task_units, tree
 from eval.dynamics.probe import simulate
+from eval.dynamics.theory.gating import anchors, ema_correlation, gate, oja, oja_time, sign_errors, sluggish
+from eval.psychophysics import FEATURE_A, FEATURE_B, IN_B, REWARD, accuracy
 
-SMALL = Settings(hidden=6, init=0.3)
+SMALL = {"hidden": 6, "init": 0.3, "bias": Settings().bias}
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +90,7 @@ def test_ema_correlation_of_independent_signs():
 
 
 def test_anchors_are_accuracies_of_rules():
-    assert anchors() == pytest.approx({"own": 1.0, "diagonal": 0.8, "other": 0.6})
+    assert anchors(FEATURE_A[:25], FEATURE_B[:25]) == pytest.approx({"own": 1.0, "diagonal": 0.8, "other": 0.6})
     tie = 1e-6 * REWARD  # what is left of the task's own rule
     assert accuracy(REWARD).tolist() == [1.0, 1.0]
     assert accuracy(FEATURE_B + tie).tolist() == [0.6, 1.0] and accuracy(FEATURE_A + tie).tolist() == [1.0, 0.6]
@@ -139,7 +109,7 @@ def test_blobs_and_input_energies():
     np.testing.assert_allclose(images.reshape(5, 5, 5, 5), images.reshape(5, 5, 5, 5).transpose(1, 0, 3, 2))
     assert ((images - images.mean(0)) ** 2).sum(1).mean() == pytest.approx(1.6, abs=0.05)
     for condition, mean, most in (SHORT[2], 5.0, 7.0), (SHORT[3], 9.6, 10.5):
-        networks = GatedNetworks(SMALL, [(condition, 0)], blobs(), 8)
+        networks = GatedNetworks([(condition, 0)], blobs(), 8, **SMALL)
         energy = np.array([float((networks.inputs(step) ** 2).sum()) for step in range(networks.steps)])
         assert energy.mean() == pytest.approx(mean, abs=0.06) and energy.max() == pytest.approx(most, abs=0.06)
 
@@ -176,7 +146,7 @@ def test_task_units_of_every_phase():
 def test_a_step_is_sgd_then_ojas_rule(tmp_path, which):
     """Against loops over units, in numpy; networks of one batch do not touch each other."""
     nets = [(dataclasses.replace(c, hebb=10 * c.hebb), run) for run, c in enumerate(which)]
-    networks = GatedNetworks(SMALL, nets, blobs(), 1)
+    networks = GatedNetworks(nets, blobs(), 1, **SMALL)
     networks.steps = 4
     start = [p.detach().numpy().astype(float) for p in (networks.first, networks.last, networks.offset)]
     xs = np.stack([networks.inputs(step)[:, 0].numpy().astype(float) for step in range(4)], 1)
@@ -184,7 +154,7 @@ def test_a_step_is_sgd_then_ojas_rule(tmp_path, which):
     simulate(networks, tmp_path / "net", 4, 1.0)
     for i, (condition, _) in enumerate(nets):
         first, last, offset = (value[i].copy() for value in start)
-        bias = 0.0 if condition.gate == "manual" else SMALL.bias
+        bias = 0.0 if condition.gate == "manual" else SMALL["bias"]
         for x, r in zip(xs[i, :4], rewards[i], strict=False):
             z = x @ first + bias
             p = expit(np.maximum(z, 0) @ last + offset[0])[0]
@@ -214,36 +184,7 @@ def test_trees_grow_branches_and_leaves():
 # ---- measures ----
 
 
-def test_rules_are_told_apart_in_choices():
-    own = (np.sign(REWARD) + 1) / 2
-    one = (np.sign(FEATURE_A + FEATURE_B) + 1) / 2
-    assert factorisation(own) == pytest.approx({"factorised": 1, "linear": 0})
-    assert factorisation(one) == pytest.approx({"factorised": 0, "linear": 1})
-    assert congruency(own) == 0 and congruency(one) == pytest.approx(0.5)  # incongruent: half of them are right
-    assert sensitivity(expit(1.5 * REWARD)) == pytest.approx({"relevant": 1.5, "irrelevant": 0}, abs=1e-3)
-
-
-@pytest.mark.parametrize("theta", [(0.2, 0.3, 0.05, 2.0, 0.1), (0.8, 0.7, 0.0, 1.0, 0.0), (1.5, 0.05, 0.02, 3.0, -0.2)])
-def test_the_psychometric_fit_recovers_what_made_the_choices(theta):
-    fit = fit_psychometric(psychometric(np.array(theta)))
-    assert fit["bias"] == pytest.approx(np.rad2deg(np.mean(theta[:2])), abs=1.0)
-    assert fit["slope"] == pytest.approx(theta[3], rel=0.05)
-
-
-def test_the_other_tasks_rule_is_biased_by_90_degrees():
-    np.testing.assert_allclose(psychometric(np.array([np.pi / 2, 0, 0, 2.0, 0])), expit(2 * FEATURE_B), atol=1e-12)
-    np.testing.assert_allclose(psychometric(np.array([0, 0, 0, 2.0, 0])), expit(2 * REWARD))
-
-
-def test_units_that_serve_one_task_are_counted():
-    in_a, both = 1 - IN_B, REWARD + 3
-    units = np.stack([in_a * both, IN_B * both, in_a * (OTHER + 3), both, 0 * both], 1)
-    noise = 0.01 * rng("test", 1).standard_normal((50, 4 * 50))
-    shares = selective(np.concatenate([np.repeat(units[:, :4], 50, 1) + noise, np.zeros((50, 50))], 1))
-    assert shares == pytest.approx({"relevant": 0.4, "irrelevant": 0.2}, rel=0.15)  # t > 1.96 by chance
-    plain = selective(np.concatenate([np.repeat(units[:, 3:4], 50, 1) + noise[:, :50]], 1))
-    assert plain["relevant"] + plain["irrelevant"] == 0
-    assert task_only(units).tolist() == [2, 1]
+def test_hidden_geometry_of_ideal_points():
     grid = np.stack([FEATURE_A, FEATURE_B, IN_B], 1)
     split = np.stack([(1 - IN_B) * FEATURE_A, IN_B * FEATURE_B, IN_B], 1)
     assert geometry(grid) == pytest.approx({"grid": 1, "orthogonal": 0, "diagonal": 0}, abs=1e-9)

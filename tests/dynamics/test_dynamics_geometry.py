@@ -8,20 +8,8 @@ import torch
 
 from dixit.common import rng
 from eval import geometry as geo
-from eval.dynamics.geometry import (
-    TINY,
-    Mlps,
-    Net,
-    Trajectories,
-    frozen_losses,
-    hidden_kernel,
-    ideal_values,
-    input_scales,
-    inputs,
-    kernel_rdm,
-    rsa,
-    targets,
-)
+from eval.dynamics.geometry import TINY, Mlps, Net, Trajectories, input_scales, inputs, rsa, targets
+from eval.dynamics.theory.geometry import frozen_losses, hidden_kernel, ideal_values, kernel_rdm
 
 
 def test_blobs_and_targets():
@@ -43,26 +31,26 @@ def test_the_hidden_kernel_without_bias_is_the_arc_cosine_kernel():
     length = np.linalg.norm(x, axis=1)
     angle = np.arccos((x @ x.T / np.outer(length, length)).clip(-1, 1))
     expected = np.outer(length, length) * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
-    np.testing.assert_allclose(hidden_kernel(scales, 0.0), expected, atol=2e-5 * expected.max())
+    np.testing.assert_allclose(hidden_kernel(inputs(), scales, 0.0), expected, atol=2e-5 * expected.max())
 
 
 def test_the_hidden_kernel_of_a_large_bias_is_linear():
     scales = input_scales(TINY, 1)
     x = inputs() * scales
-    np.testing.assert_allclose(hidden_kernel(scales, 50.0), x @ x.T + 2500, rtol=1e-9)
+    np.testing.assert_allclose(hidden_kernel(inputs(), scales, 50.0), x @ x.T + 2500, rtol=1e-9)
 
 
 def test_the_hidden_kernel_is_the_mean_over_units():
     scales, bias = input_scales(TINY, 1), 0.1
     weights = scales[:, None] * rng("test", "units").standard_normal((27, 20_000))
     hidden = np.maximum(inputs() @ weights + bias, 0)
-    kernel = hidden_kernel(scales, bias)
+    kernel = hidden_kernel(inputs(), scales, bias)
     np.testing.assert_allclose(kernel, hidden @ hidden.T / 20_000, atol=0.03 * kernel.max())
     np.testing.assert_allclose(kernel_rdm(kernel), geo.rdm(hidden) / np.sqrt(20_000), atol=0.02)
 
 
 def test_small_untrained_weights_know_only_the_context():
-    distances = kernel_rdm(hidden_kernel(input_scales(TINY, 0), 0.1))
+    distances = kernel_rdm(hidden_kernel(inputs(), input_scales(TINY, 0), 0.1))
     assert rsa(distances, context=True) == pytest.approx(
         {"grid": 0, "orthogonal": 0, "parallel": 0, "context": 1}, abs=0.01)
     assert rsa(distances, context=False)["orthogonal"] > 0.4  # the pitfall

@@ -13,32 +13,22 @@ from scipy.special import erf
 from torch import nn
 
 from dixit.common import DixitError, rng
-from eval.dynamics.maslow import (
+from eval.dynamics.maslow import TINY, Settings, Students, hump, run
+from eval.dynamics.networks.mixtures import (
     DORMANT,
-    GROWTH,
     OFFICIAL,
-    TINY,
     UNDORMANT,
     ImageNetworks,
     Manner,
     Mixtures,
-    Settings,
-    Students,
     beginning,
-    crossover,
     epochs,
-    hump,
-    idle,
-    learn_second,
     mixtures,
-    no_idle,
-    node_fisher,
-    reuse_rate,
-    run,
     whitening,
 )
 from eval.dynamics.probe import simulate
-from eval.dynamics.teacher_student import reuse
+from eval.dynamics.theory.maslow import GROWTH, crossover, idle, learn_second, no_idle, node_fisher, reuse_rate
+from eval.dynamics.theory.teacher_student import reuse
 
 SMALL = Settings(pairs=((0, 5, 2, 7),), unlike=((0, 4, 6, 7),), mixtures=(0.0, 0.5, 1.0), runs=2, units=3, per_class=40,
                  test_per_class=20, image_time=0.2, batch=4, official_batch=4, official_steps=10)
@@ -128,7 +118,7 @@ def test_students_start_where_the_theory_does_and_make_its_steps(tmp_path):
     simulate(students, tmp_path, 3, eta / n, 3)
     for step in range(3):
         x = students.x[step].numpy()[seed.astype(int)].astype(float)
-        task = (students.die[step].numpy()[seed.astype(int)] >= replay).astype(int)
+        task = (students.chance[step].numpy()[seed.astype(int)] >= replay).astype(int)
         fields, target = np.einsum("skn,sn->sk", weights, x), g(np.einsum("sn,sn->s", teachers[rows, task], x))
         error = ((heads[rows, task] * g(fields)).sum(1) - target)[:, None]
         pull = error * heads[rows, task] * np.sqrt(2 / np.pi) * np.exp(-fields ** 2 / 2)

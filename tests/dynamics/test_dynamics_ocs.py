@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from eval.dynamics.ocs import (
+from eval.dynamics.ocs import Settings, run
+from eval.dynamics.theory.ocs import (
     BASE_RATES,
-    Settings,
     condition_inputs,
     half_time,
     labels,
@@ -19,7 +19,6 @@ from eval.dynamics.ocs import (
     ocs_distance,
     output_bias,
     outputs,
-    run,
     singular_values,
     strengths,
     tree_modes,

@@ -9,20 +9,15 @@ from scipy.integrate import solve_ivp
 
 from dixit.common import rng
 from eval.dynamics import rich_applied as applied
-from eval.dynamics.rich import (
-    AT_ZERO,
-    SIZES,
-    Settings,
-    Student,
+from eval.dynamics.rich import AT_ZERO, SIZES, Settings, Student, paced, relu_kernel
+from eval.dynamics.theory.rich import (
     half_rise,
     implicit_bias,
     kernel_distance,
     layers,
     least_potential,
     neuron,
-    paced,
     potential,
-    relu_kernel,
     start,
     wide_map,
     wide_start,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ import yaml
 from torch.nn import functional as F
 
 from dixit.common import DixitError, rng
-from dixit.config import to_dict
+from dixit.config import build, read_tree, to_dict
 from dixit.models.adapter import Adapter
 from dixit.training.runs import patch_batch
 from eval.dynamics.__main__ import find_probe, probe_names, report, run_probe
+from eval.dynamics.pages import FindingRow
 from eval.dynamics.speaker import bias_free, curricula, measure, ocs, rich, unimodal
 from eval.dynamics.speaker.measure import Finding, judge, table
+from eval.tables import read_cells, read_table
 
 NAMES = ("bias_free", "curricula", "ocs", "rich", "unimodal")
 
@@ -86,15 +89,28 @@ def test_command_and_report(home, tmp_path):
     results = run_probe("bias_free", 2, tmp_path / "run", settings, on="speaker")
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "claims" not in saved and saved["findings"] == results["findings"]
-    report([tmp_path / "run"], tmp_path / "place")
-    page = (tmp_path / "place" / "DYNAMICS.md").read_text()
-    assert "## bias_free\n\n### On the speaker" in page and "results/dynamics/speaker/bias_free.png" in page
-    assert (tmp_path / "place" / "results" / "dynamics" / "speaker" / "bias_free.png").is_file()
+    place = tmp_path / "place"
+    report([tmp_path / "run"], place)
+    page = (place / "docs/dynamics/bias_free.md").read_text()
+    assert "## On the speaker" in page and "(../../eval/results/dynamics/speaker/bias_free.png)" in page
+    assert (place / "eval/results/dynamics/speaker/bias_free.png").is_file()
+    rows = read_table(place / "eval/results/dynamics_speaker.csv", FindingRow)
+    assert [(r.finding, r.verdict) for r in rows] == [(f["finding"], f["verdict"]) for f in results["findings"]]
+    for row, found in zip(rows, results["findings"], strict=True):
+        assert row.mean == pytest.approx(found["mean"], rel=1e-5) and row.bar == found["bar"]
+        assert [float(v) for v in row.values.split()] == pytest.approx(found["values"], rel=1e-5)
+        assert found["advice"] in page
     (tmp_path / "run").rename(tmp_path / "bias_free_long")  # a variant stands beside the first run
-    report([tmp_path / "bias_free_long"], tmp_path / "place")
-    page = (tmp_path / "place" / "DYNAMICS.md").read_text()
-    assert "## bias_free\n" in page and "## bias_free_long\n" in page and page.count("A variant of bias_free.") == 1
-    assert page.count(bias_free.__doc__.strip()) == 1 and "results/dynamics/speaker/bias_free_long.png" in page
+    report([tmp_path / "bias_free_long"], place)
+    index, variant = (place / "eval/DYNAMICS.md").read_text(), (place / "docs/dynamics/bias_free_long.md").read_text()
+    assert "## [bias_free](" in index and "## [bias_free_long](" in index
+    assert index.count("A variant of bias_free.") == variant.count("A variant of bias_free.") == 1
+    assert (place / "docs/dynamics/bias_free.md").read_text() == page and bias_free.__doc__.strip() in page
+    assert bias_free.__doc__.strip() not in variant and "/speaker/bias_free_long.png" in variant
+    for cell in read_cells(place / "eval/results"):  # as --set takes them
+        words = shlex.split(cell.note)
+        assert build(bias_free.Settings, read_tree(None, words[words.index("--set") + 1:])) == tiny_settings(
+            bias_free, home)
     with pytest.raises(DixitError, match="on the speaker; did you mean 'rich'"):
         find_probe("ritch", "speaker")
     assert "speaker" not in probe_names() and "measure" not in probe_names("speaker")

@@ -12,9 +12,9 @@ import yaml
 
 from dixit.common import DixitError
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker import continual, forgetting, similarity, sluggish
+from eval.dynamics.speaker import continual, first_order, forgetting, similarity, sluggish
+from eval.dynamics.speaker.first_order import Expansion, FirstOrder, Plan
 from eval.dynamics.speaker.measure import accelerator, new_adapter
-from eval.dynamics.speaker.similarity import Expansion, FirstOrder, Plan
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,8 @@ def test_private_heads_are_put_in_and_out(home, game, caption_run, tmp_path):
     first = [torch.full_like(head, 3.0) for head in play.start]
     play._put(first)
     play.loss(settings.block, 0)  # the second audience comes
-    assert all(torch.equal(units.outputs.weight, head) for units, head in zip(play.remedy.units, play.start, strict=True))
+    pairs = zip(play.remedy.units, play.start, strict=True)
+    assert all(torch.equal(units.outputs.weight, head) for units, head in pairs)
     with play.head(0):
         assert all((units.outputs.weight == 3).all() for units in play.remedy.units)
     with play.head(1):
@@ -167,34 +168,34 @@ def test_what_a_lagging_context_costs():
 
 
 @pytest.fixture
-def first_order(home, game, caption_run, tmp_path):
+def small_speaker(home, game, caption_run, tmp_path):
     """A game, the trained adapter, held-out patches and records, and their expansion."""
     rules = continual.Settings(game=str(game), tokens=6, candidates=3, pools=1)
     play = continual.ContinualGame(continual.config_of(rules, "none", 0, tmp_path), accelerator(tmp_path))
     play.prepare(rules)
     adapter = new_adapter(play, play.config, str(caption_run)).requires_grad_(False)
-    rows, records = similarity.sayable(play.data, 26)
+    rows, records = first_order.sayable(play.data, 26)
     assert len(rows) == 26 and not any(r["objects"][0]["colour"] == "orange" for r in records)
     patches = patch_batch(play.store, np.array(rows), play.speaker.device)
-    return play, adapter, patches, records, similarity.expand(play, adapter, play.store[rows], records)
+    return play, adapter, patches, records, first_order.expand(play, adapter, play.store[rows], records)
 
 
-def test_the_expansion_is_the_speaker_to_first_order(first_order):
-    play, adapter, patches, records, data = first_order
+def test_the_expansion_is_the_speaker_to_first_order(small_speaker):
+    play, adapter, patches, records, data = small_speaker
     silent = torch.zeros(len(records), 2)
     with torch.no_grad():
-        assert torch.allclose(similarity.preference(play, adapter, patches, records, silent), data.bias, atol=1e-5)
+        assert torch.allclose(first_order.preference(play, adapter, patches, records, silent), data.bias, atol=1e-5)
         step = 1e-3 * torch.randn(data.slopes.shape, generator=torch.Generator().manual_seed(0))
         ends = []
         for sign in 1, -1:
             handle = adapter.gated_units[-1].register_forward_hook(lambda _, __, out, sign=sign: out + sign * step)
-            ends.append(similarity.preference(play, adapter, patches, records, silent))
+            ends.append(first_order.preference(play, adapter, patches, records, silent))
             handle.remove()
     assert torch.allclose((ends[0] - ends[1]) / 2, (data.slopes * step).sum((1, 2)), atol=2e-5, rtol=0.02)
 
 
-def test_small_units_score_in_the_speaker_as_in_the_first_order(first_order):
-    play, adapter, patches, records, data = first_order
+def test_small_units_score_in_the_speaker_as_in_the_first_order(small_speaker):
+    play, adapter, patches, records, data = small_speaker
     settings = dataclasses.replace(similarity.TINY, small=0.1)
     plans = [Plan(start="small", private=True), Plan(start="small", similarity=0.5)]
     networks = FirstOrder(data, data, plans, settings, 0, 2)
@@ -222,16 +223,16 @@ def test_directions_have_the_similarity_they_are_named_after():
 
 def test_features_are_white_and_alike_audiences_are_estimated_so():
     data = random_expansion(200)
-    first, same = similarity.features(data.inputs, data.inputs, 4)
+    first, same = first_order.features(data.inputs, data.inputs, 4)
     assert torch.equal(first, same) and torch.allclose(torch.cov(first.T), torch.eye(4), atol=1e-4)
     data = dataclasses.replace(data, bias=torch.zeros(200))
     one, other = first[:, 0], first[:, 1]
-    for what, value in similarity.alike(data, one, one).items():
+    for what, value in first_order.alike(data, one, one).items():
         assert value == pytest.approx(1, abs=1e-5), what
-    opposite = similarity.alike(data, one, -one)
+    opposite = first_order.alike(data, one, -one)
     assert opposite["gradient"] == pytest.approx(-1, abs=1e-5) and opposite["features"] == pytest.approx(1, abs=1e-5)
     flat = dataclasses.replace(data, slopes=torch.ones(200, 3, 16))  # one readout: features alone tell them apart
-    found = similarity.alike(flat, one, other)
+    found = first_order.alike(flat, one, other)
     assert found["readout"] == pytest.approx(1, abs=1e-4) and abs(found["gradient"]) < 0.2 and found["features"] < 0.2
 
 

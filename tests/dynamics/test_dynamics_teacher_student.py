@@ -11,13 +11,9 @@ from scipy.special import erf
 
 from dixit.common import rng
 from eval.dynamics.probe import simulate
-from eval.dynamics.teacher_student import (
-    ARMS,
-    STARTS,
+from eval.dynamics.teacher_student import ARMS, STARTS, Settings, Students, drawn
+from eval.dynamics.theory.teacher_student import (
     Overlaps,
-    Settings,
-    Students,
-    drawn,
     early_forgetting,
     entropy,
     errors,

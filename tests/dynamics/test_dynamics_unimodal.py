@@ -9,26 +9,27 @@ from scipy.integrate import quad, solve_ivp
 from scipy.stats import norm
 
 from dixit.common import rng
-from eval.dynamics.unimodal import (
-    TURNING_VARIANCE,
-    Settings,
+from eval.dynamics.networks.fusion import (
     answer,
     apart,
     balanced,
     condensed,
-    covariance,
-    depth_time_ratio,
     gaussian,
-    half_times,
     linear_data,
-    log_sizes,
     mixes,
-    reduced,
-    reduced_half_times,
     symmetric_data,
-    time_ratio,
     views,
     xor_data,
+)
+from eval.dynamics.theory.unimodal import (
+    TURNING_VARIANCE,
+    covariance,
+    depth_time_ratio,
+    half_times,
+    log_sizes,
+    reduced,
+    reduced_half_times,
+    time_ratio,
     xor_rate,
 )
 
@@ -80,8 +81,7 @@ def test_known_values_and_order_in_fusion_depth():
 @pytest.mark.parametrize("fusion", [1, 2, 3])
 def test_a_balanced_network_follows_the_reduced_equations(fusion):
     """All weights of three layers integrated by scipy in numpy alone, with the gradient of each product."""
-    settings = Settings(depth=3, deep_hidden=4, deep_start=0.3)
-    start, sigma = balanced(settings, fusion, 0), covariance(2.0, 0.3)
+    start, sigma = balanced(4, 3, 0.3, fusion, 0), covariance(2.0, 0.3)
     shapes = [w.shape for w in start]
     cuts = np.cumsum([w.size for w in start])[:-1]
 

@@ -18,7 +18,8 @@ from dixit.data import scenes
 from dixit.data.images import load
 from dixit.training.runs import load_run
 from eval import drift
-from eval.evaluate import speak
+from eval.evaluate import generate_captions
+from eval.tables import Cell, find, look_up, read_rows
 
 # Two objects; the second is the only small, the only dotted one.
 RECORD = {"background": {"tone": "dark", "texture": "striped"}, "objects": [
@@ -206,17 +207,30 @@ def test_the_command_prints_tables_and_plots_a_point_per_run(drifted):
     assert printed.count("| ground truth |") == 2 and printed.count("| words | z | base | trained |") == 2
     one, two = (json.loads((drifted / name / "drift.json").read_text())["figures"] for name in ("one", "two"))
     assert one == two
-    beside = json.loads((drifted / "plots" / "frontier.json").read_text())["trained"]
-    assert [label.split()[0] for label in beside] == ["one", "two"]
-    assert "kl_to_base" in beside["one (kl_cost 0)"]
+    for name in ("one", "two"):
+        assert f"written to {drifted / name / 'drift.json'}" in printed
     with Image.open(drifted / "plots" / "frontier.png") as picture:
         assert picture.format == "PNG" and picture.width > 500
 
 
+def test_a_frontier_is_kept_as_rows(drifted, tmp_path):
+    points = [(name, json.loads((drifted / name / "drift.json").read_text())["figures"]["speakers"])
+              for name in ("one", "two")]
+    cell = Cell("frontier", "kl_cost", "0", "python -m eval.drift one two", "", "abc")
+    drift.keep(cell, points, tmp_path)
+    for field in ("mean", "se", "n"):
+        found = look_up("frontier", "kl_cost", "0", "two", "kl_to_base", field, tmp_path)
+        assert found == pytest.approx(points[1][1]["trained"]["kl_to_base"][field], rel=1e-5)
+    assert look_up("frontier", "kl_cost", "0", "one", "perplexity_ratio", folder=tmp_path) > 0
+    assert find(read_rows(tmp_path / "frontier.csv"), speaker="one, base speaker", figure="faithful/words")
+    assert not find(read_rows(tmp_path / "frontier.csv"), speaker="one", figure="bleu_4")
+
+
 def test_what_cannot_be_measured_is_refused(caption_run, game_run, home, tmp_path, monkeypatch):
-    for said, message in [([caption_run], "has no listeners"), (["eval.images=3"], "no run named"),
-                          ([tmp_path], "is not a run"), ([game_run, "eval.image=3"], "did you mean 'eval.images'")]:
-        monkeypatch.setattr("sys.argv", ["drift", *map(str, said)])
+    for arguments, message in [([caption_run], "has no listeners"), (["eval.images=3"], "no run named"),
+                               ([game_run, "--keep", "x"], "add --frontier PATH"), ([tmp_path], "is not a run"),
+                               ([game_run, "eval.image=3"], "did you mean 'eval.images'")]:
+        monkeypatch.setattr("sys.argv", ["drift", *map(str, arguments)])
         with pytest.raises(DixitError, match=message):
             drift.main()
 
@@ -225,7 +239,7 @@ def test_without_a_base_speaker_there_is_no_drift(home, train, tmp_path, monkeyp
     train(home.game_config, tmp_path / "run", "train.steps=1")
     run = load_run(tmp_path / "run")
     dataset = load(run.config.data, "test").select(range(8))
-    figures, _ = drift.panel(run, dataset, speak(run, dataset))
+    figures, _ = drift.panel(run, dataset, generate_captions(run, dataset))
     assert "base" not in figures["speakers"] and "word_shift" not in figures
     assert not {"kl_to_base", "perplexity_ratio"} & figures["speakers"]["trained"].keys()
     monkeypatch.setattr("sys.argv", ["drift", str(tmp_path / "run"), "--frontier", str(tmp_path / "plot.png")])

@@ -13,6 +13,7 @@ import torch
 from dixit.common import DixitError
 from dixit.training.runs import load_run
 from eval import evaluate, metrics, seeds
+from eval.tables import find, find_cell, look_up, read_rows
 
 
 def test_mean_and_standard_error_by_hand():
@@ -61,9 +62,11 @@ def test_claims_over_seeds_by_hand():
     assert found["share of the oracle's gap"]["mean"] == pytest.approx(0.9)
     assert found["share of the oracle's gap"]["se"] == pytest.approx(0.1)  # 0.8 and 1.0
     assert found["gap above the base speaker's"]["mean"] == pytest.approx(0.35)
-    assert found["training/accuracy/colour above the base speaker's"]["mean"] == pytest.approx(-0.05)
+    assert found["first listener's accuracy above the base speaker's"]["mean"] == pytest.approx(-0.05)
     assert found["held-out gain over training gain"]["mean"] == pytest.approx((0.1 / 0.3 + 0.1 / 0.4) / 2)
-    assert [row["holds"] for row in found.values()] == [True, True, True, False, False, True]
+    assert [seeds.holds(claim, figure["mean"]) for claim, figure in found.items()] == [True, True, True, False, False,
+                                                                                       True]
+    assert "| gap above the base speaker's | 0.35 ± 0.05 | >= 0.2 | yes |" in seeds.claims_table(found)
     assert seeds.claims([{"figures": {"trained": figure_rows(0.1, 0.5, 0.1, 1.0)}}]) == {}
     assert seeds.combine(runs)["trained"]["training/gap"]["mean"] == pytest.approx(0.45)
 
@@ -162,3 +165,21 @@ def test_the_table_has_a_row_for_every_speaker():
     lines = evaluate.table(rows).splitlines()
     assert lines[0] == "| speaker | training/accuracy/colour | most_repeated |"
     assert lines[2:] == ["| base | 0.50 ± 0.12 | 0.25 |", "| oracle | 1.00 ± 0.00 |  |"]
+
+
+def test_runs_are_kept_each_and_together(results, tmp_path):
+    """Two seeds of the default experiment: the rows of each run and the mean over both."""
+    one = json.loads((results / "results.json").read_text())
+    two = json.loads(json.dumps(one))
+    two["seeds"]["run"] = 1
+    two["figures"]["trained"]["training/gap"]["mean"] += 0.2
+    seeds.keep("colour_vs_grey", [one, two], tmp_path)
+    gap = one["figures"]["trained"]["training/gap"]["mean"]
+    for seed, mean in (("0", gap), ("1", gap + 0.2), ("0 1", gap + 0.1)):
+        assert look_up("default", "colour_vs_grey", seed, "trained", "training/gap", folder=tmp_path) == pytest.approx(
+            mean, abs=1e-5)
+    assert look_up("default", "colour_vs_grey", "0 1", "trained", "training/gap", "se", tmp_path) == pytest.approx(0.1)
+    cell = find_cell("default", "colour_vs_grey", "0", tmp_path)
+    assert cell.command == one["command"] and cell.config_hash == one["config_hash"]
+    assert cell.training_commit == one["training"]["commit"] and one["training"]["command"] in cell.note
+    assert not find(read_rows(tmp_path / "default.csv"), figure="distinct_1")

@@ -2,104 +2,191 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dixit.common import DixitError, read_json
+from dixit.config import Config, SpeakerConfig, load_config, settings_hash
 from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run
+from eval import pairs
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
-from eval.evaluate import dataset_of, measure, speak
-from eval.pairs import ceilings, cell, finished, known, over_seeds, results_page, summary, variant
+from eval.evaluate import dataset_of, generate_captions, measure
+from eval.pages import results_page, summary
+from eval.pairs import Made, base_captions, ceilings, configs, keep, make, overrides_of, variant, why_anew
+from eval.tables import RESULTS, Cell, Row, find, find_cell, look_up, over_seeds, read_cells, read_rows
 
 
-def made(seed: int, base: float, trained: float, se: float = 0.02) -> dict:
+def made(seed: int, base: float, trained: float, se: float = 0.02, pair: str = "p") -> Made:
     def figure(mean: float) -> dict:
         return {"mean": mean, "se": se, "n": 100}
-    return {"pair": "p", "seed": seed, "steps": 60, "images": 100, "gained": [["red", 4.0, 1, 9]],
-            "lost": [["<big>", -3.0, 9, 1]], "rounds": [{"image": 0, "base": {"says": "a", "found_by": []},
-                                                       "trained": {"says": "red", "found_by": ["one"]}}],
-            "figures": {"base": {"training/gap": figure(base), "faithful/words": figure(0.8),
-                                 "training/accuracy/one": figure(0.5)},
-                        "trained": {"training/gap": figure(trained), "faithful/words": figure(0.72),
-                                    "training/gap_over_base": figure(trained - base),
-                                    "heldout/gap_over_base": figure((trained - base) / 2),
-                                    "training/accuracy/one": figure(0.7)},
-                        "oracle": {"training/gap": figure(base + 0.04)}}}
+    return Made(Cell("pairs", pair, str(seed), f"scripts/run_pairs p --seeds {seed}", "0123456789ab", "abc", "def", 2.5,
+                     "60 steps, 100 images"),
+                {"base": {"training/gap": figure(base), "faithful/words": figure(0.8),
+                          "training/accuracy/one": figure(0.5), "bleu_4": 0.2},
+                 "trained": {"training/gap": figure(trained), "faithful/words": figure(0.72),
+                             "training/gap_over_base": figure(trained - base),
+                             "heldout/gap_over_base": figure((trained - base) / 2),
+                             "training/accuracy/one": figure(0.7)},
+                 "oracle": {"training/gap": figure(base + 0.04)}},
+                {"seed": str(seed), "gained": [["red", 4.0]], "lost": [["<big>", -3.0]],
+                 "rounds": [{"base": {"caption": "a", "found_by": []},
+                             "trained": {"caption": f"red {seed}", "found_by": ["one"]}}]})
 
 
-def test_the_error_over_seeds_keeps_that_of_the_shared_images():
-    cells = [made(0, 0.1, 0.3), made(1, 0.1, 0.5)]
-    found = over_seeds(cells, "trained", "training/gap")
+def rows_of(cells: list[Made], folder: Path) -> list[Row]:
+    for one in cells:
+        keep(one, folder)
+    return read_rows(folder / "pairs.csv")
+
+
+def test_the_error_over_seeds_keeps_that_of_the_shared_images(tmp_path):
+    rows = rows_of([made(0, 0.1, 0.3), made(1, 0.1, 0.5)], tmp_path)
+    found = over_seeds(rows, "trained", "training/gap")
     assert found["mean"] == pytest.approx(0.4)
     assert found["se"] == pytest.approx(math.hypot(0.1, 0.02))  # between seeds .1, from the images .02
-    assert over_seeds(cells, "oracle", "heldout/gap") is None
+    assert over_seeds(rows, "oracle", "heldout/gap") is None
+    assert over_seeds(rows, "oracle", "training/gap")["se"] == pytest.approx(0.02)  # one row for both seeds
+    assert over_seeds(find(rows, speaker="base")[:-1], "base", "training/accuracy/one") is None  # not of every seed
 
 
-def test_significance_learnability_and_what_held_out_listeners_keep():
-    steady = summary("p", [made(0, 0.1, 0.3), made(1, 0.1, 0.3)])
-    torn = summary("p", [made(0, 0.1, 0.0), made(1, 0.1, 0.4)])
-    assert steady["significant"] and not torn["significant"]
+def test_significance_learnability_and_what_held_out_listeners_keep(tmp_path):
+    steady = summary(rows_of([made(0, 0.1, 0.3), made(1, 0.1, 0.3)], tmp_path / "steady"))
+    torn = summary(rows_of([made(0, 0.1, 0.0), made(1, 0.1, 0.4)], tmp_path / "torn"))
+    assert steady["seeds"] == 2 and steady["significant"] and not torn["significant"]
     assert steady["kept"]["mean"] == pytest.approx(0.5) and torn["kept"] is None
     assert steady["kept"]["se"] == pytest.approx(math.hypot(0.02, 0.5 * 0.02) / 0.2)  # changes .2 ± .02 and .1 ± .02
     assert steady["words"] == pytest.approx(0.9) and steady["phrases"] is None
     assert steady["learnable"] is False  # the oracle gains .04 only
-    assert steady["oracle held"] is None
-    heard = made(0, 0.1, 0.3)
-    heard["figures"]["base"]["heldout/gap"] = {"mean": 0.3, "se": 0.02}
-    heard["figures"]["oracle"]["heldout/gap"] = {"mean": 0.45, "se": 0.02}
-    assert summary("p", [heard])["oracle held"] == pytest.approx(0.15)
+    assert steady["oracle_heldout_change"] is None
+    with_heldout = made(0, 0.1, 0.3)
+    with_heldout.figures["base"]["heldout/gap"] = {"mean": 0.3, "se": 0.02}
+    with_heldout.figures["oracle"]["heldout/gap"] = {"mean": 0.45, "se": 0.02}
+    found = summary(rows_of([with_heldout], tmp_path / "heldout"))
+    assert found["oracle_heldout_change"] == pytest.approx(0.15)
 
 
-def test_the_page_comes_from_the_cells_alone(tmp_path):
-    for seed in (0, 1):
-        (tmp_path / "p").mkdir(exist_ok=True)
-        (tmp_path / "p" / f"seed_{seed}.json").write_text(json.dumps(made(seed, 0.1, 0.3)))
+def test_the_page_comes_from_the_tables_alone(tmp_path):
+    rows = rows_of([made(1, 0.1, 0.3), made(0, 0.1, 0.3), made(0, 0.1, 0.2, pair="p+game.kl_cost=1")], tmp_path)
     page = results_page(tmp_path)
     row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 ± 11 % "
            "|  | no | 0.90 |  |")
     assert row in page
-    assert "red +4.0" in page and "trained “red” → one" in page and "nobody" in page
+    assert "red +4.0" in page and "nobody" in page and "seeds 0, 1; 60 steps, 100 images" in page
+    assert "trained “red 0” → one" in page and "red 1" not in page  # examples of the first seed, whichever was last
     assert results_page(tmp_path / "absent").count("\n| ") == 1  # the head of an empty table
+    assert find(rows, speaker="oracle", seed="") and not find(rows, speaker="oracle", seed="0")
+    assert not find(rows, figure="bleu_4")
+    assert read_json(tmp_path / "examples.json").keys() == {"p"}  # none of a variant
+
+
+def test_the_page_in_the_repository_is_that_of_its_tables():
+    assert (RESULTS.parent / "RESULTS.md").read_text(encoding="utf-8") == results_page()
+
+
+def test_every_kept_cell_of_a_pair_is_of_todays_config():
+    """The hash in cells.csv is that of the pair's YAML file with the changes that the cell's command names."""
+    for cell in (cell for cell in read_cells() if cell.experiment == "pairs" and cell.seed):
+        pair, *changes = cell.condition.split("+")
+        config = load_config(configs() / "pairs" / f"{pair}.yaml", overrides_of(int(cell.seed), False, changes))
+        assert cell.config_hash == settings_hash(config), cell
+
+
+def test_a_cell_is_made_anew_only_if_its_config_changes(home, tmp_path, monkeypatch):
+    path = tmp_path / "p.yaml"
+    shutil.copy(home.game_config, path)
+
+    def reason(baselines: bool = False) -> str:
+        return why_anew("p", 0, settings_hash(load_config(path, overrides_of(0, False, []))), baselines, tmp_path)
+
+    assert reason() == "not made yet"
+    one = made(0, 0.1, 0.3)
+    digest = settings_hash(load_config(path, overrides_of(0, False, [])))
+    keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), tmp_path)
+    assert reason() == ""
+    assert reason(baselines=True) == "made without --baselines at abc"
+    monkeypatch.setattr("dixit.config.Config", dataclasses.make_dataclass(  # a new key with a default
+        "Config", [("novelty", float, 0.5)], bases=(Config,), frozen=True))
+    assert reason() == ""
+    monkeypatch.undo()
+    path.write_text(path.read_text() + "\noracle: [shape]\n")
+    assert reason() == "its config has changed since abc"
+
+
+def test_the_command_says_which_cell_is_made_anew_and_skips_the_others(home, game_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pairs").mkdir()
+    path = Path(shutil.copy(home.game_config, tmp_path / "pairs" / "p.yaml"))
+    runs = tmp_path / "runs"
+    shutil.copytree(game_run, runs / "p_0")
+    monkeypatch.setattr(pairs, "configs", lambda: tmp_path)
+    monkeypatch.setattr(pairs, "PAIRS", ["p"])
+    monkeypatch.setattr("sys.argv", ["run_pairs", "p", "--seeds", "0", "--quick", "--runs", str(runs)])
+    one = made(0, 0.1, 0.3)
+    digest = settings_hash(load_config(path, overrides_of(0, True, [])))
+    keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), runs / "results")
+    pairs.main()
+    assert "seed 0:" not in capsys.readouterr().out and "| p | 1 |" in (runs / "RESULTS.md").read_text()
+    path.write_text(path.read_text() + "\noracle: [shape]\n")
+    with pytest.raises(DixitError, match="was trained with another"):  # the run of the old config is still there
+        pairs.main()
+    assert "p, seed 0: its config has changed since abc" in capsys.readouterr().out
+
+
+def test_the_hash_of_settings():
+    config = Config()
+    assert len(settings_hash(config)) == 12 and int(settings_hash(config), 16) >= 0
+    same = dataclasses.replace(config, name="other", out="there", speaker=SpeakerConfig(init="runs/base"),
+                               train=dataclasses.replace(config.train, timeout=1, log_max_mb=1))
+    assert settings_hash(same) == settings_hash(config)
+    for key, value in (("seed", 1), ("oracle", ("colour",)), ("train", dataclasses.replace(config.train, lr=1.0))):
+        assert settings_hash(dataclasses.replace(config, **{key: value})) != settings_hash(config)
 
 
 def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     shutil.copytree(game_run, tmp_path / "game_0")
-    found = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
-    again = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
-    assert found["figures"] == again["figures"]
+    found = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+    again = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+    assert found.figures == again.figures and found.examples == again.examples
     run = load_run(game_run)
-    fresh, _ = measure(run, dataset_of(run, run.config.data, "test", 24), speak(run, dataset_of(
-        run, run.config.data, "test", 24)))  # the base speaker's captions are kept, and are what it says
-    assert found["figures"]["base"]["training/gap"] == fresh["base"]["training/gap"]
-    change = found["figures"]["trained"]["training/gap_over_base"]["mean"]
-    gaps = [found["figures"][speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
+    dataset = dataset_of(run, run.config.data, "test", 24)
+    fresh, _ = measure(run, dataset, generate_captions(run, dataset))  # the kept base captions are the base speaker's
+    assert found.figures["base"]["training/gap"] == fresh["base"]["training/gap"]
+    change = found.figures["trained"]["training/gap_over_base"]["mean"]
+    gaps = [found.figures[speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
     assert change == pytest.approx(gaps[0] - gaps[1], abs=1e-6)
-    assert len(found["rounds"]) == 3 and {"base", "trained", "oracle"} <= found["rounds"][0].keys()
-    assert found["command"] == "scripts/run_pairs game --seeds 0"
-    assert "faithful/words" in found["figures"]["oracle"] and "best of 8" not in found["figures"]
+    assert len(found.examples["rounds"]) == 3 and {"base", "trained", "oracle"} <= found.examples["rounds"][0].keys()
+    assert found.cell.command == "scripts/run_pairs game --seeds 0" and found.cell.note == "4 steps, 24 images"
+    assert "faithful/words" in found.figures["oracle"] and "best of 8" not in found.figures
 
     changed = "game.kl_cost=0.1"
     assert variant("game", [changed]) == f"game+{changed}"
     shutil.copytree(game_run, tmp_path / f"game+{changed}_0")
     with pytest.raises(DixitError, match="was trained with another game than this cell names"):
-        cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
+        make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
     shutil.rmtree(tmp_path / f"game+{changed}_0")
     train(home.game_config, tmp_path / f"game+{changed}_0", changed, f"speaker.init={caption_run}")
-    other = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
-    assert other["figures"]["best of 8"]["training/gap"]["n"] == 24
-    assert other["command"] == f"scripts/run_pairs game --seeds 0 --baselines --set {changed}"
-    for file, made in ("one.json", found), ("two.json", other):
-        (tmp_path / file).write_text(json.dumps(made))
-    assert [finished(tmp_path / file, baselines=True) for file in ("one.json", "two.json", "none.json")] == [
-        False, True, False]
-    assert finished(tmp_path / "one.json", baselines=False)
+    other = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
+    assert other.figures["best of 8"]["training/gap"]["n"] == 24
+    assert other.cell.command == f"scripts/run_pairs game --seeds 0 --baselines --set {changed}"
+    for one in found, other:
+        keep(one, tmp_path)
+    for condition, digest, baselines, wanted in (
+            ("game", found.cell.config_hash, False, ""), (f"game+{changed}", other.cell.config_hash, True, ""),
+            ("game", found.cell.config_hash, True, "made without --baselines"),
+            ("game", other.cell.config_hash, False, "its config has changed since")):
+        assert why_anew(condition, 0, digest, baselines, tmp_path).startswith(wanted)
+        assert bool(why_anew(condition, 0, digest, baselines, tmp_path)) == bool(wanted)
+    gap = look_up("pairs", "game", "0", "trained", "training/gap", folder=tmp_path)
+    assert gap == pytest.approx(gaps[0], abs=1e-5)
+    assert find_cell("pairs", "game", "0", tmp_path) == found.cell
 
 
 def test_the_base_speakers_captions_are_made_anew_for_another_base(home, train, game_run, caption_run, tmp_path):
@@ -108,12 +195,12 @@ def test_the_base_speakers_captions_are_made_anew_for_another_base(home, train, 
     train(home.game_config, tmp_path / "game_0", f"speaker.init={base}")
     run = load_run(tmp_path / "game_0")
     dataset = dataset_of(run, run.config.data, "test", 24)
-    kept = tmp_path / "said.json"
-    first = known(kept, run, dataset)
+    kept = tmp_path / "captions.json"
+    first = base_captions(kept, run, dataset)
     kept.write_text(json.dumps(read_json(kept) | {"texts": ["kept"]}))
-    assert known(kept, run, dataset) == ["kept"]
+    assert base_captions(kept, run, dataset) == ["kept"]
     (base / "train.json").write_text(json.dumps(read_json(base / "train.json") | {"wall_seconds": 1e6}))
-    assert known(kept, run, dataset) == first
+    assert base_captions(kept, run, dataset) == first
 
 
 def test_an_unknown_pair_is_named(command):
@@ -145,21 +232,21 @@ def _patches(run) -> tuple[int, int]:
 def test_baselines_speak_for_every_image(home, game_run):
     run = load_run(game_run)
     dataset = dataset_of(run, run.config.data, "test", 10)
-    said = untrained_speakers(run, dataset, samples=2, tokens_tried=2)
-    assert set(said) == {"best of 2", "contrastive decoding"}
-    assert all(len(row["texts"]) == 10 for row in said.values())
-    assert said == untrained_speakers(run, dataset, samples=2, tokens_tried=2)
+    captions = untrained_speakers(run, dataset, samples=2, tokens_tried=2)
+    assert set(captions) == {"best of 2", "contrastive decoding"}
+    assert all(len(row["texts"]) == 10 for row in captions.values())
+    assert captions == untrained_speakers(run, dataset, samples=2, tokens_tried=2)
 
 
 def test_ceilings_are_those_of_the_evaluation(home, game_run, tmp_path):
     """The trained speaker of a run as base: its gap and the oracle's are those that its own cell gives."""
     shutil.copytree(game_run, tmp_path / "game_0")
-    figures = cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)["figures"]
-    found = ceilings(game_run, [game_run / "config.yaml"])
-    (row,) = found["pairs"].values()
+    figures = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False).figures
+    ceilings(game_run, [game_run / "config.yaml"], tmp_path / "results")
+    name = load_run(game_run).config.name
     for ours, theirs in ("base", "trained"), ("oracle", "oracle"), ("ground truth", "ground truth"):
         for group in ("training", "heldout"):
-            assert row[f"{ours}/{group}"] == figures[theirs][f"{group}/gap"]
-    (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / "ceilings.json").write_text(json.dumps(found))
-    assert "## Ceilings" in results_page(tmp_path / "cells")
+            found = look_up("ceilings", name, "0", ours, f"{group}/gap", folder=tmp_path / "results")
+            assert found == pytest.approx(figures[theirs][f"{group}/gap"]["mean"], abs=1e-5)
+    page = results_page(tmp_path / "results")
+    assert "## Ceilings" in page and " | colour |" in page  # what the oracle names

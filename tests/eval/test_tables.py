@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dixit.common import DixitError
+from eval import audiences
 from eval.figures import MOST_BYTES, keep_picture
-from eval.tables import Cell, Row, find, find_cell, put, read_cells, read_rows, rows_of
+from eval.tables import Cell, Row, find, find_cell, look_up, put, read_cells, read_rows, rows_of
 
 
 def cell(condition: str, seed: str, command: str = "python -m x") -> Cell:
@@ -21,15 +27,77 @@ def test_a_cell_is_written_read_and_replaced(tmp_path):
     put(first, rows_of(first, "trained", figures), tmp_path)
     put(other, rows_of(other, "base", {"training/gap": {"mean": 0.1, "low": 0.0, "high": 0.2}}), tmp_path)
     rows = read_rows(tmp_path / "pairs.csv")
-    assert rows[0] == Row("pairs", "colour_vs_grey", "0", "trained", "training/gap", 0.4, 0.03, n=300)
+    assert rows[0] == Row("colour_vs_grey", "0", "trained", "training/gap", 0.4, 0.03, n=300)
     assert rows[1].mean == 0.123457 and rows[1].se is None  # six digits
-    assert rows[2] == Row("pairs", "colour_vs_grey", "0", "trained", "note, quoted", None)
+    assert rows[2] == Row("colour_vs_grey", "0", "trained", "note, quoted", None)
     assert find(rows, seed="1")[0].high == 0.2 and find(rows, seed="1", figure="training/gap")[0].low == 0.0
     again = cell("colour_vs_grey", "0", "python -m y")
     put(again, rows_of(again, "trained", {"training/gap": 0.5}), tmp_path)
     assert [row.mean for row in find(read_rows(tmp_path / "pairs.csv"), seed="0")] == [0.5]
     assert find_cell("pairs", "colour_vs_grey", "0", tmp_path) == again and len(read_cells(tmp_path)) == 2
     assert find_cell("pairs", "colour_vs_grey", "2", tmp_path) is None
+
+
+def test_a_figure_is_looked_up_of_one_seed_of_some_and_of_all(tmp_path):
+    for seed, mean in (("0", 0.1), ("1", 0.3), ("2", 0.8)):
+        one = cell("colour_vs_grey", seed)
+        put(one, rows_of(one, "trained", {"training/gap": {"mean": mean, "se": 0.03, "n": 300}}), tmp_path)
+    written = cell("colour_vs_grey", "")
+    put(written, rows_of(written, "oracle", {"training/gap": {"mean": 0.5, "se": 0.02, "n": 300}}), tmp_path)
+
+    def gap(seed, field: str = "mean", speaker: str = "trained", figure: str = "training/gap") -> float:
+        return look_up("pairs", "colour_vs_grey", seed, speaker, figure, field, tmp_path)
+
+    assert (gap("1"), gap("1", "se"), gap("1", "n")) == (0.3, 0.03, 300)
+    assert gap("") == pytest.approx(0.4) and gap(["0", "1"]) == pytest.approx(0.2) and gap("", "n") == 3
+    assert gap(["0", "1"], "se") == pytest.approx(math.hypot(0.1, 0.03))  # between seeds, and from the images
+    for seed in ("", "2", ["0", "1"]):  # the same captions for every seed
+        assert gap(seed, speaker="oracle") == 0.5 and gap(seed, "se", "oracle") == 0.02
+    for wrong in ({"seed": "3"}, {"seed": ["0", "3"]}, {"seed": "0", "field": "low"}, {"seed": "", "speaker": "base"},
+                  {"seed": "0", "figure": "gap"}):
+        with pytest.raises(DixitError, match="pairs.csv has no"):
+            gap(**wrong)
+    summary = cell("colour_vs_grey", "0 1 2")
+    put(summary, rows_of(summary, "trained", {"training/gap": 0.4}), tmp_path)
+    assert gap("0 1 2") == 0.4 and gap("", "n") == 3  # a row over seeds is not a seed
+
+
+def test_audiences_are_kept_by_audience_and_over_audiences(tmp_path):
+    claim = {"mean": 0.3, "low": 0.2, "high": 0.4, "images": 100}
+    results = {"command": "python -m eval.audiences run", "config_hash": "0123456789ab", "commit": "abc", "images": 100,
+               "seeds": {"run": 2}, "wall_seconds": 3.5,
+               "training": {"gap": {"all / colours": {"base": 0.1, "16 picks": 0.25}}, "claims": {
+                   "unseen: 16 picks": claim, "64 picks over specialists": {"ratio": 0.9, "audiences": 4}}},
+               "heldout": {"gap": {"all / colours": {"base": 0.0}}, "claims": {"unseen: 16 picks": claim}}}
+    audiences.keep("audiences", results, tmp_path)
+
+    def found(speaker: str, figure: str, field: str = "mean") -> float:
+        return look_up("audiences", "audiences", "2", speaker, figure, field, tmp_path)
+
+    assert found("16 picks", "training/gap/all / colours") == 0.25
+    assert found("", "heldout/unseen: 16 picks", "low") == 0.2 and found("", "training/unseen: 16 picks", "n") == 100
+    assert found("", "training/64 picks over specialists") == 0.9
+    assert not find(read_rows(tmp_path / "audiences.csv"), figure="heldout/gap/all / colours")
+
+
+def test_a_bench_is_kept_with_its_ratios(tmp_path):
+    path = Path(__file__).parents[2] / "scripts" / "bench.py"
+    spec = importlib.util.spec_from_file_location("bench", path)
+    bench = importlib.util.module_from_spec(spec)
+    sys.modules["bench"] = bench  # dataclasses look their module up
+    spec.loader.exec_module(bench)
+    parts = {"dixit": {"sample": 1.0, "step": 2.0, "peak_gb": 1.5}, "trl": {"step": 7.0}}
+    bench.keep("here", {"command": "python scripts/bench.py", "commit": "abc", "shape": {"B": 8, "N": 4},
+                        "dtype": "bfloat16", "device": "cpu", "threads": 2, "compile": "auto", "rates": {"flops": 4e11},
+                        "seconds": parts, "update_share_of_matmul_rate": 0.68, "every_step": {"dixit": [1.9, 2.1]}},
+               tmp_path)
+    assert look_up("bench", "here", "", "trl", "step/relative", folder=tmp_path) == 3.5
+    assert look_up("bench", "here", "", "dixit", "every_step/1", folder=tmp_path) == 2.1
+    assert look_up("bench", "here", "", "machine", "flops", folder=tmp_path) == 4e11
+    assert find_cell("bench", "here", "", tmp_path).note == "B=8, N=4, bfloat16, cpu, 2 threads, compile auto"
+    bench.keep_scaling("here", {"command": "python scripts/bench.py --scaling", "commit": "abc", "shape": {"B": 2},
+                                "seconds": {"N": [{"N": 2, "step": 1.0}, {"N": 4, "step": 1.5}]}}, tmp_path)
+    assert look_up("bench_scaling", "here", "", "dixit", "N=4/step/relative", folder=tmp_path) == 1.5
 
 
 def test_rows_of_another_cell_are_refused(tmp_path):

@@ -11,7 +11,8 @@ import torch
 
 from dixit.play import rules
 from dixit.play.players import Agent, RandomPlayer, deal_seats, play_out
-from eval.tournament import Seated, deal, over_cards, scoring_share, storytellers, strengths, tournament
+from eval.tables import look_up
+from eval.tournament import Seated, deal, keep, over_cards, scoring_share, storytellers, strengths, tournament
 
 CARDS = 60
 
@@ -105,3 +106,10 @@ def test_the_command(command, game_run, tmp_path):
     assert set(found["tournament"]) == {"trained", "base", "literal", "association", "random"}
     assert "| literal |" in done.stdout and "significant" in done.stdout
     assert found["storytellers"]["trained"]["significant"] is False
+    keep("mine", found, tmp_path / "results")
+    for speaker, figure, value in (("base", "scoring_rounds", found["storytellers"]["base"]["share"]),
+                                   ("literal", "points", found["tournament"]["literal"]["points"])):
+        assert look_up("tournament", "mine", "0", speaker, figure, folder=tmp_path / "results") == pytest.approx(
+            value, rel=1e-5, abs=1e-9)
+    assert look_up("tournament", "mine", "0", "base", "trained_minus_this/cards", "low", tmp_path / "results") == (
+        pytest.approx(found["storytellers"]["base"]["cards_low"], rel=1e-5, abs=1e-9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from dixit.models.listeners import make_listeners, score_all
 from dixit.training import game
 from dixit.training.runs import load_run
 from eval import metrics, transfer
+from eval.tables import find, look_up, read_cells, read_rows
 
 
 def test_bootstrap_intervals_cover_the_true_mean():
@@ -250,9 +252,45 @@ def test_the_command_writes_every_set_size_speaker_and_group(done):
     assert sum(row["images"] for row in folder["categories"].values()) == 12 and not there["categories"]
     assert set(folder["categories"]["cat"]) == {"images", "base", "trained"}
     assert (run / "transfer.png").read_bytes().startswith(b"\x89PNG")
-    said = json.loads((run / "transfer_captions.json").read_text())
-    assert [len(one["trained"]) for one in said[name]] == [12, 12]
-    assert {words(text)[0] for text in said[name][0]["ground truth"]} == {"cat", "red"}
+    captions = json.loads((run / "transfer_captions.json").read_text())
+    assert [len(one["trained"]) for one in captions[name]] == [12, 12]
+    assert {words(text)[0] for text in captions[name][0]["ground truth"]} == {"cat", "red"}
+
+
+def test_figures_are_kept_over_runs_and_of_each_run(done, tmp_path):
+    result = json.loads((done[0] / "transfer.json").read_text())
+    transfer.keep("mine", result, tmp_path)
+    name, folder = list(result["figures"]["data"].items())[1]
+
+    def found(seed: str, speaker: str, figure: str, field: str = "mean") -> float:
+        return look_up("transfer", "mine", seed, speaker, f"{name}/{figure}", field, tmp_path)
+
+    gap = folder["pools"]["hard/4"]["base"]["heldout/trained_minus_this"]
+    for field, value in (("mean", gap["mean"]), ("low", gap["low"]), ("high", gap["high"]), ("se", gap["runs_se"])):
+        assert found("0 1", "base", "hard/4/heldout/trained_minus_this", field) == pytest.approx(value, abs=1e-5)
+    ten = folder["pools"]["random/10"]
+    assert found("0 1", "ground truth", "random/10/training/accuracy/grey") == pytest.approx(
+        ten["ground truth"]["training/accuracy/grey"]["mean"], abs=1e-5)
+    assert found("1", "trained", "random/10/training/gap") == pytest.approx(
+        ten["trained"]["training/gap"]["runs"][1], abs=1e-5)
+    rows = read_rows(tmp_path / "transfer.csv")
+    assert not [row for row in rows if "/accuracy/" in row.figure and "random/10" not in row.figure]
+    assert not find(rows, speaker="ground truth", figure=f"{name}/hard/4/training/gap")
+    cells = read_cells(tmp_path)
+    assert [cell.seed for cell in cells] == ["0", "0 1", "1"] and cells[0].config_hash != cells[2].config_hash
+    assert all(cell.command == result["command"] and cell.commit == result["commit"] for cell in cells)
+
+
+def test_the_command_keeps_figures_and_picture(game_run, home, tmp_path, monkeypatch):
+    run = shutil.copytree(game_run, tmp_path / "run")
+    monkeypatch.setattr(transfer, "keep", functools.partial(transfer.keep, folder=tmp_path / "results"))
+    monkeypatch.setattr(transfer, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["transfer", str(run), "--pools", "1", "--data", "combos", "--keep", "mine"])
+    transfer.main()
+    result = json.loads((run / "transfer.json").read_text())["figures"]["data"]["combos"]["pools"]
+    found = look_up("transfer", "mine", "0", "trained", "combos/hard/4/training/gap", "low", tmp_path / "results")
+    assert found == pytest.approx(result["hard/4"]["trained"]["training/gap"]["low"], abs=1e-5)
+    assert (tmp_path / "results" / "transfer" / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_printed_table_has_ten_candidates_and_intervals(done):
@@ -271,8 +309,8 @@ def test_a_wrong_command_ends_in_one_line(arguments, message, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["transfer", *arguments])
     with pytest.raises(SystemExit) as end:
         run_main(transfer.main)
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and message in said and said.startswith("error: ") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and message in printed and printed.startswith("error: ") and printed.count("\n") == 1
 
 
 def test_runs_must_be_seeds_of_one_game(game_run, caption_run, home):

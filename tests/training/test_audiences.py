@@ -116,7 +116,7 @@ def test_the_evaluation_for_many_audiences(home, train, caption_run, attributes_
     dataset, validation = load(run.config.data, "test").select(range(10)), load(run.config.data, "validation")
     gaps, said = play(run, dataset, validation, [one, deaf])
     gap = gaps["training"]
-    assert gap.keys() == {"base", "0 picks", "16 picks", "ceiling", "specialist", "told nothing"}
+    assert gap.keys() == {"base", "0 picks", "16 picks", "ceiling", "specialist", "uninformed"}
     assert all(values.shape == (3, 10) for values in gap.values())
     assert gap["specialist"].isnan().any(1).tolist() == [True, False, True]
     assert len({tuple(texts) for texts in said["0 picks"].values()}) == 1  # who knows nothing says the same to all

@@ -3,14 +3,14 @@
 The adapter is a two-layer network f on the mean patch z of an image, centred and scaled; the prefix is a fixed random
 one plus f(z). On symmetric data a bias-free ReLU network learns as a linear one of half the rate and 1/sqrt(2) of the
 weights does (probe bias_free), and the even part of what it learns goes to 0. What images call for is not odd in z:
-what all captions share is even, and with z centred a linear map cannot say it. So a departure is what is expected; it
-is measured: the even share E = |f(z) + f(-z)|^2 / (|f(z) + f(-z)|^2 + |f(z) - f(-z)|^2) on held-out images, and the
-loss of the ReLU network less that of its linear partner, at the same steps on the same batches, by plain gradient
-descent from matched small weights. The training is the first warm start of the speaker (words), the adapter-only one:
-through the frozen LLM plain gradient descent from small weights needs thousands of steps (tried: prefix gradients are
-so steep that stable rates leave small weights where they are). Arms: ReLU, its linear partner, ReLU with biases. The
-null: the same two networks and features, trained by half the squared error on an odd target, the largest linear mode of
-the words' own gradient, at z and -z alike.
+what all captions share is even, and with z centred a linear map cannot express it. So a departure is expected. It is
+measured by the even share E = |f(z) + f(-z)|^2 / (|f(z) + f(-z)|^2 + |f(z) - f(-z)|^2) on held-out images, and the loss
+of the ReLU network less that of its linear partner, at the same steps on the same batches, by plain gradient descent
+from matched small weights. The training is the first warm start of the speaker (words), the adapter-only one: through
+the frozen LLM plain gradient descent from small weights needs thousands of steps (tried: prefix gradients are so steep
+that stable rates leave small weights where they are). Arms: ReLU, its linear partner, ReLU with biases. The null: the
+same two networks and features, trained by half the squared error on an odd target, the largest linear mode of the
+words' own gradient, at z and -z alike.
 
 All sizes, rates and bars are [stand-in]. The exact bars are the probe's own; here none is exact. Leaves out the default
 attention adapter, which has norms and biases throughout, and captions.
@@ -35,17 +35,8 @@ from dixit.config import Config
 from dixit.training import game
 from dixit.training.runs import patch_batch
 from dixit.training.task import Task
-from eval.dynamics.speaker.measure import (
-    Finding,
-    ShortWords,
-    accelerator,
-    again,
-    configure,
-    curve,
-    losses,
-    steps,
-    teach,
-)
+
+from .measure import Finding, ShortWords, accelerator, again, configure, curve, losses, plot_seeds, teach
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -194,7 +185,6 @@ class OddRegression(Task):
         return even_of(self.trained, self.z)
 
 
-
 def slowed(loss: Tensor, adapter: Any) -> Tensor:
     """The loss as it is, with `rate` times its gradient: the log shows the one, the optimiser takes the other."""
     return loss.detach() + adapter.rate * (loss - loss.detach())
@@ -247,9 +237,8 @@ def draw(words: Runs, null: Runs) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     for axis, runs, title in (left, words, "words, nats"), (middle, null, "odd target, half the squared error"):
         for i, (arm, one) in enumerate(runs.items()):
-            for row in one["loss"]:
-                axis.plot(row, f"C{i}", alpha=0.25, linewidth=0.8)
-            axis.plot(one["loss"].mean(0), f"C{i}", label="linear at t/2" if arm == "linear" else arm)
+            plot_seeds(axis, np.arange(one["loss"].shape[1]), one["loss"], "linear at t/2" if arm == "linear" else arm,
+                       f"C{i}")
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=8)
     for label, runs in ("words", words), ("odd target", null):
@@ -264,10 +253,10 @@ def draw(words: Runs, null: Runs) -> Figure:
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: three arms on words and two on the odd target, for each seed."""
-    def config_of(name: str, seed: int, count: int, every: int, lr: float) -> Config:
-        return configure(settings.words, seed, folder / name, "speaker.init=''", f"speaker.prefix={settings.prefix}",
-                         f"train.batch={settings.batch}", "train.optimizer=sgd", f"train.lr={lr}", "train.warmup=0",
-                         "train.clip_norm=0.0", *steps(count, every))
+    def config_of(name: str, seed: int, steps: int, every: int, lr: float) -> Config:
+        return configure(settings.words, seed, folder / name, f"speaker.prefix={settings.prefix}",
+                         "train.optimizer=sgd", "train.clip_norm=0.0", batch=settings.batch, lr=lr, warmup=0,
+                         steps=steps, every=every)
 
     task = MlpWords(config_of("start", 0, 1, 1, 0.0), accelerator(folder))
     task.prepare(settings)

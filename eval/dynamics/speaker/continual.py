@@ -30,7 +30,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,18 +47,24 @@ from dixit.training.checkpoints import checkpoints, step_name
 from dixit.training.game_task import GameTask
 from dixit.training.loop import train
 from dixit.training.runs import patch_batch
-from eval import geometry
-from eval.dynamics.speaker.measure import (
+
+from ... import geometry
+from ..theory.teacher_student import entropy, reuse
+from .measure import (
     Finding,
+    FromTrained,
+    Observed,
     accelerator,
     again,
     configure,
     curve,
     forget,
+    keep,
     keep_one_object,
+    kept,
     new_adapter,
+    plot_seeds,
 )
-from eval.dynamics.teacher_student import entropy, reuse
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -69,11 +74,10 @@ SAME_START = {"replay": "none", "ewc_nodes": "none", "hebbian_gate+sluggish": "h
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(FromTrained):
     """One step is `batch` images x `messages` messages."""
 
     game: str = "configs/continual.yaml"
-    init: str = "runs/caption_scenes"  # the trained speaker; {seed} is filled in
     conditions: tuple[str, ...] = CONDITIONS  # a remedy, and "uncentred" or "interleaved"
     block: int = 20  # steps for each audience
     every: int = 10
@@ -85,7 +89,7 @@ class Settings:
     candidates: int = 10
     rounds: int = 40  # held-out images
     pools: int = 32  # of candidates, for each of them
-    used: int = 16  # images that say which units are used
+    used: int = 16  # images from which the units in use are estimated
 
 
 TINY = Settings(block=4, every=2, batch=4, messages=2, tokens=6, candidates=3, rounds=4, pools=4, used=4)
@@ -135,7 +139,8 @@ class ContinualGame(GameTask):
     def states(self, patches: Float[Tensor, "n P Dv"]) -> tuple[Float[np.ndarray, "An H"], Float[np.ndarray, "An D"]]:
         """Every audience's unit activations and prefixes for the same images, means over K; audiences in order."""
         active: list[Tensor] = []
-        hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a.mean(1))) for units in self.remedy.units]
+        hooks = [units.relu.register_forward_hook(lambda _, __, a: active.append(a.mean(1)))
+                 for units in self.remedy.units]
         with torch.no_grad():
             prefix = torch.cat([self.speaker.trained(patches, name.expand(len(patches), -1)).mean(1)
                                 for name in self.names])
@@ -146,7 +151,7 @@ class ContinualGame(GameTask):
         return units.double().cpu().numpy(), prefix.double().cpu().numpy()
 
     def shares(self, patches: Float[Tensor, "n P Dv"], step: int) -> Float[np.ndarray, "A H"]:
-        """Which share of what each audience is told hangs on each unit, over all layers."""
+        """The share of each unit, over all layers, in the captions for each audience."""
         draws = rng("used", self.config.seed, step).random((len(patches), self.config.speaker.max_tokens))
         uniforms = torch.from_numpy(draws.astype(np.float32)).to(self.speaker.device)
         found = [torch.cat(continual.unit_importance(self.speaker, self.speaker.trained, patches,
@@ -182,16 +187,10 @@ def condition(name: str) -> list[str]:
     remedy, *more = name.split()
     lags = [word.removeprefix("lag=") for word in more if word.startswith("lag=")]
     if len(lags) > 1 or {word for word in more if not word.startswith("lag=")} - {"uncentred", "interleaved"}:
-        raise DixitError(f"'{name}' is no condition; write a remedy, and uncentred, interleaved or lag=0.1, say")
+        raise DixitError(f"'{name}' is no condition; write a remedy, then any of uncentred, interleaved, lag=0.1")
     return [f"continual.remedy={remedy}", f"continual.centred={'uncentred' not in more}",
             f"continual.order={'interleaved' if 'interleaved' in more else 'blocked'}",
             *(f"continual.sluggish={lag}" for lag in lags)]
-
-
-def kept(path: Path, key: dict[str, Any]) -> Any:
-    """What a file holds, if it was made for this key."""
-    found = read_json(path) if path.is_file() else {}
-    return found.get("values") if found.get("key") == key else None
 
 
 def learn(play: ContinualGame, settings: Settings, config: Config, init: str, start: Path) -> list[dict[str, float]]:
@@ -228,14 +227,14 @@ def learn(play: ContinualGame, settings: Settings, config: Config, init: str, st
              **{k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}}
             for i, line in enumerate(lines) if "eval/gap/0" in line]
     first = read_json((folder if (folder / "first.json").is_file() else start) / "first.json")
-    write_json(folder / "cell.json", {"key": key, "values": [*first, *seen]})
+    keep(folder / "cell.json", key, [*first, *seen])
     return [*first, *seen]
 
 
 # ---- findings --------------------------------------------------------------------------------------------
 
-Records = dict[str, list[list[dict[str, float]]]]  # condition -> seed -> what was observed
-LEAST = 0.1  # gap after its own block, below which nothing can be said of what is kept of it
+Records = dict[str, Observed]  # by condition
+LEAST = 0.1  # gap after its own block, below which the share kept is not defined
 
 
 def stages(records: list[dict[str, float]], block: int) -> Float[np.ndarray, "A A"]:
@@ -262,7 +261,7 @@ def blocked_figures(records: list[dict[str, float]], block: int, every: int) -> 
             **{f"{name} transfer": value for name, value in geometry.transfer(after, before).items()}}
 
 
-def tells(rows: list[list[dict[str, float]]], audience: int) -> Float[np.ndarray, "seeds times"]:
+def tells(rows: Observed, audience: int) -> Float[np.ndarray, "seeds times"]:
     """How much more of the variance of an audience's prefix goes with the attribute that serves it than with the one
     that hinders, over images of one object."""
     return curve(rows, f"serves/{audience}") - curve(rows, f"hinders/{audience}")
@@ -330,8 +329,7 @@ def draw(settings: Settings, records: Records) -> Figure:
         steps, shown = [line["step"] for line in rows[0]], f"C{i % 10}"
         for axis, values in ((first, curve(rows, "gap/0")), (second, curve(rows, "gap/1")), (one_tells, tells(rows, 0)),
                              (other_tells, tells(rows, 1)), (dimensions, curve(rows, "dimensions of the prefix"))):
-            axis.plot(steps, values.mean(0), color=shown, label=name, linestyle="-" if i < 10 else "--")
-            axis.plot(steps, values.T, color=shown, alpha=0.25, linewidth=0.8)
+            plot_seeds(axis, steps, values, name, shown, "-" if i < 10 else "--")
     for j, (gap, told) in enumerate(((first, one_tells), (second, other_tells))):
         gap.set(title=f"gap of audience {j + 1}", xlabel="step")
         told.set(title=f"prefix of audience {j + 1}: variance by what serves less by what hinders", xlabel="step")
@@ -352,11 +350,10 @@ def draw(settings: Settings, records: Records) -> Figure:
 def config_of(settings: Settings, name: str, seed: int, folder: Path, *more: str) -> Config:
     count = len(configure(settings.game, 0, folder).audiences)
     return configure(
-        settings.game, seed, folder / f"{name.replace(' ', '_')}_{seed}", "speaker.init=''", *condition(name),
-        f"speaker.max_tokens={settings.tokens}", f"train.batch={settings.batch}", f"policy.samples={settings.messages}",
-        f"game.candidates={settings.candidates}", f"continual.ewc_strength={settings.holding}", f"train.lr={settings.lr}",
-        "train.warmup=0", f"train.steps={count * settings.block}", f"train.eval_every={settings.every}",
-        f"train.save_every={settings.block}", "train.keep_last=9", *more)
+        settings.game, seed, folder / f"{name}_{seed}", *condition(name), f"continual.ewc_strength={settings.holding}",
+        f"train.save_every={settings.block}", "train.keep_last=9", *more, tokens=settings.tokens, batch=settings.batch,
+        samples=settings.messages, candidates=settings.candidates, lr=settings.lr, warmup=0,
+        steps=count * settings.block, every=settings.every)
 
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
@@ -369,7 +366,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
         for name in sorted(configs, key=lambda name: name in SAME_START):
             config, start = configs[name], configs.get(SAME_START.get(name, name), configs[name]).folder
             records.setdefault(name, []).append(
-                learn(play, settings, config, settings.init.format(seed=seed), start))
+                learn(play, settings, config, settings.init_of(seed), start))
         for config in configs.values():
             shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
     return findings(settings, records), draw(settings, records)

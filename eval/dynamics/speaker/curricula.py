@@ -9,8 +9,8 @@ is a legitimate outcome too.
 
 What is trained is a residual bottleneck of the given width behind the trained adapter `init`, which is frozen: a new
 narrow adapter would have to learn to speak first. It starts at 0, so every width starts as the same speaker. (A first
-try with whole adapters of width 16 and 64 and warm starts of a minute began the game at chance, so that nothing could
-be told.) Measured: the listener's probability of the target, with hard distractors and held-out images, of greedy
+try with whole adapters of width 16 and 64 and warm starts of a minute began the game at chance, so that arms could not
+be compared.) Measured: the listener's probability of the target, with hard distractors and held-out images, of greedy
 captions.
 
 Widths, budget, rates and bars are [stand-in], declared before the runs. Leaves out hard distractors first.
@@ -38,26 +38,17 @@ from dixit.training import game
 from dixit.training.candidates import draw_hard_candidates, nearest_images
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker.measure import (
-    Finding,
-    accelerator,
-    again,
-    configure,
-    keep_one_object,
-    new_adapter,
-    steps,
-    teach,
-)
+
+from .measure import Finding, FromTrained, accelerator, again, configure, keep_one_object, new_adapter, teach
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(FromTrained):
     """One step is 4 images x 4 messages."""
 
     game: str = "configs/pairs/colour_vs_grey.yaml"
-    init: str = "runs/caption_scenes"  # the trained speaker; {seed} is filled in
     widths: tuple[int, ...] = (4, 64)  # of the bottleneck
     tokens: int = 12
     steps: int = 20
@@ -123,7 +114,8 @@ class CurriculumGame(GameTask):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        texts = [row[0] for row in self.speaker.caption(patch_batch(self.validation_store, self.rounds, self.speaker.device))]
+        patches = patch_batch(self.validation_store, self.rounds, self.speaker.device)
+        texts = [captions[0] for captions in self.speaker.caption(patches)]
         logits = score_all(self.validation_listeners, texts, self.pools)
         return {"p": float(game.target_logp(logits).exp()[0].mean()), "hits": float(game.hits(logits)[0].mean())}
 
@@ -188,11 +180,9 @@ def draw(settings: Settings, ends: Ends) -> Figure:
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: the game in three orders, for every width and seed."""
     def config_of(name: str, seed: int) -> Config:
-        return configure(settings.game, seed, folder / name.replace(" ", "_"), "speaker.init=''",
-                         f"speaker.max_tokens={settings.tokens}", f"train.batch={settings.batch}",
-                         f"policy.samples={settings.messages}", f"game.candidates={settings.candidates}",
-                         "listeners.1.weight=0.0", f"train.lr={settings.lr}", "train.warmup=2",
-                         *steps(settings.steps, settings.steps))
+        return configure(settings.game, seed, folder / name, "listeners.1.weight=0.0", tokens=settings.tokens,
+                         batch=settings.batch, samples=settings.messages, candidates=settings.candidates,
+                         lr=settings.lr, warmup=2, steps=settings.steps, every=settings.steps)
 
     play = CurriculumGame(config_of("start", 0), accelerator(folder))
     play.prepare(settings)
@@ -201,7 +191,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
         for seed in range(seeds):
             for arm in ARMS:
                 config = config_of(f"{arm}_{width}_{seed}", seed)
-                adapter = new_adapter(play, config, settings.init.format(seed=seed))
+                adapter = new_adapter(play, config, settings.init_of(seed))
                 one = again(play, config, Bottleneck(adapter, width, seed))
                 one.hard = hard_steps(arm, settings.steps, seed)
                 record = teach(one, config)

@@ -43,10 +43,11 @@ from dixit.models.listeners import score_all
 from dixit.training import audiences, continual, game, policy
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker.continual import TINY as TINY_GAME
-from eval.dynamics.speaker.continual import ContinualGame, Records, config_of, learn, tells
-from eval.dynamics.speaker.continual import Settings as GameSettings
-from eval.dynamics.speaker.measure import Finding, accelerator, curve, new_adapter
+
+from .continual import TINY as TINY_GAME
+from .continual import ContinualGame, Records, config_of, learn, tells
+from .continual import Settings as GameSettings
+from .measure import Finding, Observed, accelerator, curve, new_adapter
 
 ARMS = ("one head", "private heads", "private heads, paired")
 SECOND = {1.0: ("colours", "shapes"), 0.5: ("colours", "places"), 0.0: ("textures", "sizes"),
@@ -63,8 +64,7 @@ class Settings(GameSettings):
     estimate: int = 128  # images that similarity is estimated from
 
 
-TINY = Settings(block=TINY_GAME.block, every=TINY_GAME.every, batch=4, messages=2, tokens=6, candidates=3, rounds=4,
-                pools=4, used=4, levels=(1.0, -1.0), estimate=6)
+TINY = Settings(**vars(TINY_GAME) | {"conditions": ARMS}, levels=(1.0, -1.0), estimate=6)
 
 
 class ForgettingGame(ContinualGame):
@@ -114,7 +114,7 @@ class ForgettingGame(ContinualGame):
 
     @contextmanager
     def head(self, audience: int) -> Iterator[None]:
-        """The head of an audience: before the second audience came there is one, that of whoever is taught."""
+        """Use the head of an audience. In the first block there is one head only."""
         if self.first is None or audience:
             yield
             return
@@ -149,7 +149,7 @@ class ForgettingGame(ContinualGame):
 
 def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed: int,
               pairs: list[tuple[int, int]]) -> list[list[Float[Tensor, "W H"]]]:
-    """Policy gradient of each audience in the heads of the units, layer by layer, on captions that all of them hear."""
+    """Policy gradient of each audience in the heads of the units, layer by layer, on the same captions."""
     heads = [units.outputs.weight for units in continual.gated_units_of(adapter)]
     found = [[torch.zeros_like(head) for head in heads] for _ in pairs]
     rows = game.batch_indices(seed, 0, min(settings.estimate, len(play.data)), len(play.data))
@@ -192,7 +192,7 @@ def alike(one: list[Float[Tensor, "W H"]], other: list[Float[Tensor, "W H"]]) ->
 
 def geometry_of(records: Records, arm: str, levels: list[str]) -> dict[str, Float[np.ndarray, "seeds times"]]:
     """The geometry of the prefix at every observation, means over levels."""
-    def over_levels(of: Callable[[list[list[dict[str, float]]]], np.ndarray]) -> Float[np.ndarray, "seeds times"]:
+    def over_levels(of: Callable[[Observed], np.ndarray]) -> Float[np.ndarray, "seeds times"]:
         return np.mean([of(records[f"{arm}, {level}"]) for level in levels], 0)
 
     return {**{f"variance of audience {j + 1}'s prefix by what serves less that by what hinders":
@@ -200,7 +200,7 @@ def geometry_of(records: Records, arm: str, levels: list[str]) -> dict[str, Floa
             "dimensions of the prefix": over_levels(partial(curve, name="dimensions of the prefix"))}
 
 
-def outcome(settings: Settings, cells: list[list[list[dict[str, float]]]]) -> list[Float[np.ndarray, "seeds levels"]]:
+def outcome(settings: Settings, cells: list[Observed]) -> list[Float[np.ndarray, "seeds levels"]]:
     """Of the trainings at each level: the first audience's gap after its block, what it has lost at the end, re-use."""
     own = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block) for one in cell] for cell in cells]).T
     end, used = (np.array([[one[-1][what] for one in cell] for cell in cells]).T for what in ("gap/0", "reuse"))
@@ -288,7 +288,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     records: Records = {}
     estimates = []
     for seed in range(seeds):
-        init = settings.init.format(seed=seed)
+        init = settings.init_of(seed)
         config = game_of(settings, ARMS[0], first, seed, folder)
         adapter = new_adapter(play, config, init)
         adapter.requires_grad_(False).gated_units.requires_grad_(True)

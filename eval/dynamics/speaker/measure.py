@@ -1,12 +1,11 @@
-"""What every measurement on the real speaker uses: Finding and its rule, the project's loop, captions of few words.
+"""What every measurement on the speaker uses: Finding and its rule, configs, the project's loop, short captions.
 
 A measurement is one module of this package, named like its probe, with a frozen dataclass `Settings`, an instance
-`TINY` of it for tests, a pure function `findings` that turns recorded numbers into findings, and
-`run(settings, seeds, folder) -> (findings, figure)`. No theory passes or fails here: a finding is a statistic of each
-seed, what it is held against (a control run, or a number), and a verdict by a rule that was written down, bar and all,
-before the runs.
+`TINY` of it for tests, a pure function `findings` that turns recorded numbers into findings, and `run(settings, seeds,
+folder) -> (findings, figure)`. No theory passes or fails here: a finding compares a statistic of each seed with a null
+(a control run, or a number) and gives a verdict, by a rule and a bar that were written down before the runs.
 
-Leaves out the command line (eval/dynamics/__main__.py) and training on many processes.
+Leaves out the command line (eval/dynamics/__main__.py) and training on several processes.
 
 Shapes: n seeds, B images, S captions, K prefix vectors, T tokens, D LLM width, V vocabulary.
 """
@@ -27,10 +26,12 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from jaxtyping import Float, Int
+from matplotlib.axes import Axes
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from dixit.config import Config, load_config
+from dixit.common import read_json, write_json
+from dixit.config import Config, find_config, load_config
 from dixit.models.adapter import Adapter
 from dixit.models.listeners import ClipListener
 from dixit.models.speaker import Speaker
@@ -40,9 +41,9 @@ from dixit.training.game_task import GameTask
 from dixit.training.loop import train
 from dixit.training.task import Task
 from dixit.training.warm_start import CaptionTask, WordTask
-from eval.dynamics.probe import _LastingAccelerator
 
-ROOT = Path(__file__).resolve().parents[3]
+from ..probe import _LastingAccelerator
+
 Verdict = Literal["present", "absent", "inconclusive", ""]
 NOTHING = "nothing follows from so few seeds; run more seeds or steps before changing anything"
 SomeTask = TypeVar("SomeTask", bound=Any)
@@ -68,14 +69,14 @@ def judge(difference: Float[np.ndarray, "n"], bar: float) -> Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """A statistic of each seed, held against a null. Without a bar it is a figure that bears no verdict."""
+    """A statistic of each seed, compared with a null. Without a bar it is a figure without a verdict."""
 
     name: str
     values: Sequence[float] | np.ndarray  # one for each seed
     null: float | Sequence[float] | np.ndarray = 0.0  # a number, or the control run of each seed
     bar: float | None = None
-    present: str = ""  # what to change in one's training if the effect is there,
-    absent: str = ""  # and if it is not
+    present: str = ""  # what to change in training if the effect is present
+    absent: str = ""  # and if it is absent
 
     @property
     def verdict(self) -> Verdict:
@@ -117,25 +118,56 @@ def table(rows: list[dict[str, Any]]) -> str:
 # ---- the project's loop ----------------------------------------------------------------------------------
 
 
-def configure(path: str, seed: int, folder: Path, *overrides: str) -> Config:
-    """A YAML of the project with changes: the optimiser's rate is constant, and it is observed as the caller says."""
-    return load_config(ROOT / path, [f"seed={seed}", f"out={folder}", "train.schedule=constant",
-                                     "train.weight_decay=0.0", *overrides])
+@dataclass(frozen=True)
+class FromTrained:
+    """Settings of a measurement that begins with a trained speaker."""
+
+    init: str = "runs/caption_scenes"  # its run; {seed} is filled in
+
+    def init_of(self, seed: int) -> str:
+        return self.init.format(seed=seed)
+
+
+@dataclass(frozen=True)
+class CaptionsAndGame(FromTrained):
+    """Settings of a measurement of the caption warm start from scratch, and of the game from the trained speaker."""
+
+    captions: str = "configs/caption_scenes.yaml"
+    game: str = "configs/pairs/colour_vs_grey.yaml"
+    tokens: int = 9  # of a caption, its end included
+    batch: int = 4
+    samples: int = 3  # captions of each image
+    game_lr: float = 3e-4
+    messages: int = 4  # of each image in the game
+    message_tokens: int = 12
+
+
+KEYS = {"tokens": "speaker.max_tokens", "batch": "train.batch", "samples": "policy.samples",
+        "candidates": "game.candidates", "lr": "train.lr", "warmup": "train.warmup", "steps": "train.steps",
+        "every": "train.eval_every"}  # a keyword of `configure` -> the key of the config
+
+
+def configure(path: str, seed: int, folder: Path, *overrides: str, **settings: int | float) -> Config:
+    """A YAML of the project with changes: `settings` by the names in KEYS, then `overrides`.
+
+    The learning rate is constant, there is no weight decay, the adapter is new, and one checkpoint is kept.
+    """
+    folder = folder.with_name(folder.name.replace(" ", "_"))
+    changes = [f"{KEYS[name]}={value}" for name, value in settings.items()]
+    if "steps" in settings:
+        changes.append(f"train.save_every={settings['steps']}")
+    return load_config(find_config(path), [f"seed={seed}", f"out={folder}", "train.schedule=constant",
+                                     "train.weight_decay=0.0", "speaker.init=''", *changes, *overrides])
 
 
 def accelerator(folder: Path) -> Accelerator:
     return _LastingAccelerator(project_dir=str(folder))
 
 
-def steps(count: int, every: int) -> tuple[str, str, str]:
-    """Overrides: so many steps, an observation every so many, one checkpoint."""
-    return f"train.steps={count}", f"train.eval_every={every}", f"train.save_every={count}"
-
-
 def teach(task: Task, config: Config) -> list[dict[str, float]]:
-    """Train in the project's one loop, afresh; returns what was observed before the first step, on the way, at the end.
+    """Train in the project's one loop, from the start; returns what was observed before, during and after training.
 
-    Checkpoints are not kept: a measurement trains dozens of adapters, and nothing goes on from them.
+    Checkpoints are not kept: a measurement trains dozens of adapters, and none is trained further.
     """
     folder = config.folder
     forget(folder)
@@ -154,15 +186,43 @@ def losses(folder: Path) -> Float[np.ndarray, "steps"]:
 
 
 def forget(folder: Path) -> None:
-    """Remove an earlier training, so that the loop does not take it up."""
+    """Remove an earlier training, so that the loop does not resume it."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for name in ("log.jsonl", "train.json"):
         (folder / name).unlink(missing_ok=True)
 
 
-def curve(records: list[list[dict[str, float]]], name: str) -> Float[np.ndarray, "n times"]:
+def kept(path: Path, key: dict[str, Any]) -> Any:
+    """What `keep` wrote to a file, if it was for this key."""
+    found = read_json(path) if path.is_file() else {}
+    return found.get("values") if found.get("key") == key else None
+
+
+def keep(path: Path, key: dict[str, Any], values: Any) -> None:
+    """Write what was measured, with all that it depends on (`key`), so that it is not measured again."""
+    write_json(path, {"key": key, "values": values})
+
+
+# ---- curves ----------------------------------------------------------------------------------------------
+
+Observed = list[list[dict[str, float]]]  # seed -> time -> what was observed
+
+
+def curve(records: Observed, name: str) -> Float[np.ndarray, "n times"]:
     """One observed figure of all seeds over time."""
     return np.array([[line[name] for line in record] for record in records])
+
+
+def all_curves(records: Observed) -> dict[str, Float[np.ndarray, "n _times"]]:
+    """Every observed figure of all seeds over time, "step" among them."""
+    return {name: curve(records, name) for name in records[0][0]}
+
+
+def plot_seeds(axis: Axes, times: Sequence[float] | np.ndarray, values: Float[np.ndarray, "n times"], label: str = "",
+               colour: str | None = None, linestyle: str = "-") -> None:
+    """The mean over seeds, and every seed as a thin pale line."""
+    line, = axis.plot(times, values.mean(0), color=colour, linestyle=linestyle, label=label)
+    axis.plot(times, values.T, color=line.get_color(), linestyle=linestyle, alpha=0.3, linewidth=0.8)
 
 
 # ---- the speaker -----------------------------------------------------------------------------------------
@@ -226,7 +286,6 @@ class ShortCaptions(CaptionTask):
         self.validation_captions = [self.validation_captions[i] for i in held]
 
 
-
 class ShortWords(WordTask):
     """The first warm start, which does not run the LLM, on scenes of one object."""
 
@@ -234,7 +293,6 @@ class ShortWords(WordTask):
         super().__init__(config, accelerator)
         rows, held = keep_one_object(self)
         self.targets, self.validation_targets = self.targets[rows], self.validation_targets[held]
-
 
 
 def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],

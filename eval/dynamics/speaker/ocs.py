@@ -1,4 +1,4 @@
-"""The optimal constant solution in the speaker: does it first say what captions say on the whole, of any image?
+"""The optimal constant solution in the speaker: does it first learn the captions' marginal, whatever the image?
 
 Captions. Of held-out images with one object, q_i is the speaker's distribution of the token after "A" for image i; p is
 that of the training captions. D = KL(p || mean q), how far the speaker is from the captions' marginal; I = mean
@@ -12,7 +12,7 @@ fits.
 
 Reinforcement. The analogue is a collapse to the best constant message: entropy of messages and I(message; target) from
 samples of a few images, each scored under all of them (so I <= log of their number); the reward of the speaker's
-messages, of the same messages said of other images, and of the single message that pays best on other rounds. The null
+messages, of the same messages for other images, and of the single message that pays best on other rounds. The null
 is a blind game: the target is another image than the one the speaker sees, so that only constant messages can pay.
 
 Sizes, rates and bars are [stand-in]. Leaves out humans, and decoders trained from scratch.
@@ -43,16 +43,18 @@ from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker.measure import (
+
+from .measure import (
+    CaptionsAndGame,
     Finding,
     ShortCaptions,
     accelerator,
     again,
+    all_curves,
     configure,
-    curve,
     final_states,
     new_adapter,
-    steps,
+    plot_seeds,
     teach,
 )
 
@@ -60,25 +62,16 @@ from eval.dynamics.speaker.measure import (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CaptionsAndGame):
     """One step of captions is 4 images x 3 captions, one of the game 4 images x 4 messages."""
 
-    captions: str = "configs/caption_scenes.yaml"
-    game: str = "configs/pairs/colour_vs_grey.yaml"
-    init: str = "runs/caption_scenes"  # the trained speaker; {seed} is filled in
-    tokens: int = 9  # of a caption, its end included
-    batch: int = 4
-    samples: int = 3  # captions of each image
     steps: int = 48
     every: int = 4
     lr: float = 1e-3
     bias_rate: float = 100.0  # of the output bias: AdamW moves every parameter alike, and logits are large
     images: int = 16  # held out, with one object
     game_steps: int = 12
-    game_lr: float = 3e-4
-    messages: int = 4  # of each image: in training, and in the estimate of I
-    message_tokens: int = 12
-    crowd: int = 5  # images in the estimate of I
+    crowd: int = 5  # images in the estimate of I, with `messages` of each
     rounds: int = 32  # images in that of rewards
 
 
@@ -115,9 +108,10 @@ def ocs_distance(p: Float[np.ndarray, "V"], q: Float[np.ndarray, "n V"]) -> floa
 
 def negative_slope(p: Float[np.ndarray, "V"], q: Float[np.ndarray, "n V"], words: Int[np.ndarray, "W"],
                    lacks: np.ndarray) -> float:
-    """The least-squares slope over words w of 1 - P(w | images without w) on 1 - p_w; lacks (n, W) says without.
+    """The least-squares slope over words w of 1 - P(w | images without w) on 1 - p_w.
 
-    Words that no caption holds there, or that no image lacks, are left out; NaN if fewer than two are left.
+    lacks (n, W) is True where the image lacks the word. Words that no caption holds there, or that no image lacks, are
+    left out; NaN if fewer than two are left.
     """
     base = p[words]
     some = (base > 0) & lacks.any(0)
@@ -137,7 +131,7 @@ def message_information(logp: Float[np.ndarray, "M n"], own: Int[np.ndarray, "M"
 
 
 def rewards(paid: Float[np.ndarray, "n n"]) -> tuple[float, float, float]:
-    """(of each message for its own target, of messages said of other targets, of the best constant message).
+    """(of each message for its own target, of messages made for other targets, of the best constant message).
 
     paid[m, i] is what message m pays for target i. The best constant one is chosen on the even targets and valued on
     the odd ones, and the other way round: the best of many on the same rounds would look better than it is.
@@ -183,7 +177,8 @@ class OcsCaptions(ShortCaptions):
         tokens, mask = self.speaker.encode([text for row in self.captions for text in row])
         after = tokens[(tokens[:, 0] == start) & mask[:, 1]][:, 1].cpu().numpy()
         self.p = np.bincount(after, minlength=len(self.speaker.llm.get_input_embeddings().weight)) / len(after)
-        described = [(i, text) for i, row in enumerate(self.validation_captions) for text in row[:1] if text.startswith("A ")]
+        described = [(i, captions[0]) for i, captions in enumerate(self.validation_captions)
+                     if captions and captions[0].startswith("A ")]
         self.described = np.array([i for i, _ in described[:settings.images]])
         self.texts = [text for _, text in described[:settings.images]]
         names = [w for kind in (scenes.COLOURS, scenes.SHAPES, scenes.SIZES, scenes.TEXTURES[1:]) for w in kind]
@@ -249,7 +244,8 @@ class MessageGame(GameTask):
         texts = speaker.decode(*speaker.sample(prefix, draws)[:2])
         said = [text for text in texts for _ in range(self.rounds)]
         logits = score_all(self.validation_listeners, said, self.pools)
-        paid = game.listener_reward(self.config.game.reward, logits, self.audience.listener_weights).unflatten(0, (self.rounds, -1))
+        paid = game.listener_reward(self.config.game.reward, logits, self.audience.listener_weights)
+        paid = paid.unflatten(0, (self.rounds, -1))
         own, other, best = rewards(paid.double().cpu().numpy())
         few, n = prefix[:settings.crowd], settings.messages
         draws = torch.from_numpy(rng("crowd").random((len(few) * n, most), dtype=np.float32)).to(speaker.device)
@@ -345,10 +341,8 @@ def draw(captions: Curves, games: Curves, reference: dict[str, np.ndarray]) -> F
         ("D", "D: to the captions' marginal"), ("I", "I: how much it depends on the image"),
         ("G", "G: nats a wrong image costs"), ("slope", "slope of true-negative rates (OCS: 1)"))
     for axis, (name, title) in zip(axes.flat, titles, strict=False):
-        for arm, curves in captions.items():
-            line, = axis.plot(curves["step"][0], curves[name].mean(0), label=arm)
-            for row in curves[name]:
-                axis.plot(curves["step"][0], row, color=line.get_color(), alpha=0.3, linewidth=0.8)
+        for arm, one in captions.items():
+            plot_seeds(axis, one["step"][0], one[name], arm)
         if name in reference and name != "D":
             axis.axhline(reference[name].mean(), color="black", linestyle="--", linewidth=1, label="trained speaker")
         axis.set(title=title, xlabel="step")
@@ -368,14 +362,10 @@ def draw(captions: Curves, games: Curves, reference: dict[str, np.ndarray]) -> F
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: three arms of captions and two games for each seed."""
-    def observed(records: dict[str, list[list[dict[str, float]]]]) -> Curves:
-        return {arm: {name: curve(rows, name) for name in rows[0][0]} for arm, rows in records.items()}
-
     def caption_config(arm: str, seed: int) -> Config:
-        return configure(settings.captions, seed, folder / f"{arm}_{seed}".replace(" ", "_"), "speaker.init=''",
-                         f"speaker.max_tokens={settings.tokens}", f"train.batch={settings.batch}",
-                         f"policy.samples={settings.samples}", f"train.lr={settings.lr}", "train.warmup=2",
-                         *steps(settings.steps, settings.every))
+        return configure(settings.captions, seed, folder / f"{arm}_{seed}", tokens=settings.tokens,
+                         batch=settings.batch, samples=settings.samples, lr=settings.lr, warmup=2,
+                         steps=settings.steps, every=settings.every)
 
     config = caption_config(ARMS[0], 0)
     task = OcsCaptions(config, accelerator(folder))
@@ -384,7 +374,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     captions: dict[str, list[list[dict[str, float]]]] = {arm: [] for arm in ARMS}
     reference: list[dict[str, float]] = []
     for seed in range(seeds):
-        trained = new_adapter(task, config, settings.init.format(seed=seed))
+        trained = new_adapter(task, config, settings.init_of(seed))
         reference.append(again(task, config, trained).validate(0))
         for arm in ARMS:
             config = caption_config(arm, seed)
@@ -397,10 +387,9 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     del task
 
     def game_config(arm: str, seed: int) -> Config:
-        return configure(settings.game, seed, folder / f"{arm}_{seed}".replace(" ", "_"), "speaker.init=''",
-                         f"speaker.max_tokens={settings.message_tokens}", f"train.batch={settings.batch}",
-                         f"policy.samples={settings.messages}", f"train.lr={settings.game_lr}", "train.warmup=2",
-                         *steps(settings.game_steps, settings.game_steps // 2))
+        return configure(settings.game, seed, folder / f"{arm}_{seed}", tokens=settings.message_tokens,
+                         batch=settings.batch, samples=settings.messages, lr=settings.game_lr, warmup=2,
+                         steps=settings.game_steps, every=settings.game_steps // 2)
 
     config = game_config(GAMES[0], 0)
     play = MessageGame(config, accelerator(folder))
@@ -409,9 +398,9 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     for seed in range(seeds):
         for arm in GAMES:
             config = game_config(arm, seed)
-            one_game = again(play, config, new_adapter(play, config, settings.init.format(seed=seed)))
+            one_game = again(play, config, new_adapter(play, config, settings.init_of(seed)))
             one_game.blind = arm == GAMES[1]
             games[arm].append(teach(one_game, config))
     columns = {name: np.array([row[name] for row in reference]) for name in reference[0]}
-    return (findings(observed(captions), observed(games), columns),
-            draw(observed(captions), observed(games), columns))
+    taught, played = ({arm: all_curves(rows) for arm, rows in some.items()} for some in (captions, games))
+    return findings(taught, played, columns), draw(taught, played, columns)

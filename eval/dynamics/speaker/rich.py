@@ -1,12 +1,13 @@
-"""Rich and lazy learning in the speaker: what training conserves, how far the tangent kernel moves, and what a
-rescaling of layers that leaves the function alone does to both and to the game.
+"""Rich and lazy learning in the speaker: what training conserves, and what rescaled layers do to it.
 
-Under gradient flow the invariance of a map under a rescaling conserves a quantity (probe rich: delta). The default
-adapter has exact ones despite its norms and biases, for they are invariances between layers with nothing between
-them: for every head Q Q' - K K' and V V' - O'O (Q, K, V with their biases as one more column), and for every channel of
-the last norm gain^2 + shift^2 - |column of the last map|^2. Of its MLPs, whose GELU is not homogeneous, |w_in|^2 + b^2
-- |w_out|^2 is not conserved. The drift of each after training is given over the drift that the same steps would have
-made with their entries in random order, the null, which is 1; for plain gradient descent and for AdamW.
+Measured are the quantities that gradient flow conserves, how far the tangent kernel moves, and what a rescaling of
+layers that leaves the function unchanged does to both and to the game. Under gradient flow the invariance of a map
+under a rescaling conserves a quantity (probe rich: delta). The default adapter has exact ones despite its norms and
+biases, because they are invariances between layers with nothing between them: for every head Q Q' - K K' and V V' - O'O
+(Q, K, V with their biases as one more column), and for every channel of the last norm gain^2 + shift^2 - |column of the
+last map|^2. Of its MLPs, whose GELU is not homogeneous, |w_in|^2 + b^2 - |w_out|^2 is not conserved. The drift of each
+over training is divided by the drift that the same steps would have caused with their entries in random order; that
+null is 1. It is given for plain gradient descent and for AdamW.
 
 Intervention: V and its bias over alpha and O times alpha in every attention, gain and shift of the last norm over alpha
 and the last map times alpha. The function is the same (checked before training; a run stops if it is not). Large
@@ -40,34 +41,30 @@ from dixit.config import Config
 from dixit.models.adapter import Adapter
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker.measure import (
+
+from ...geometry import kernel_change
+from .measure import (
+    CaptionsAndGame,
     Finding,
     ShortCaptions,
     accelerator,
     again,
+    all_curves,
     configure,
-    curve,
     final_states,
     new_adapter,
-    steps,
+    plot_seeds,
     teach,
 )
-from eval.geometry import kernel_change
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CaptionsAndGame):
     """One step of captions is 4 images x 3 captions, one of the game 4 images x 4 messages."""
 
-    captions: str = "configs/caption_scenes.yaml"
-    game: str = "configs/pairs/colour_vs_grey.yaml"
-    init: str = "runs/caption_scenes"  # the speaker that the game begins with; {seed} is filled in
     alphas: tuple[float, ...] = (0.1, 1.0, 10.0)
-    tokens: int = 9  # of a caption, its end included
-    batch: int = 4
-    samples: int = 3  # captions of each image
     steps: int = 16
     every: int = 8
     fall: float = 0.5  # nats that the first step of plain gradient descent takes off, to first order: sets its rate
@@ -75,9 +72,6 @@ class Settings:
     items: int = 16  # images of the kernel
     game_batch: int = 4
     game_steps: int = 8
-    game_lr: float = 3e-4
-    messages: int = 4
-    message_tokens: int = 12
     rounds: int = 96  # held-out images of the gap
 
 
@@ -279,10 +273,8 @@ def draw(settings: Settings, curves: dict[str, dict[str, np.ndarray]], drift: di
     figure = Figure(figsize=(15, 4), layout="constrained")
     left, second, third, right = figure.subplots(1, 4)
     for arm, one in curves.items():
-        line, = left.plot(one["step"][0], one["S"].mean(0), label=arm)
-        for row in one["S"]:
-            left.plot(one["step"][0], row, color=line.get_color(), alpha=0.3, linewidth=0.8)
-        second.plot(one["step"][0], one["nats"].mean(0), color=line.get_color(), label=arm)
+        plot_seeds(left, one["step"][0], one["S"], arm)
+        second.plot(one["step"][0], one["nats"].mean(0), label=arm)
     left.set(title="distance of the tangent kernel S", xlabel="step")
     second.set(title="held-out loss, nats per caption", xlabel="step")
     for i, (name, kinds) in enumerate(drift.items()):
@@ -304,10 +296,9 @@ def draw(settings: Settings, curves: dict[str, dict[str, np.ndarray]], drift: di
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: plain gradient descent at every alpha, AdamW at alpha 1, then the game."""
     def caption_config(name: str, seed: int, rule: str, lr: float = 0.0) -> Config:
-        return configure(settings.captions, seed, folder / name, "speaker.init=''",
-                         f"speaker.max_tokens={settings.tokens}", f"train.batch={settings.batch}",
-                         f"policy.samples={settings.samples}", f"train.optimizer={rule}", f"train.lr={lr}",
-                         "train.warmup=0", "train.clip_norm=0.0", *steps(settings.steps, settings.every))
+        return configure(settings.captions, seed, folder / name, f"train.optimizer={rule}", "train.clip_norm=0.0",
+                         tokens=settings.tokens, batch=settings.batch, samples=settings.samples, lr=lr, warmup=0,
+                         steps=settings.steps, every=settings.every)
 
     task = KernelCaptions(caption_config("start", 0, "sgd"), accelerator(folder))
     task.prepare(settings)
@@ -325,23 +316,22 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             config = caption_config(name, seed, rule, lr)
             records.setdefault(arm, []).append(teach(again(task, config, adapter), config))
     del task
-    curves = {arm: {name: curve(rows, name) for name in rows[0][0]} for arm, rows in records.items()}
+    curves = {arm: all_curves(rows) for arm, rows in records.items()}
     drift = {rule: {name.removeprefix("drift/"): values[:, -1] for name, values in curves[f"{rule}, alpha 1"].items()
                     if name.startswith("drift/")} for rule in ("SGD", "AdamW")}
     sgd = {alpha: curves[f"SGD, alpha {alpha:g}"] for alpha in settings.alphas}
 
     def game_config(name: str, seed: int) -> Config:
-        return configure(settings.game, seed, folder / f"game_{name}".replace(" ", "_"), "speaker.init=''",
-                         f"speaker.max_tokens={settings.message_tokens}", f"train.batch={settings.game_batch}",
-                         f"policy.samples={settings.messages}", f"train.lr={settings.game_lr}", "train.warmup=2",
-                         *steps(settings.game_steps, settings.game_steps))
+        return configure(settings.game, seed, folder / f"game_{name}", tokens=settings.message_tokens,
+                         batch=settings.game_batch, samples=settings.messages, lr=settings.game_lr, warmup=2,
+                         steps=settings.game_steps, every=settings.game_steps)
 
     game = GapGame(game_config("start", 0), accelerator(folder))
     game.validation = game.validation.select(range(min(settings.rounds, len(game.validation))))
     gaps: dict[str, list[float]] = {}
     for seed in range(seeds):
         for name in [*(f"{alpha:g}" for alpha in settings.alphas), "1 again"]:
-            plain = new_adapter(game, game_config(f"{name}_{seed}", seed), settings.init.format(seed=seed))
+            plain = new_adapter(game, game_config(f"{name}_{seed}", seed), settings.init_of(seed))
             adapter = rescale(plain, float(name.split()[0]))
             differences.append(check_function(game, plain, adapter))
             config = game_config(f"{name}_{seed}", seed + 1000 * name.endswith("again"))

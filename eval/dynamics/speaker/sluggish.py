@@ -13,8 +13,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from eval.dynamics.speaker import continual
-from eval.dynamics.speaker.measure import Finding
+from . import continual
+from .measure import Finding
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Settings(continual.Settings):
         f"hebbian_gate+sluggish interleaved lag={share}" for share in (0.3, 0.1, 0.03)))
 
 
-TINY = Settings(conditions=("hebbian_gate interleaved", "hebbian_gate+sluggish interleaved lag=0.1"), block=4, every=2,
-                batch=4, messages=2, tokens=6, candidates=3, rounds=4, pools=4, used=4)
+TINY = Settings(**vars(continual.TINY) | {
+    "conditions": ("hebbian_gate interleaved", "hebbian_gate+sluggish interleaved lag=0.1")})
 
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:

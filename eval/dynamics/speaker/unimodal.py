@@ -2,20 +2,20 @@
 
 Before the caption "A red circle." stands one word of text, a colour that is the object's in `reliable` of all images
 and any other one else; the image tells colour and shape. Where a pretrained LLM copies words from the start (the text
-gap there tells), t_text says nothing of learning, while what it sees must be learned: t_image, the half-time of the
-nats that a wrong image costs, is what is compared. The image enters at one of three depths, and nothing else differs:
-one vector, at first 0, is added to every token's hidden state at the input, before the middle layer, or before the
-output head, which makes it a sum of logits. It is a linear map of the mean of what the trained adapter `init` gives
-as its prefix, so that the eyes have been opened before; all of it is trained. (A prefix at the input, the speaker as
-it is, is kind "prefix": it starts without the map, so its times do not compare.) The null: hints that are random
-colours, of no use.
+gap at the start shows it), t_text does not measure learning, while the use of the image must be learned. So t_image,
+the half-time of the nats that a wrong image costs, is what is compared. The image enters at one of three depths, and
+nothing else differs: one vector, at first 0, is added to every token's hidden state at the input, before the middle
+layer, or before the output head, which makes it a sum of logits. It is a linear map of the mean of what the trained
+adapter `init` gives as its prefix, so that image features are usable from the start; all of it is trained. (A prefix at
+the input, the speaker as it is, is kind "prefix": it starts without the map, so its times do not compare.) The null:
+hints that are random colours, of no use.
 
 Full loss, loss with another image, loss with another hint, on held-out images. Image gap and text gap are the last two
 less the first. The unimodal phase: steps from when the loss with a wrong image has made 90 % of its fall to when the
 image gap has come to 10 % of its last value. Misattribution: how far the text gap once was above its last value.
 
 All sizes and bars are [stand-in]. The theory (Zhang, Latham, Saxe 2024) trains both pathways and every layer; here the
-language model is frozen, so theory says nothing of the numbers. Theory's direction, late is slow, was declared first;
+language model is frozen, so theory does not predict the numbers. Theory's direction, late is slow, was declared first;
 the other one was added after a pilot with seed 0. Leaves out decoders trained from scratch.
 
 Shapes: n seeds, B images, K vectors, T tokens (the hint first), D LLM width, V vocabulary.
@@ -43,15 +43,17 @@ from dixit.models.decoder import LlamaDecoder
 from dixit.models.speaker import Speaker, TokenLogp
 from dixit.training import game
 from dixit.training.runs import patch_batch
-from eval.dynamics.speaker.measure import (
+
+from .measure import (
     Finding,
+    FromTrained,
     ShortCaptions,
     accelerator,
     again,
+    all_curves,
     configure,
-    curve,
     new_adapter,
-    steps,
+    plot_seeds,
     teach,
 )
 
@@ -59,11 +61,10 @@ from eval.dynamics.speaker.measure import (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(FromTrained):
     """One step is 8 images with one caption each."""
 
     captions: str = "configs/caption_scenes.yaml"
-    init: str = "runs/caption_scenes"  # the trained adapter; {seed} is filled in
     fusions: tuple[str, ...] = ("input", "middle", "logits")
     reliable: float = 0.75
     batch: int = 8
@@ -188,7 +189,8 @@ class HintedCaptions(ShortCaptions):
         colours = self.speaker.tokenizer([f" {colour}" for colour in COLOURS], add_special_tokens=False)["input_ids"]
         self.names = torch.tensor([ids[0] for ids in colours], device=self.speaker.device)
         self.texts, self.hints = self.material(list(self.data["record"]), settings.reliable, useful, "train")
-        self.held_texts, self.held_hints = self.material(list(self.validation["record"]), settings.reliable, useful, "held")
+        self.held_texts, self.held_hints = self.material(list(self.validation["record"]), settings.reliable, useful,
+                                                         "held")
         layers = len(self.speaker.llm.model.layers)
         self.places = {"input": 0, "middle": layers // 2, "logits": layers}
         # What is added comes in units of the hidden states there: their root mean square over some captions.
@@ -311,9 +313,7 @@ def draw(curves: Curves) -> Figure:
             one = curves[fusion, hints]
             for axis, names in (top, ("full", "without image")), (bottom, ("image gap", "text gap")):
                 for i, name in enumerate(names):
-                    axis.plot(one["step"][0], one[name].mean(0), f"C{i}", linestyle=style, label=f"{name}, {hints}")
-                    for row in one[name]:
-                        axis.plot(one["step"][0], row, f"C{i}", linestyle=style, alpha=0.25, linewidth=0.8)
+                    plot_seeds(axis, one["step"][0], one[name], f"{name}, {hints}", f"C{i}", style)
         top.set(title=f"image enters: {fusion}", ylabel="nats per caption" if fusion == fusions[0] else "")
         bottom.set(xlabel="step", ylabel="gap, nats per caption" if fusion == fusions[0] else "")
         top.legend(fontsize=7)
@@ -324,9 +324,8 @@ def draw(curves: Curves) -> Figure:
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: every fusion with useful and with random hints."""
     def config_of(name: str, seed: int) -> Config:
-        return configure(settings.captions, seed, folder / name.replace(" ", "_"), "speaker.init=''",
-                         f"train.batch={settings.batch}", f"train.lr={settings.lr}", "train.warmup=2",
-                         *steps(settings.steps, settings.every))
+        return configure(settings.captions, seed, folder / name, batch=settings.batch, lr=settings.lr, warmup=2,
+                         steps=settings.steps, every=settings.every)
 
     task = HintedCaptions(config_of("start", 0), accelerator(folder))
     records: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
@@ -335,10 +334,9 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
         for fusion in settings.fusions:
             for seed in range(seeds):
                 config = config_of(f"{fusion}_{hints}_{seed}", seed)
-                adapter = new_adapter(task, config, settings.init.format(seed=seed))
+                adapter = new_adapter(task, config, settings.init_of(seed))
                 some = patch_batch(task.store, np.arange(min(64, len(task.store))), task.speaker.device)
                 module = Fusion(adapter, some, fusion, settings.scale)
                 records.setdefault((fusion, hints), []).append(teach(again(task, config, module), config))
-    curves = {key: {name: curve(rows, name) for name in rows[0][0]} for key, rows in records.items()}
-    ordered = {(fusion, hints): curves[fusion, hints] for fusion in settings.fusions for hints in HINTS}
+    ordered = {(fusion, hints): all_curves(records[fusion, hints]) for fusion in settings.fusions for hints in HINTS}
     return findings(ordered), draw(ordered)

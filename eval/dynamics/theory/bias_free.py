@@ -1,0 +1,55 @@
+"""Two-layer ReLU networks without biases: linear regression as a floor, and learning as a slower linear network.
+
+f(x) = W2 s(W1 x) with s(z) = max(z, slope z); on symmetric data (every x has its -x, and y is odd) such a network
+fits no better than linear regression, and from a small balanced start it learns as a linear network does, at
+(1 + slope)/2 of the speed and with sqrt(2/(1 + slope)) times its weights (Zhang, Saxe, Latham,
+openreview.net/forum?id=Ucpfdn66k2). The symmetry condition is from memory.
+
+Shapes: n points, D inputs, H hidden units, M times.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from scipy.integrate import solve_ivp
+
+
+def regression(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "D"], float]:
+    """Least-squares coefficients and their loss, half the mean squared error: no bias-free network has a lower one.
+
+    Holds on symmetric data: the odd part of the network is linear, and its even part only adds error.
+    """
+    beta = np.linalg.lstsq(x, y, rcond=None)[0]
+    return beta, float(((y - x @ beta) ** 2).mean() / 2)
+
+
+def parts(first: Float[np.ndarray, "D H"], last: Float[np.ndarray, "H 1"], x: Float[np.ndarray, "n D"], slope: float,
+          ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """The output of a two-layer network, split into its odd and its even part.
+
+    Odd (1 + slope)/2 W2 W1 x, even (1 - slope)/2 W2 |W1 x|; their sum is the output at every x.
+    """
+    h = x @ first
+    return (1 + slope) / 2 * (h @ last)[:, 0], (1 - slope) / 2 * (np.abs(h) @ last)[:, 0]
+
+
+def scale(slope: float) -> float:
+    """sqrt(2/(1 + slope)): the network's weights over those of the linear network that it follows.
+
+    The linear network is taken at (1 + slope)/2 of the time. Zhang, Saxe, Latham.
+    """
+    return float(np.sqrt(2 / (1 + slope)))
+
+
+def strength(times: Float[np.ndarray, "M"], target: float, start: float, slope: float = 0.0, depth: int = 2,
+             ) -> Float[np.ndarray, "M"]:
+    """w(t), the length of the linear map, for whitened inputs, square loss and a balanced start along the target.
+
+    `target` is B, the length of the target, and `start` is w0. Depth 2: w = B / (1 + (B/w0 - 1) exp(-(1 + slope) B t)).
+    Deeper (slope 0): w' = L/2 w^(2 - 2/L) (B - w), half the speed of a linear network at every depth L. Derived.
+    """
+    if depth == 2:
+        return target / (1 + (target / start - 1) * np.exp(-(1 + slope) * target * times))
+    return solve_ivp(lambda t, w: depth / 2 * w ** (2 - 2 / depth) * (target - w), (0, times[-1]), [start], "DOP853",
+                     times, rtol=1e-11, atol=1e-13).y[0]
