@@ -154,6 +154,11 @@ def command_line() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
+def program(module: str) -> str:
+    """The name of the running command for its usage line: "dixit NAME" if started so, else "python -m MODULE"."""
+    return sys.argv[0] if sys.argv[0].startswith("dixit ") else f"python -m {module}"
+
+
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB (10^9 bytes)."""
     status = Path("/proc/self/status")

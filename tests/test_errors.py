@@ -190,7 +190,8 @@ def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "scripts/train.py", tiny.game_config, f"out={run}", "train.steps=100000", "train.lr=1e-4"],
-        cwd=ROOT, env=tiny.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        cwd=ROOT, env=tiny.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
     while not checkpoints(run) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dixit.common import DixitError, locked, run_main, scratch_dir, write_json
+from dixit.common import DixitError, locked, program, run_main, scratch_dir, write_json
 from dixit.data import prepare
 
 
@@ -304,7 +304,7 @@ def fetch(entry: Asset, label: str = "") -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command: list the table, or fetch some or all; every failure is one line, told at the end."""
-    parser = argparse.ArgumentParser(prog="python -m dixit.data.assets",
+    parser = argparse.ArgumentParser(prog=program("dixit.data.assets"),
                                      description="Fetch the pretrained parts and image sets.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which assets (default: all)")
     parser.add_argument("--list", action="store_true", help="show the table and what is already there")

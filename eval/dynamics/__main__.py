@@ -24,6 +24,7 @@ from dixit.common import (
     command_line,
     git_commit,
     peak_memory_gb,
+    program,
     run_main,
     write_json,
 )
@@ -72,7 +73,7 @@ def report(runs: list[Path], root: Path = ROOT) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m eval.dynamics", description=__doc__,
+    parser = argparse.ArgumentParser(program("eval.dynamics"), description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="a probe, all, or report")
     parser.add_argument("run", nargs="*", type=Path, metavar="FOLDER", help="of a finished run, for report")

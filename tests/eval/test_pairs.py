@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dixit.common import DixitError, read_json
-from dixit.config import Config, SpeakerConfig, load_config, settings_hash
+from dixit.config import Config, SpeakerConfig, configs_folder, load_config, settings_hash
 from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run
@@ -21,7 +21,7 @@ from eval import pairs
 from eval.baselines import best_of, contrastive, judge, untrained_speakers
 from eval.evaluate import dataset_of, generate_captions, measure
 from eval.pages import results_page, summary
-from eval.pairs import Made, base_captions, ceilings, configs, keep, make, overrides_of, variant, why_anew
+from eval.pairs import Made, base_captions, ceilings, keep, make, overrides_of, variant, why_anew
 from eval.tables import RESULTS, Cell, Row, find, find_cell, look_up, over_seeds, read_cells, read_rows
 
 
@@ -96,7 +96,7 @@ def test_every_kept_cell_of_a_pair_is_of_todays_config():
     """The hash in cells.csv is that of the pair's YAML file with the changes that the cell's command names."""
     for cell in (cell for cell in read_cells() if cell.experiment == "pairs" and cell.seed):
         pair, *changes = cell.condition.split("+")
-        config = load_config(configs() / "pairs" / f"{pair}.yaml", overrides_of(int(cell.seed), False, changes))
+        config = load_config(configs_folder() / "pairs" / f"{pair}.yaml", overrides_of(int(cell.seed), False, changes))
         assert cell.config_hash == settings_hash(config), cell
 
 
@@ -126,7 +126,7 @@ def test_the_command_says_which_cell_is_made_anew_and_skips_the_others(home, gam
     path = Path(shutil.copy(home.game_config, tmp_path / "pairs" / "p.yaml"))
     runs = tmp_path / "runs"
     shutil.copytree(game_run, runs / "p_0")
-    monkeypatch.setattr(pairs, "configs", lambda: tmp_path)
+    monkeypatch.setattr(pairs, "configs_folder", lambda: tmp_path)
     monkeypatch.setattr(pairs, "PAIRS", ["p"])
     monkeypatch.setattr("sys.argv", ["run_pairs", "p", "--seeds", "0", "--quick", "--runs", str(runs)])
     one = made(0, 0.1, 0.3)

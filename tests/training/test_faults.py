@@ -7,12 +7,14 @@ import json
 import os
 from pathlib import Path
 
+import fault_bench
 import faults
 import pytest
 import torch
 from processes import fork, wait
 
 from dixit.common import DixitError
+from dixit.models.listeners import score_all
 from dixit.training.checkpoints import checkpoints
 
 MOST = {"lost_process": 1, "failing_listener": 1, "any_caption": 4, "damaged_cache": 2, "bad_image": 6}
@@ -52,14 +54,14 @@ def test_a_lost_case_is_told(bench, monkeypatch):
 def test_a_damaged_checkpoint_does_not_push_out_sound_ones(bench, tmp_path):
     """A later one that is damaged is none of the newest that are kept."""
     run = tmp_path / "run"
-    assert bench.child(run, lambda: faults.toy(run, steps=6, save_every=6))[0] == 0
+    assert bench.child(run, lambda: fault_bench.toy(run, steps=6, save_every=6))[0] == 0
     (run / "checkpoints" / "step_000006").rename(run / "checkpoints" / "step_000900")
     (run / "checkpoints" / "step_000900" / "state.json").write_text("{")
-    assert bench.child(run, lambda: faults.toy(tmp_path / "short", steps=3, save_every=3))[0] == 0
+    assert bench.child(run, lambda: fault_bench.toy(tmp_path / "short", steps=3, save_every=3))[0] == 0
     (tmp_path / "short" / "checkpoints" / "step_000003").rename(run / "checkpoints" / "step_000003")
-    code, said = bench.child(run, lambda: faults.toy(run, steps=4, save_every=1, keep_last=1))
+    code, said = bench.child(run, lambda: fault_bench.toy(run, steps=4, save_every=1, keep_last=1))
     assert code == 0 and "step_000900 is damaged" in said
-    assert faults.sound(run) == [4]
+    assert fault_bench.sound(run) == [4]
 
 
 def test_checkpoints_of_many_digits_are_in_order(tmp_path):
@@ -75,9 +77,9 @@ def test_the_log_is_begun_anew_when_it_is_large(bench, tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     monkeypatch.setattr(loop, "_rotated", lambda log, folder, most, real=loop._rotated: real(log, folder, 1000.0))
-    code, said = bench.child(run, lambda: faults.toy(run, lambda s: os.kill(os.getpid(), 9) if s == 11 else None))
+    code, said = bench.child(run, lambda: fault_bench.toy(run, lambda s: os.kill(os.getpid(), 9) if s == 11 else None))
     assert code == -9 and (run / "log.old.jsonl").is_file(), said
-    assert bench.child(run, lambda: faults.toy(run))[0] == 0
+    assert bench.child(run, lambda: fault_bench.toy(run))[0] == 0
     steps = [json.loads(line)["step"] for name in ("log.old.jsonl", "log.jsonl")
              for line in (run / name).read_text().splitlines()]
     assert steps == list(range(steps[0], 13)) and len(steps) >= 5
@@ -90,7 +92,7 @@ def test_a_listener_that_fails_is_named():
             raise KeyError("colour\nof what")
 
     with pytest.raises(DixitError, match=r"^listener 1 failed \(KeyError: .*then run the same command again$"):
-        faults.score_all([Broken()], ["a"], torch.zeros(1, 2, dtype=torch.long))
+        score_all([Broken()], ["a"], torch.zeros(1, 2, dtype=torch.long))
 
 
 def resident() -> float:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import faults
+import fault_bench
 import pytest
 import torch
 from processes import as_rank, fork, wait
@@ -39,7 +39,7 @@ def whole(tmp_path_factory) -> Path:
     """The toy's run on one host, never broken."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
     run = tmp_path_factory.mktemp("whole") / "run"
-    faults.toy(run)
+    fault_bench.toy(run)
     return run
 
 
@@ -47,7 +47,7 @@ def start(hosts: Hosts, run: Path, **toy: object) -> list[int]:
     """A process of the toy's training on each host."""
     def work(host: int) -> None:
         enter(hosts.names[host])
-        faults.toy(run, **toy)
+        fault_bench.toy(run, **toy)
 
     return [fork(lambda host=host: work(host), run.with_suffix(f".{host}"),
                  **as_rank(host, len(hosts.names), hosts.addresses[0], 29511, INTERFACE))
@@ -57,7 +57,7 @@ def start(hosts: Hosts, run: Path, **toy: object) -> list[int]:
 def same(one: Path, other: Path) -> None:
     first, second = (load_file(trained_weights(run)) for run in (one, other))
     assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
-    assert [row["step"] for row in faults.lines(one)] == [row["step"] for row in faults.lines(other)]
+    assert [row["step"] for row in fault_bench.lines(one)] == [row["step"] for row in fault_bench.lines(other)]
 
 
 def test_a_slow_and_lossy_link_changes_nothing_but_the_time(whole, tmp_path):
@@ -93,29 +93,29 @@ def test_a_host_that_is_gone_ends_the_job_with_one_line_and_it_goes_on(whole, tm
         codes = [wait(child) for child in children]
         took = time.monotonic() - began
         for host in {0, 1} - ({victim} if how == "killed" else set()):
-            faults.one_error(codes[host], run.with_suffix(f".{host}").read_text(), "lost the other",
+            fault_bench.one_error(codes[host], run.with_suffix(f".{host}").read_text(), "lost the other",
                              "run the same command again")
         assert took < TIMEOUT + 20
-        assert faults.sound(run) == [3, 6]
+        assert fault_bench.sound(run) == [3, 6]
         shutil.copytree(run, tmp_path / "elsewhere")
         hosts.off = set()
         assert [wait(child) for child in start(hosts, run)] == [0, 0], run.with_suffix(".0").read_text()
     same(whole, run)
-    assert wait(fork(lambda: faults.toy(tmp_path / "elsewhere"), gate)) == 0  # and on one process
+    assert wait(fork(lambda: fault_bench.toy(tmp_path / "elsewhere"), gate)) == 0  # and on one process
     same(whole, tmp_path / "elsewhere")
 
 
 def test_a_host_that_never_comes_is_told_in_time(tmp_path):
     def work() -> None:
         enter(hosts.names[0])
-        faults.toy(tmp_path / "run", timeout=3)
+        fault_bench.toy(tmp_path / "run", timeout=3)
 
     with Hosts(2) as hosts:
         for rank in (0, 1):  # the first host waits for the second, the second for the first
             said = tmp_path / f"said_{rank}"
             child = fork(work, said, **as_rank(rank, 2, hosts.addresses[0] if rank == 0 else hosts.addresses[1], 29512,
                                                INTERFACE))
-            faults.one_error(wait(child), said.read_text(), "did not meet", "run the same command again")
+            fault_bench.one_error(wait(child), said.read_text(), "did not meet", "run the same command again")
 
 
 def launch(hosts: Hosts, tiny, run: Path) -> list[subprocess.Popen]:
@@ -150,6 +150,6 @@ def test_accelerate_launch_on_two_hosts_one_of_which_is_killed(home, train, tmp_
     one, other = (load_file(trained_weights(r)) for r in (tmp_path / "whole", run))
     for key in one:
         torch.testing.assert_close(one[key], other[key], atol=2e-3, rtol=1e-2)
-    first, second = (faults.lines(r) for r in (tmp_path / "whole", run))
+    first, second = (fault_bench.lines(r) for r in (tmp_path / "whole", run))
     assert [row["step"] for row in first] == [row["step"] for row in second]
     assert all(a["loss"] == pytest.approx(b["loss"], abs=1e-3) for a, b in zip(first, second, strict=True))
