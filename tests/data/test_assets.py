@@ -195,7 +195,7 @@ def test_all_failures_are_told_at_the_end(cache: Path, monkeypatch: pytest.Monke
     good = entry(make_wheel(cache / "downloads" / "tiny.whl", {"pkg/a.txt": b"hello"}))
     monkeypatch.setenv("PATH", "")
     bad = entry(tmp_path / "no.tgz", kind="npm", sha256="0" * 64)
-    bad = Asset("bad", bad.what, bad.licence, bad.prepare, bad.archives)
+    bad = Asset("bad", bad.description, bad.licence, bad.prepare, bad.archives)
     monkeypatch.setattr(assets, "ASSETS", (bad, good))
     assert assets.main([]) == 2
     errors = capsys.readouterr().err.splitlines()
