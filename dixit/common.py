@@ -1,6 +1,6 @@
-"""What every module needs: the user error, seeded draws, atomic files, process facts.
+"""Shared utilities: the error for users, seeded random generators, atomic file writes, facts about the process.
 
-Leaves out anything about models or data.
+Contains nothing about models or data.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 
 
 class DixitError(Exception):
-    """Bad input: one line that says what, where, and how to mend it. Ends a command with exit code 2.
+    """Raised on bad input. The message is one line: what is wrong, where, and how to fix it. Commands exit with code 2.
 
-    It is one line whatever it quotes: characters that do not print, of hostile file names say, become spaces.
+    Characters that do not print (a file name may contain them) become spaces, so that the message stays one line.
     """
 
     def __init__(self, message: object):
@@ -47,10 +47,10 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def rng(*key: int | str) -> np.random.Generator:
-    """A generator that is a pure function of its key, e.g. rng(seed, step, "game").
+    """A random generator that is a pure function of its key, e.g. rng(seed, step, "game").
 
-    Every random draw of the project comes from here, so that a resumed run, or one on another number of
-    processes, sees the same draws.
+    Every random draw of the project comes from here, so that a resumed run and a run on another number of
+    processes make the same draws.
     """
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
@@ -63,9 +63,9 @@ def seed_of(*key: int | str) -> int:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place only if the block ends well.
+    """Yield a temporary path in the same folder; it replaces `path` if the block ends without an error.
 
-    Raises DixitError if the disk is full or the folder cannot be written; what was there before stays.
+    Raises DixitError if the disk is full or the folder cannot be written; the old file is then kept.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -82,9 +82,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, refusal: str = "") -> Iterator[None]:
-    """Hold the lock file `path`: of the processes that ask for it, one at a time goes on.
+    """Run the block under an exclusive lock on the file `path`, so that one process at a time runs it.
 
-    The others wait, or raise DixitError(refusal) if a refusal is given. The kernel frees the lock of a dead process.
+    Other processes wait, or raise DixitError(refusal) if `refusal` is given. The kernel frees the lock of a process
+    that died.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def locked(path: Path, refusal: str = "") -> Iterator[None]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -122,18 +123,18 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
+    """The words of a text in lower case, without punctuation."""
     return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, at most 200 letters; the place in gloo's source that some begin with is left out."""
+    """The first line of an error's message, at most 200 characters, without the source location that gloo prepends."""
     text = re.sub(r"^\[[^]]*]\s*", "", str(error)).strip()
     return (text.splitlines() or [type(error).__name__])[0][:200]
 
@@ -162,7 +163,7 @@ def program(module: str) -> str:
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB (10^9 bytes)."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent held when it started this process
+    if status.is_file():  # getrusage would include the parent's memory at the time of the fork
         kilobytes = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         if kilobytes:
             return int(kilobytes[0]) * 1024 / 1e9
@@ -171,6 +172,6 @@ def peak_memory_gb() -> float:
 
 
 def scratch_dir(parent: Path) -> Path:
-    """A fresh temporary folder inside `parent`, to be renamed into place when it is complete."""
+    """Make a temporary folder inside `parent`, to be renamed into place when it is complete."""
     parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))

@@ -1,8 +1,8 @@
-"""Dixit among agents: `python -m eval.tournament RUN [--games 500] [--data test|stamps|emoji|cifar10|folder:PATH]`.
+"""Simulated Dixit games: `python -m eval.tournament RUN [--games 500] [--data test|stamps|emoji|cifar10|folder:PATH]`.
 
 First, storytellers. Six players, with the run's training and held-out listeners among them, play each deal once
 with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own
-caption), one associated word, a caption of any card. A round scores if some but not all find the card. Shares of
+caption), an associated word, a caption of a random card. A round scores if some but not all find the card. Shares of
 scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired,
 and the differences also by bootstrap over cards, which the games share. A difference is called significant if
 both intervals are above 0.
@@ -11,7 +11,7 @@ Then a tournament: the same five as players at one table, each with its own list
 for each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
 
 Cards are images the speaker never trained on. Writes RUN/tournament.json (with --keep CONDITION also rows of
-eval/results/tournament.csv) and prints both tables. Leaves out players that choose their card: all take one at random.
+eval/results/tournament.csv) and prints both tables. Storytellers draw their card at random.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dixit.config import config_hash
 from dixit.data.images import open_data
 from dixit.models.listeners import ClipListener, make_listeners
 from dixit.play import rules
-from dixit.play.players import Agent, Player, RandomPlayer, associations, deal_seats, literal_clues, play_out
+from dixit.play.players import Agent, Player, RandomPlayer, assign_seats, associated_words, literal_clues, play_out
 from dixit.training.runs import load_run
 
 from .evaluate import dataset_of, generate_captions
@@ -48,41 +48,42 @@ def scoring_share(game: rules.Game) -> float:
 
 
 def deal(cards: int, number: int) -> list[int]:
-    """The cards of a game: a random CARDS of all cards."""
+    """The cards of game `number`: CARDS of all, drawn at random."""
     return rng("cards of the game", number).choice(cards, size=min(CARDS, cards), replace=False).tolist()
 
 
 def hand_for(cards: list[int], players: int) -> int:
-    """Six cards in a hand, or as many as leave a few rounds to be played."""
+    """The number of cards in a hand: six, or fewer so that a few rounds can be played."""
     return max(2, min(6, len(cards) // players - 1))
 
 
-class Seated:
-    """A player that knows the whole dataset, in a game with some of its cards."""
+class SeatedPlayer:
+    """Adapts a player that numbers the images of the dataset to a game with some of them (`cards`)."""
 
     def __init__(self, player: Player, cards: list[int]):
-        self.player, self.cards, self.back = player, cards, {c: i for i, c in enumerate(cards)}
+        self.player, self.cards, self.index = player, cards, {c: i for i, c in enumerate(cards)}
 
     def move(self, view: dict[str, Any]) -> Any:
-        seen = view | {key: [self.cards[c] for c in view[key]] for key in ("hand", "table", "laid")}
+        seen = view | {key: [self.cards[c] for c in view[key]] for key in ("hand", "table", "submitted")}
         move: Any = self.player.move(seen)
         if view["phase"] == "tell":
-            return self.back[move[0]], move[1]
-        return tuple(self.back[c] for c in move) if view["phase"] == "submit" else move
+            return self.index[move[0]], move[1]
+        return tuple(self.index[c] for c in move) if view["phase"] == "submit" else move
 
 
 def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tuple[
         dict[str, Float[np.ndarray, "games"]], dict[str, Float[np.ndarray, "cards 2"]]]:
-    """Each storyteller's share of scoring rounds in each game; and how often each card was chosen and scored."""
+    """Each storyteller's share of scoring rounds in each game; and for each card how often it was the storyteller's
+    and how often it scored."""
     shares: dict[str, list[float]] = {name: [] for name in clues}
     tables = {name: [Agent(own, listener, 0) for listener in listeners] for name, own in clues.items()}
     count = len(next(iter(clues.values())))
     counts = {name: np.zeros((count, 2)) for name in clues}
     for number in tqdm(range(games), desc="storytellers", disable=None):
-        cards, seats = deal(count, number), deal_seats(len(listeners), SEATS, number)
+        cards, seats = deal(count, number), assign_seats(len(listeners), SEATS, number)
         for name, agents in tables.items():
             game = rules.new_game(SEATS, len(cards), number, hand_for(cards, SEATS))
-            game = play_out(game, [Seated(agents[i], cards) for i in seats])
+            game = play_out(game, [SeatedPlayer(agents[i], cards) for i in seats])
             shares[name].append(scoring_share(game))
             for r in game.rounds:
                 counts[name][cards[r.table[r.owners.index(r.storyteller)]]] += 1, r.points[r.storyteller] > 0
@@ -90,9 +91,9 @@ def storytellers(clues: dict[str, list[str]], listeners: list, games: int) -> tu
 
 
 def over_cards(counts: dict[str, Float[np.ndarray, "cards 2"]], seed: int) -> dict[str, list[float]]:
-    """95 % intervals of the trained speaker's share of scoring rounds minus each one's, by bootstrap over cards."""
+    """95 % intervals of the trained speaker's share of scoring rounds minus each other's, by bootstrap over cards."""
     n = len(counts["trained"])
-    drawn = rng("told cards", seed).multinomial(n, np.full(n, 1 / n), size=2000)  # how often each card is in a sample
+    drawn = rng("told cards", seed).multinomial(n, np.full(n, 1 / n), size=2000)  # (sample, card)
     shares = {name: (drawn @ own[:, 1]) / (drawn @ own[:, 0]).clip(1) for name, own in counts.items()}
     return {name: np.quantile(shares["trained"] - share, [0.025, 0.975]).tolist() for name, share in shares.items()}
 
@@ -119,11 +120,12 @@ def tournament(clues: dict[str, list[str]], listeners: list, games: int, seed: i
     any_player = RandomPlayer(clues["random"], seed)
     scores = np.zeros((games, len(names)))
     for number in tqdm(range(games), desc="tournament", disable=None):
-        cards, seats = deal(count, number), deal_seats(len(names), len(names), number)
+        cards, seats = deal(count, number), assign_seats(len(names), len(names), number)
         players: list[Player] = []
         for seat, kind in enumerate(seats):
-            mind = (number + seat) % len(listeners)
-            players.append(Seated(any_player if names[kind] == "random" else agents[names[kind]][mind], cards))
+            listener_index = (number + seat) % len(listeners)
+            player = any_player if names[kind] == "random" else agents[names[kind]][listener_index]
+            players.append(SeatedPlayer(player, cards))
         final = play_out(rules.new_game(len(names), len(cards), number, hand_for(cards, len(names))), players).scores
         scores[number, seats] = final
     beats = (scores[:, :, None] > scores[:, None]) + 0.5 * (scores[:, :, None] == scores[:, None])
@@ -185,7 +187,7 @@ def main() -> None:
     captions = generate_captions(run, dataset)
     anything = literal_clues(dataset)
     clues = {"trained": captions["trained"]["texts"], "base": captions["base"]["texts"], "literal": anything,
-             "association": associations(dataset, seeing.clip, seeing.images),
+             "association": associated_words(dataset, seeing.clip, seeing.images),
              "random": [anything[i] for i in rng("any clue", config.eval.seed).permutation(len(anything))]}
     shares, counts = storytellers(clues, made, arguments.games)
     cards = over_cards(counts, config.eval.seed)

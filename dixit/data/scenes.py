@@ -1,11 +1,11 @@
-"""Controlled scenes: 1 to 3 objects whose attributes vary independently, with an exact record and captions.
+"""Render synthetic scenes of 1 to 3 objects with independent attributes, with a record of them and captions.
 
 Every image is a pure function of (seed, split, index). Colours are equiluminant by design: each object's grey
-value (ITU-R BT.601 luma) is drawn independently of its hue, so a greyscale viewer learns nothing from a hue
-word. The price is that hues are softer than paint ("yellow" leans to olive, "red" to salmon).
+value (ITU-R BT.601 luma) is drawn independently of its hue, so that a hue word does not help a greyscale listener.
+In return hues are paler or darker than usual ("yellow" is close to olive, "red" to salmon).
 
-The grammar writes captions from any subset of the attributes, short or long. Leaves out occlusion, relations
-between objects, and photographs.
+A grammar writes captions from any subset of the attributes. Leaves out occlusion, relations between objects, and
+photographs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dixit.config import ATTRIBUTES
 
 SPLITS = ("train", "validation", "test", "combos")
 
-# Hue name -> fully saturated sRGB in [0, 1]; `shade` moves it to a wanted luma.
+# Hue name -> fully saturated sRGB in [0, 1]; `shade` adjusts it to a given luma.
 HUES = {
     "red": (0.95, 0.10, 0.10), "orange": (1.00, 0.50, 0.00), "yellow": (0.95, 0.90, 0.00),
     "green": (0.05, 0.70, 0.15), "cyan": (0.00, 0.80, 0.80), "blue": (0.10, 0.25, 1.00),
@@ -39,7 +39,7 @@ TONES = ("light", "dark")
 COUNTS = ("one", "two", "three")
 OBJECT_LUMA = (0.45, 0.65)  # the same for every hue, and apart from both background tones
 
-# Words that name a class of attribute, for word-class rates.
+# The words for each attribute and for the number of objects.
 WORD_CLASSES = {
     "colour": frozenset(COLOURS),
     "shape": frozenset(w for s in SHAPES for w in (s, s + "s", s + "es")),
@@ -49,8 +49,8 @@ WORD_CLASSES = {
     "count": frozenset(COUNTS),
 }
 
-# (colour, shape) pairs that never occur together outside the `combos` split.
-HELD_OUT = frozenset((COLOURS[i], SHAPES[i % len(SHAPES)]) for i in range(len(COLOURS)))
+# (colour, shape) pairs that occur in the `combos` split only.
+HELD_OUT_PAIRS = frozenset((COLOURS[i], SHAPES[i % len(SHAPES)]) for i in range(len(COLOURS)))
 
 
 def position(cell: list[int] | tuple[int, int]) -> str:
@@ -60,10 +60,9 @@ def position(cell: list[int] | tuple[int, int]) -> str:
 
 
 def sample_record(seed: int, split: str, index: int) -> dict:
-    """The scene's attributes: {"background": {...}, "objects": [{shape, colour, size, texture, cell, luma}, ...]}.
+    """Draw a scene's attributes: {"background": {...}, "objects": [{shape, colour, size, texture, cell, luma}, ...]}.
 
-    `combos` scenes hold only held-out (colour, shape) pairs, the other splits none. Objects are listed in
-    reading order.
+    Scenes of `combos` have pairs of HELD_OUT_PAIRS only, those of other splits none. Objects are in reading order.
     """
     r = rng("scene", seed, split, index)
     count = int(r.choice([1, 2, 3], p=[0.2, 0.4, 0.4]))
@@ -72,7 +71,7 @@ def sample_record(seed: int, split: str, index: int) -> dict:
     for cell in cells:
         while True:
             colour, shape = str(r.choice(COLOURS)), str(r.choice(SHAPES))
-            if ((colour, shape) in HELD_OUT) == (split == "combos"):
+            if ((colour, shape) in HELD_OUT_PAIRS) == (split == "combos"):
                 break
         objects.append({
             "shape": shape, "colour": colour, "size": str(r.choice(SIZES)), "texture": str(r.choice(TEXTURES)),
@@ -83,10 +82,10 @@ def sample_record(seed: int, split: str, index: int) -> dict:
 
 
 def shade(colour: str, luma: float) -> tuple[int, int, int]:
-    """The 8-bit sRGB of a hue at a given BT.601 luma in [0, 1]: mixed with white or scaled towards black."""
+    """The 8-bit sRGB value of a hue at a BT.601 luma in [0, 1]: mixed with white or scaled towards black."""
     base = np.array(HUES[colour])
-    own = float(base @ (0.299, 0.587, 0.114))
-    rgb = base * (luma / own) if luma <= own else base + (1 - base) * (luma - own) / (1 - own)
+    full = float(base @ (0.299, 0.587, 0.114))
+    rgb = base * (luma / full) if luma <= full else base + (1 - base) * (luma - full) / (1 - full)
     red, green, blue = (int(round(255 * float(c))) for c in rgb)
     return red, green, blue
 
@@ -129,7 +128,7 @@ def draw(seed: int, split: str, index: int, size: int) -> tuple[Image.Image, dic
     """Render scene `index` of a split: an RGB image of size x size pixels, and its record."""
     record = sample_record(seed, split, index)
     r = rng("pixels", seed, split, index)
-    side = 2 * size  # drawn at twice the size, then averaged down
+    side = 2 * size  # drawn at twice the size, then downsampled
     background = record["background"]
     level = r.uniform(0.86, 0.95) if background["tone"] == "light" else r.uniform(0.12, 0.2)
     grey = int(255 * level)
@@ -161,7 +160,7 @@ def draw(seed: int, split: str, index: int, size: int) -> tuple[Image.Image, dic
 
 
 def _sentence(parts: list[str]) -> str:
-    """Sentences, not bare lists: the LLM's perplexity of a list is ten times as high."""
+    """Join phrases into a sentence: the LLM's perplexity of a bare list is ten times as high."""
     text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     return text[0].upper() + text[1:] + "."
 
@@ -171,24 +170,24 @@ def _article(phrase: str) -> str:
 
 
 def phrase(item: dict, attributes: frozenset[str] | set[str], noun: str = "shape") -> str:
-    """One object in words that name just these attributes, e.g. "a big red circle at the top left"."""
+    """A noun phrase that names just these attributes of an object, e.g. "a big red circle at the top left"."""
     words = [item[a] for a in ("size", "colour", "texture") if a in attributes and item[a] != "plain"]
     words.append(item["shape"] if "shape" in attributes else noun)
     where = f" at the {position(item['cell'])}" if "position" in attributes else ""
     return _article(" ".join(words)) + where
 
 
-REGIONS: dict[str, Callable[[int, int], bool]] = {  # of the grid: does a (row, column) cell lie in it?
+REGIONS: dict[str, Callable[[int, int], bool]] = {  # whether a (row, column) cell of the grid is in the region
     "left": lambda row, column: column == 0, "right": lambda row, column: column == 2,
     "middle": lambda row, column: row == 1, "outer": lambda row, column: (row, column) != (1, 1),
 }
 
 
 def oracle_caption(record: dict, attributes: set[str] | frozenset[str]) -> str:
-    """What a speaker would say that names exactly these attributes of every object.
+    """A caption that names exactly these attributes of every object.
 
-    For a pair colour/greyscale the oracle says {"colour"}: all that only listener 1 sees. A region among the
-    attributes, e.g. {"colour", "shape", "left"}, leaves the other objects out, if any lie in the region.
+    For a colour and a greyscale listener the oracle names {"colour"}, which listener 1 alone can see. A region among
+    the attributes, e.g. {"colour", "shape", "left"}, restricts the caption to the objects in it, if there are any.
     """
     regions = [REGIONS[a] for a in sorted(attributes) if a in REGIONS]
     inside = [item for item in record["objects"] if all(region(*item["cell"]) for region in regions)]
@@ -196,7 +195,7 @@ def oracle_caption(record: dict, attributes: set[str] | frozenset[str]) -> str:
 
 
 def scene_words(record: dict) -> Counter[str]:
-    """Every word of the scenes' vocabulary that is true of a scene, and of how many things in it."""
+    """Every word of the scenes' vocabulary that is true of a scene, with the number of objects it is true of."""
     true = Counter([COUNTS[len(record["objects"]) - 1], record["background"]["texture"]])
     for item in record["objects"]:
         true.update([*(item[k] for k in ("colour", "shape", "size", "texture")), item["shape"] + "s",
@@ -205,7 +204,7 @@ def scene_words(record: dict) -> Counter[str]:
 
 
 def full_caption(record: dict) -> str:
-    """The ground-truth caption: size, colour, shape and place of every object."""
+    """The ground-truth caption: size, colour, shape and position of every object."""
     return oracle_caption(record, frozenset({"size", "colour", "shape", "position"}))
 
 
@@ -215,17 +214,17 @@ def _caption(record: dict, r: np.random.Generator) -> str:
         texture = "" if background["texture"] == "plain" else background["texture"] + " "
         shapes = f"{COUNTS[len(objects) - 1]} shape{'s' * (len(objects) > 1)}"
         return _sentence([f"{shapes} on a {background['tone']} {texture}background"])
-    # Any attributes, each as likely; fewer of them where there are more objects, so that captions stay short.
+    # A uniform random subset of attributes; fewer where there are more objects, so that captions stay short.
     most = {1: 4, 2: 3, 3: 2}[len(objects)]
     chosen = set(r.choice(ATTRIBUTES, size=int(r.integers(1, most + 1)), replace=False).tolist())
     noun = str(r.choice(["shape", "thing"]))
     return _sentence([phrase(item, chosen, noun) for item in objects])
 
 
-def named(caption: str) -> tuple[float, ...]:
-    """1 for each of ATTRIBUTES that a caption has a word for, -1 for the others."""
-    said = set(words(caption))
-    return tuple(1.0 if said & WORD_CLASSES[a] else -1.0 for a in ATTRIBUTES)
+def mentioned_attributes(caption: str) -> tuple[float, ...]:
+    """For each of ATTRIBUTES, 1 if a caption has a word for it, else -1."""
+    mentioned = set(words(caption))
+    return tuple(1.0 if mentioned & WORD_CLASSES[a] else -1.0 for a in ATTRIBUTES)
 
 
 def captions(record: dict, n: int, r: np.random.Generator) -> list[str]:

@@ -2,9 +2,9 @@
 
 Type the path of an image, a folder of images, or the number of an image. The demo prints the captions of the base and
 the trained speaker with their probabilities, and for each listener its choice among distractors, its belief in the
-choice and in the target, and the effect of each word (the change of the target's log-probability when the word is left
-out). After a folder, numbers and distractors refer to its images. `l` lists the listeners; `l 1 4` selects two of them
-for the same captions. Images are shown in the terminal if it can (--images), else written to a folder.
+choice and in the target, and the effect of each word (how much the target's log-probability falls without it). After a
+folder, numbers and distractors refer to its images. `l` lists the listeners; `l 1 4` selects two of them for the same
+captions. Images are shown in the terminal if it supports that (--images), else written to a folder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dixit.common import DixitError, run_main
 from dixit.data.images import load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
 from dixit.models.perception import perceive
-from dixit.play.explain import ScoredCaptions, caption_images, listener_labels, listener_response, listeners_looking_at
-from dixit.play.terminal import WAYS, inline, way_of
+from dixit.play.explain import ScoredCaptions, caption_images, listener_labels, listener_response, make_clip_listeners
+from dixit.play.terminal import METHODS, detect_method, render
 from dixit.training.runs import LoadedRun, load_run
 
 HELP = "an image path, a folder, the number of an image, l for the listeners, h for help, or q to leave"
@@ -40,46 +40,46 @@ class Demo:
     run: LoadedRun
     pool: datasets.Dataset
     pool_name: str
-    selected: list[int]  # indices into `everyone`
-    way: str
+    selected: list[int]  # indices into `all_listeners`
+    method: str
     r: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    folder: str = ""  # of images that the terminal cannot show
+    folder: str = ""  # where images are written that the terminal cannot show
     images: torch.Tensor | None = None  # of the last round, the target first
     labels: list[str] = field(default_factory=list)  # of these images
     captions: dict[str, list[ScoredCaptions]] = field(default_factory=dict)  # of the last round, by speaker
 
     def __post_init__(self) -> None:
-        self.everyone = [c for c in (*self.run.config.listeners, *self.run.config.heldout) if c.kind == "clip"]
-        self.names = listener_labels(self.everyone)
+        self.all_listeners = [c for c in (*self.run.config.listeners, *self.run.config.heldout) if c.kind == "clip"]
+        self.names = listener_labels(self.all_listeners)
         self.clips: dict[int, Clip] = {}
 
-    def answer(self, text: str) -> None:
-        """Do what the user typed. Raises DixitError where that is not possible."""
+    def handle(self, text: str) -> None:
+        """Execute a line of input. Raises DixitError if that is not possible."""
         words = text.split()
         if words[0] in ("l", "listeners"):
-            self.choose(words[1:])
+            self.select_listeners(words[1:])
             return
-        path = given_path(text)
+        path = parse_path(text)
         if not text.isdigit() and path.is_dir():
             config = self.run.config
             all_of_it = replace(config, eval=replace(config.eval, images=0))
             self.pool, self.pool_name = open_data(f"folder:{path}", all_of_it), "image"
             print(f"{len(self.pool)} images of {path}: 0 to {len(self.pool) - 1}")
         else:
-            self.play(text, path)
+            self.play_round(text, path)
 
-    def choose(self, numbers: list[str]) -> None:
+    def select_listeners(self, numbers: list[str]) -> None:
         """Select listeners by their numbers, from 1."""
-        if any(not n.isdigit() or not 1 <= int(n) <= len(self.everyone) for n in numbers):
-            raise DixitError(f"give numbers of listeners from 1 to {len(self.everyone)}, as in: l 1 2")
+        if any(not n.isdigit() or not 1 <= int(n) <= len(self.all_listeners) for n in numbers):
+            raise DixitError(f"give numbers of listeners from 1 to {len(self.all_listeners)}, as in: l 1 2")
         self.selected = [int(n) - 1 for n in dict.fromkeys(numbers)] or self.selected
-        for i, (name, c) in enumerate(zip(self.names, self.everyone, strict=True)):
+        for i, (name, c) in enumerate(zip(self.names, self.all_listeners, strict=True)):
             print(f"  {'*' if i in self.selected else ' '} {i + 1} {name}: sees {c.perception}")
         if numbers and self.images is not None:
             self.show_responses()
 
-    def play(self, target: str, path: Path) -> None:
-        """One round, printed."""
+    def play_round(self, target: str, path: Path) -> None:
+        """Play one round with an image as the target, and print it."""
         size, c = self.run.config.data.image_size, self.run.config.game.candidates
         if target.isdigit():
             if int(target) >= len(self.pool):
@@ -97,46 +97,47 @@ class Demo:
     def show_responses(self) -> None:
         """Print the captions of the last round and the selected listeners' responses to them."""
         assert self.images is not None
-        configs = [self.everyone[i] for i in self.selected]
+        configs = [self.all_listeners[i] for i in self.selected]
         for i in self.selected:
             if i not in self.clips:
-                self.clips[i] = load_clip(self.everyone[i].clip, self.everyone[i].pretrained)
-        listeners = listeners_looking_at(self.images, configs, [self.clips[i] for i in self.selected])
+                self.clips[i] = load_clip(self.all_listeners[i].clip, self.all_listeners[i].pretrained)
+        listeners = make_clip_listeners(self.images, configs, [self.clips[i] for i in self.selected])
         target = self.images[:1].float() / 255
         seen = dict.fromkeys(["colour", *[c.perception for c in configs]])
         self.show("target", [perceive(target, perception)[0] for perception in seen], 24)
         print(f"(in {' and '.join(seen)})  candidates: {', '.join(self.labels)}")
         self.show("candidates", list(self.images.float() / 255), 10)
         width = max(map(len, self.labels))
-        for who, rows in self.captions.items():
+        for speaker, rows in self.captions.items():
             (caption, probability), *more = [(" ".join(text.split()), p) for text, p in rows[0]]  # each on one line
-            print(f"\n{who} speaker: {caption}   (probability {probability:.2g})")
+            print(f"\n{speaker} speaker: {caption}   (probability {probability:.2g})")
             for text, p in more:
                 print(f"  also sampled: {text}   ({p:.2g})")
             for i, listener in zip(self.selected, listeners, strict=True):
-                found = listener_response(listener, caption, torch.arange(len(self.images)))
-                pick = found["pick"]
+                response = listener_response(listener, caption, torch.arange(len(self.images)))
+                pick = response["pick"]
                 print(f"  {self.names[i]} picks {self.labels[pick]}")
                 for place in dict.fromkeys([pick, 0]):
-                    belief = found["belief"][place]
+                    belief = response["belief"][place]
                     print(f"    {self.labels[place]:<{width}} {'#' * round(BAR * belief):<{BAR}} {belief:.2f}")
-                largest = sorted(found["words"], key=lambda pair: -abs(pair[1]))[:4]
+                largest = sorted(response["words"], key=lambda pair: -abs(pair[1]))[:4]
                 print("    words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in largest))
 
     def show(self, name: str, views: list[torch.Tensor], columns: int) -> None:
-        """Images side by side, each so many columns wide if there is room; as a file where the terminal cannot."""
+        """Show images side by side, each `columns` wide if there is room; as a file if the terminal cannot show them.
+        """
         row = torch.cat([torch.nn.functional.pad(v, (0, 4), value=1.0) for v in views], dim=2)
         picture = Image.fromarray((row * 255).round().byte().permute(1, 2, 0).numpy())
-        if self.way != "files":
-            print(inline(picture, self.way, min(columns * len(views), shutil.get_terminal_size().columns)))
+        if self.method != "files":
+            print(render(picture, self.method, min(columns * len(views), shutil.get_terminal_size().columns)))
         elif sys.stdout.isatty():
             self.folder = self.folder or tempfile.mkdtemp(prefix="dixit-")
             picture.save(Path(self.folder) / f"{name}.png")
             print(f"{name}: {self.folder}/{name}.png")
 
 
-def given_path(text: str) -> Path:
-    """A path that was typed, pasted or dropped: in quotes, with escaped spaces, or as file://."""
+def parse_path(text: str) -> Path:
+    """A path as typed, pasted or dropped into a terminal: plain, in quotes, with escaped spaces, or as file://."""
     plain = text.strip("'\"").removeprefix("file://")
     path = Path(plain).expanduser()
     return path if path.exists() else Path(plain.replace("\\ ", " ")).expanduser()
@@ -145,18 +146,19 @@ def given_path(text: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("image", nargs="*", help="play these and leave, instead of asking")
+    parser.add_argument("image", nargs="*", help="play these images and exit")
     parser.add_argument("--heldout", action="store_true", help="begin with the held-out listeners instead of the "
                         "training ones")
-    parser.add_argument("--images", choices=WAYS, default=way_of(), help="how images are shown (here: %(default)s)")
+    parser.add_argument("--images", choices=METHODS, default=detect_method(),
+                        help="how images are shown (here: %(default)s)")
     arguments = parser.parse_args()
     run = load_run(arguments.run)
     training = sum(c.kind == "clip" for c in run.config.listeners)
     demo = Demo(run, load(run.config.data, "test"), "test image", [], arguments.images)
-    demo.selected = list(range(training, len(demo.everyone)) if arguments.heldout else range(training))
+    demo.selected = list(range(training, len(demo.all_listeners)) if arguments.heldout else range(training))
     if arguments.image:
         for target in arguments.image:
-            demo.answer(target)
+            demo.handle(target)
         return
     print(f"{run.config.name}: {HELP}")
     while True:
@@ -170,8 +172,8 @@ def main() -> None:
             print(HELP)
         elif target:
             try:
-                demo.answer(target)
-            except DixitError as error:  # a bad path must not end the session
+                demo.handle(target)
+            except DixitError as error:  # bad input must not end the session
                 print(f"error: {error}")
 
 

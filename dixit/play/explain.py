@@ -1,6 +1,6 @@
-"""Captions of images, each listener's belief and choice, and the effect of each word on it.
+"""Caption images, and explain listeners' choices: their beliefs, and the effect of each word.
 
-For the demo in the terminal (demo.py) and the web page (web.py). Leaves out how these are shown.
+Used by the terminal demo (demo.py) and the web page (web.py).
 
 Shapes: B images, C candidates (the first is the target), E embedding width.
 """
@@ -29,7 +29,10 @@ ScoredCaptions = list[tuple[str, float]]  # captions of one image, each with its
 @torch.no_grad()
 def caption_images(run: LoadedRun, images: UInt8[Tensor, "B 3 H W"], samples: int = 0, seed: int = 0,
              speakers: Sequence[str] = ("base", "trained")) -> dict[str, list[ScoredCaptions]]:
-    """Captions by the base and the trained speaker: for each image the greedy one, then sampled ones."""
+    """Captions by the base and the trained speaker: for each image the greedy one, then `samples` sampled ones.
+
+    Returns speaker -> image -> captions with their probabilities. A run without a base speaker has none of it.
+    """
     speaker = run.speaker
     patches = run.clip.patches(images, "colour").to(speaker.device)
     modules = {"base": run.base, "trained": speaker.trained}
@@ -55,20 +58,20 @@ def _scored(speaker: Speaker, prefix: Float[Tensor, "B K D"], draws: Float[Tenso
 
 
 def listener_labels(listeners: Sequence[ListenerConfig]) -> list[str]:
-    """A label for each listener: its name, with its CLIP where several have that name."""
+    """A label for each listener: its name, followed by its CLIP if several have the same name."""
     count = Counter(c.name for c in listeners)
     return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.clip).name}" for c in listeners]
 
 
-def listeners_looking_at(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
+def make_clip_listeners(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
                clips: Sequence[Clip]) -> list[ClipListener]:
-    """Listeners of kind clip, each with its CLIP, that see these images only."""
+    """Listeners of kind clip whose candidates are these images; `clips` has the CLIP of each listener."""
     return [ClipListener(clip, torch.cat([clip.embed_images(some, c.perception) for some in images.split(32)]), c)
             for c, clip in zip(listeners, clips, strict=True)]
 
 
 def word_effects(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:
-    """Each word, in order, with the decrease of log p(target) when it is left out."""
+    """Each word of a text with its effect: log p(target) with it minus without it."""
     words = text.split()
     without = [" ".join(words[:i] + words[i + 1:]) or "picture" for i in range(len(words))]
     logits = listener.score([text, *without], candidates.expand(len(without) + 1, -1))
@@ -77,7 +80,8 @@ def word_effects(listener: Listener, text: str, candidates: Int[Tensor, "C"]) ->
 
 
 def listener_response(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> dict[str, Any]:
-    """A listener's belief over the candidates, the index of its choice, and each word's effect. Plain values."""
+    """A listener's belief over the candidates, the index of its choice ("pick"), and each word's effect, as plain
+    values."""
     belief = listener.score([text], candidates[None])[0].softmax(0)
     return {"belief": belief.tolist(), "pick": int(belief.argmax()),
             "words": word_effects(listener, text, candidates)}

@@ -1,7 +1,7 @@
-"""Decks and tables for the browser game: a deck of images, and for each visitor a table with three agents.
+"""Decks and sessions of the browser game: a deck of images, and for each visitor a game with three agents.
 
-A session is a seed and the moves, kept in memory and in a file, so that a restart loses nothing. A visitor sees only
-what `rules.view` returns, which contains nothing that is hidden from a player. Leaves out HTTP (web.py).
+A session is a seed and a list of moves, kept in memory and in a file, so that a restart loses nothing. A visitor gets
+only what `rules.view` returns, which contains nothing that is hidden from a player. HTTP is in web.py.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from dixit.models.clip import Clip, load_clip
 from dixit.models.listeners import AttributeListener, Listener
 from dixit.models.perception import perceive
 from dixit.play import rules
-from dixit.play.explain import caption_images, listener_labels, listener_response, listeners_looking_at
-from dixit.play.players import Agent, apply, literal_clues
+from dixit.play.explain import caption_images, listener_labels, listener_response, make_clip_listeners
+from dixit.play.players import Agent, apply_move, literal_clues
 from dixit.training.runs import LoadedRun
 
-PLAYERS, YOU = 4, 1  # an agent tells first, then you
+PLAYERS, YOU = 4, 1  # player 0, an agent, is the first storyteller; the visitor is the second
 NAMES = ("Ada", "You", "Ben", "Cleo")
-CARDS, HAND = 84, 6  # as in the box
-DISTRACTORS = 5  # images that are no cards: the other candidates for an uploaded image
+CARDS, HAND = 84, 6  # as in the printed game
+DISTRACTORS = 5  # the other candidates for an uploaded image; none of them is a card
 GOALS = (10, 20, 30)  # points that end a game
-MOST_LETTERS = 120  # of a clue
-MOST_OPEN = 500  # sessions in memory; the others are in their files
+MAX_CLUE_LENGTH = 120  # characters
+MAX_OPEN_SESSIONS = 500  # in memory; others are read from their files
 
 
 @dataclass(frozen=True)
 class Deck:
-    """Cards, the speaker's clues for them, and the listeners of the agents. Images are (n, 3, H, W)."""
+    """The cards, the speaker's clues for them, and the agents' listeners."""
 
     name: str
     images: UInt8[Tensor, "n 3 H W"]
@@ -56,13 +56,14 @@ class Deck:
     distractors: UInt8[Tensor, "a 3 H W"]  # the other candidates for an uploaded image
     configs: tuple[ListenerConfig, ...]
     listeners: Sequence[Listener]
-    clips: list[Clip]  # of the listeners; none at the practice table
+    clips: list[Clip]  # of the listeners; empty for the practice deck
     hand: int
-    key: str  # changes with the cards and with who looks at them
+    key: str  # changes with the cards and the listeners
 
 
-def open_deck(run: LoadedRun, name: str) -> Deck:
-    """Up to CARDS cards drawn from `name`. Raises DixitError if there are too few, or no listener of kind clip."""
+def load_deck(run: LoadedRun, name: str) -> Deck:
+    """Draw up to CARDS cards from data set `name`. Raises DixitError if there are too few images or no clip listener.
+    """
     config = replace(run.config, eval=replace(run.config.eval, images=CARDS + DISTRACTORS))
     configs = tuple(c for c in (*config.listeners, *config.heldout) if c.kind == "clip")
     if not configs:
@@ -71,34 +72,34 @@ def open_deck(run: LoadedRun, name: str) -> Deck:
     order = [int(i) for i in rng("deck of the web", config.eval.seed).permutation(len(dataset))]
     distractors, chosen = order[:DISTRACTORS], sorted(order[DISTRACTORS:][:CARDS])
     hand = max(2, min(HAND, len(chosen) // PLAYERS - 1))
-    rules.new_game(PLAYERS, len(chosen), hand=hand)  # says so now if the cards are too few
+    rules.new_game(PLAYERS, len(chosen), hand=hand)  # raises now if there are too few cards
     images = pixels(dataset, chosen)
     clues: list[str] = []
-    for some in tqdm(images.split(12), desc=f"clues for {len(chosen)} cards", unit="batch"):
-        clues += [captions[0][0] for captions in caption_images(run, some, speakers=["trained"])["trained"]]
-    print(f"{len(configs)} listeners look at the cards", file=sys.stderr)
+    for batch in tqdm(images.split(12), desc=f"clues for {len(chosen)} cards", unit="batch"):
+        clues += [captions[0][0] for captions in caption_images(run, batch, speakers=["trained"])["trained"]]
+    print(f"embedding the cards for {len(configs)} listeners", file=sys.stderr)
     clips = [load_clip(c.clip, c.pretrained) for c in configs]
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
-    shown = Path(name).name if name.startswith("folder:") else name  # paths are nothing for a browser
+    shown = Path(name).name if name.startswith("folder:") else name  # the browser must not see paths
     return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, distractors), configs,
-                listeners_looking_at(images, configs, clips), clips, hand, key)
+                make_clip_listeners(images, configs, clips), clips, hand, key)
 
 
 def practice_deck() -> Deck:
-    """A deck that needs no model: drawn scenes with written captions as clues, and agents that read scene records.
+    """A deck that needs no model: synthetic scenes with written captions as clues, and listeners that read records.
 
     Two of the agents know only some of the words.
     """
     dataset = load(DataConfig(test=CARDS), "test")
     configs = tuple(ListenerConfig(name, kind="attributes", domain=domain)
                     for name, domain in (("colours only", "colour"), ("shapes only", "shape"), ("everything", "")))
-    images, clues = pixels(dataset), [row[1] for row in dataset["captions"]]  # not those that stand for the images
+    images, clues = pixels(dataset), [row[1] for row in dataset["captions"]]  # other captions than the descriptions
     return Deck("drawn scenes", images, literal_clues(dataset), clues, images[:0], configs,
                 [AttributeListener(dataset, c) for c in configs], [], HAND, f"practice-{fingerprint(dataset)}")
 
 
-def png(image: UInt8[Tensor, "3 H W"], perception: str) -> bytes:
-    """A card as a listener sees it."""
+def encode_png(image: UInt8[Tensor, "3 H W"], perception: str) -> bytes:
+    """A PNG of an image as seen through a perception."""
     seen = (perceive(image[None].float() / 255, perception)[0] * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(seen).save(buffer, "PNG")
@@ -114,19 +115,19 @@ class Session:
 
     seed: int
     goal: int
-    moves: list[tuple[int, Any]]  # a player and its move; with the seed they make the game
-    seen: int  # finished rounds whose result the visitor has left behind
+    moves: list[tuple[int, Any]]  # (player, move); seed and moves determine the game
+    results_seen: int  # finished rounds whose result the visitor has dismissed
     game: rules.Game
     agents: dict[int, Agent]
 
-    def take(self, player: int, move: Any) -> None:
-        self.game = apply(self.game, player, tuple(move) if isinstance(move, list) else move)
+    def play(self, player: int, move: Any) -> None:
+        self.game = apply_move(self.game, player, tuple(move) if isinstance(move, list) else move)
         self.moves.append((player, move))
 
     @property
     def pending(self) -> bool:
-        """Whether the result of a round is still to be looked at: agents wait meanwhile."""
-        return len(self.game.rounds) > self.seen
+        """Whether the visitor has not yet dismissed the last round's result; the agents wait until then."""
+        return len(self.game.rounds) > self.results_seen
 
     def let_agents_move(self) -> None:
         while not self.pending:
@@ -134,193 +135,206 @@ class Session:
             if not waiting:
                 return
             move = self.agents[waiting[0]].move(rules.view(self.game, waiting[0]))
-            self.take(waiting[0], list(move) if isinstance(move, tuple) else move)
+            self.play(waiting[0], list(move) if isinstance(move, tuple) else move)
 
 
 class Tables:
-    """All sessions. Methods take a session's id and return plain values; one runs at a time, as models are shared."""
+    """All sessions. Methods take a session id and return plain values; a lock lets one run at a time (shared models).
+    """
 
     def __init__(self, run: LoadedRun | None, deck: Deck, folder: Path):
         self.run, self.deck, self.folder = run, deck, folder
         agents = [p for p in range(PLAYERS) if p != YOU]
         self.agent_listeners = {p: i % len(deck.listeners) for i, p in enumerate(agents)}
         self.lock = threading.Lock()
-        self.open: OrderedDict[str, Session] = OrderedDict()
-        self.picture = lru_cache(maxsize=2000)(self._picture)
+        self.sessions: OrderedDict[str, Session] = OrderedDict()
+        self._card_png = lru_cache(maxsize=2000)(self._render_card)
 
-    def _begin(self, seed: int, goal: int) -> Session:
+    def _new_session(self, seed: int, goal: int) -> Session:
         game = rules.new_game(PLAYERS, len(self.deck.clues), seed, self.deck.hand, goal)
         agents = {p: Agent(self.deck.clues, self.deck.listeners[i], seed) for p, i in self.agent_listeners.items()}
         return Session(seed, goal, [], 0, game, agents)
 
-    def _session(self, who: str) -> Session | None:
-        """From memory, else made again from its file. A game with other cards is over."""
-        if who not in self.open:
+    def _session(self, session_id: str) -> Session | None:
+        """The session from memory, or replayed from its file; None if there is none or it was played with other cards.
+        """
+        if session_id not in self.sessions:
             try:
-                kept = read_json(self.folder / f"{who}.json")
-                if kept["deck"] != self.deck.key:
+                saved = read_json(self.folder / f"{session_id}.json")
+                if saved["deck"] != self.deck.key:
                     return None
-                session = self._begin(kept["seed"], kept["goal"])
-                for player, move in kept["moves"]:
-                    session.take(player, move)
-                session.seen = kept["seen"]
+                session = self._new_session(saved["seed"], saved["goal"])
+                for player, move in saved["moves"]:
+                    session.play(player, move)
+                session.results_seen = saved["seen"]
             except (DixitError, KeyError, TypeError, ValueError):
                 return None
-            self.open[who] = session
-        self.open.move_to_end(who)
-        while len(self.open) > MOST_OPEN:
-            self.open.popitem(last=False)
-        return self.open[who]
+            self.sessions[session_id] = session
+        self.sessions.move_to_end(session_id)
+        while len(self.sessions) > MAX_OPEN_SESSIONS:
+            self.sessions.popitem(last=False)
+        return self.sessions[session_id]
 
-    def _playing(self, who: str) -> Session:
-        session = self._session(who)
+    def _current(self, session_id: str) -> Session:
+        """The session. Raises DixitError if there is none."""
+        session = self._session(session_id)
         if session is None:
             raise DixitError("there is no game yet; start one")
         return session
 
-    def _keep(self, who: str, session: Session) -> dict[str, Any]:
-        write_json(self.folder / f"{who}.json", {"deck": self.deck.key, "seed": session.seed, "goal": session.goal,
-                                                 "seen": session.seen, "moves": session.moves})
-        self.open[who] = session
-        return self._state(who)
+    def _save(self, session_id: str, session: Session) -> dict[str, Any]:
+        """Write the session to its file and return the state for the page."""
+        write_json(self.folder / f"{session_id}.json", {
+            "deck": self.deck.key, "seed": session.seed, "goal": session.goal, "seen": session.results_seen,
+            "moves": session.moves})
+        self.sessions[session_id] = session
+        return self._state(session_id)
 
-    def _state(self, who: str) -> dict[str, Any]:
-        """All that the page shows."""
-        session, deck = self._session(who), self.deck
-        looks = [{"name": label, "perception": c.perception}
+    def _state(self, session_id: str) -> dict[str, Any]:
+        """Everything that the page shows."""
+        session, deck = self._session(session_id), self.deck
+        listeners = [{"name": label, "perception": c.perception}
                  for label, c in zip(listener_labels(deck.configs), deck.configs, strict=True)]
         state: dict[str, Any] = {
             "run": self.run.config.name if self.run else "", "deck": deck.name, "key": deck.key,
-            "cards": len(deck.clues), "goals": GOALS, "letters": MOST_LETTERS, "looks": looks, "you": YOU,
-            "names": NAMES, "eyes": self.agent_listeners, "game": None}
+            "cards": len(deck.clues), "goals": GOALS, "max_clue_length": MAX_CLUE_LENGTH, "listeners": listeners,
+            "you": YOU, "names": NAMES, "agent_listeners": self.agent_listeners, "game": None}
         if session is not None:
             view = rules.view(session.game, YOU)
             own, finished, table = _cards_of(view)
             state |= {"game": view, "pending": session.pending,
                       "texts": {c: deck.texts[c] for c in own | finished | table},
-                      # What the speaker says of a card on the table would tell whose it is.
+                      # The speaker's captions of the cards on the table would reveal the storyteller's.
                       "clues": {c: deck.clues[c] for c in own | finished}}
         return state
 
-    def state(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def state(self, session_id: str, request: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
-            return self._state(who)
+            return self._state(session_id)
 
-    def new(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def new(self, session_id: str, request: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
-            if asked.get("goal") not in GOALS:
+            if request.get("goal") not in GOALS:
                 raise DixitError(f"a game goes to {', '.join(map(str, GOALS))} points")
-            session = self._begin(secrets.randbits(40), asked["goal"])
+            session = self._new_session(secrets.randbits(40), request["goal"])
             session.let_agents_move()
-            return self._keep(who, session)
+            return self._save(session_id, session)
 
-    def move(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Your move: {"round", "card", "clue"}, {"round", "cards"} or {"round", "place"}."""
+    def move(self, session_id: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Make the visitor's move: {"round", "card", "clue"}, {"round", "cards"} or {"round", "place"}."""
         with self.lock:
-            session = self._playing(who)
-            if asked.get("round") != len(session.game.rounds) or session.pending:
+            session = self._current(session_id)
+            if request.get("round") != len(session.game.rounds) or session.pending:
                 raise DixitError("the game has gone on meanwhile; look again")
-            session.take(YOU, _move(session.game.phase, asked))
+            session.play(YOU, _move(session.game.phase, request))
             session.let_agents_move()
-            return self._keep(who, session)
+            return self._save(session_id, session)
 
-    def go_on(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Leave the result of a round behind."""
+    def next_round(self, session_id: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Dismiss the result of a round."""
         with self.lock:
-            session = self._playing(who)
-            session.seen = len(session.game.rounds)
+            session = self._current(session_id)
+            session.results_seen = len(session.game.rounds)
             session.let_agents_move()
-            return self._keep(who, session)
+            return self._save(session_id, session)
 
-    def explain(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Each listener's choice and why: in a finished round, {"round"}, or among your hand, {"card", "clue"}."""
+    def explain(self, session_id: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Each listener's response to the clue of a finished round, {"round"}, or to a clue for a card of the visitor's
+        hand, {"card", "clue"}."""
         with self.lock:
-            view = rules.view(self._playing(who).game, YOU)
-            if "round" in asked:
-                if not isinstance(asked["round"], int) or not 0 <= asked["round"] < len(view["rounds"]):
+            view = rules.view(self._current(session_id).game, YOU)
+            if "round" in request:
+                if not isinstance(request["round"], int) or not 0 <= request["round"] < len(view["rounds"]):
                     raise DixitError("that round is not finished")
-                done = view["rounds"][asked["round"]]
+                done = view["rounds"][request["round"]]
                 clue, cards = done["clue"], done["table"]
                 target = cards[done["owners"].index(done["storyteller"])]
-            else:  # only your own cards: responses to the cards on the table would reveal the other players' votes
-                clue, cards, target = _clue(asked), view["hand"], asked.get("card")
+            else:  # own cards only: responses to the cards on the table would reveal the other players' votes
+                clue, cards, target = _clue(request), view["hand"], request.get("card")
                 if target not in cards:
                     raise DixitError("choose a card of your hand")
             order = [target, *[c for c in cards if c != target]]
-            found = [listener_response(listener, clue, torch.tensor(order)) for listener in self.deck.listeners]
-            return {"clue": clue, "cards": order, "opinions": found}
+            responses = [listener_response(listener, clue, torch.tensor(order)) for listener in self.deck.listeners]
+            return {"clue": clue, "cards": order, "responses": responses}
 
     # --- uploaded images ---
 
-    def keep_image(self, who: str, content: bytes) -> dict[str, Any]:
-        """Take an uploaded file. Raises DixitError, which says why, if it is no image, or too large a one."""
+    def save_image(self, session_id: str, content: bytes) -> dict[str, Any]:
+        """Save an uploaded image and explain it. Raises DixitError if it is no image or too large."""
         if self.run is None:
             raise DixitError("only a trained speaker can look at images of your own")
         if not content:
             raise DixitError("the file is empty")
         image = open_image(io.BytesIO(content), self.run.config.data.image_size, "your file")
-        with self.lock, atomic_path(self.folder / f"{who}.png") as temporary:
+        with self.lock, atomic_path(self.folder / f"{session_id}.png") as temporary:
             image.save(temporary, "PNG")
-        return self.image(who, {})
+        return self.explain_image(session_id, {})
 
-    def image(self, who: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Captions of the visitor's image and each listener's response to them; no captions if there is no image."""
-        if self.run is None or not (self.folder / f"{who}.png").is_file():
+    def explain_image(self, session_id: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Captions of the uploaded image and each listener's response to them; no captions if there is no image."""
+        if self.run is None or not (self.folder / f"{session_id}.png").is_file():
             return {"captions": {}}
         with self.lock:
-            images = torch.cat([self._own(who)[None], self.deck.distractors])
+            images = torch.cat([self._uploaded(session_id)[None], self.deck.distractors])
             captions = {name: rows[0] for name, rows in caption_images(self.run, images[:1], samples=2).items()}
             everyone = torch.arange(len(images))
-            listeners = listeners_looking_at(images, self.deck.configs, self.deck.clips)
-            return {"captions": captions, "others": len(images) - 1, "opinions": {
+            listeners = make_clip_listeners(images, self.deck.configs, self.deck.clips)
+            return {"captions": captions, "others": len(images) - 1, "responses": {
                 name: [listener_response(listener, row[0][0], everyone) for listener in listeners]
                 for name, row in captions.items()}}
 
-    def _own(self, who: str) -> UInt8[Tensor, "3 H W"]:
-        image = open_image(self.folder / f"{who}.png", self.deck.images.shape[-1], "your file")
+    def _uploaded(self, session_id: str) -> UInt8[Tensor, "3 H W"]:
+        image = open_image(self.folder / f"{session_id}.png", self.deck.images.shape[-1], "your file")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     # --- pictures ---
 
-    def _picture(self, card: int, look: int) -> bytes:
-        """A card, or from -1 down a distractor; look 0 is the image itself, then as each listener sees it."""
+    def _render_card(self, card: int, look: int) -> bytes:
+        """A card (from 0), or a distractor (from -1 down); look 0 is the image itself, look i what listener i - 1 sees.
+        """
         image = self.deck.images[card] if card >= 0 else self.deck.distractors[-1 - card]
-        return png(image, "colour" if look == 0 else self.deck.configs[look - 1].perception)
+        return encode_png(image, "colour" if look == 0 else self.deck.configs[look - 1].perception)
 
-    def show(self, who: str, what: str, look: int) -> bytes | None:
-        """The picture of a card that the visitor may see, of `own`, or of a distractor (negative); else None."""
+    def picture(self, session_id: str, card: str, look: int) -> bytes | None:
+        """The PNG of a card, of the uploaded image ("own") or of a distractor (negative), seen as `look` says.
+
+        None if there is no such picture or the visitor may not see it.
+        """
         if not 0 <= look <= len(self.deck.configs):
             return None
-        if what == "own":
-            if not (self.folder / f"{who}.png").is_file():
+        if card == "own":
+            if not (self.folder / f"{session_id}.png").is_file():
                 return None
-            return png(self._own(who), "colour" if look == 0 else self.deck.configs[look - 1].perception)
-        card = int(what)
+            image = self._uploaded(session_id)
+            return encode_png(image, "colour" if look == 0 else self.deck.configs[look - 1].perception)
+        number = int(card)
         with self.lock:
-            session = self._session(who)
-            mine = set().union(*_cards_of(rules.view(session.game, YOU))) if session else set()
-        return self.picture(card, look) if card in mine or -len(self.deck.distractors) <= card < 0 else None
+            session = self._session(session_id)
+            visible = set().union(*_cards_of(rules.view(session.game, YOU))) if session else set()
+        return self._card_png(number, look) if number in visible or -len(self.deck.distractors) <= number < 0 else None
 
 
 def _cards_of(view: dict[str, Any]) -> tuple[set[int], set[int], set[int]]:
     """The cards in a view: the player's own, those of finished rounds, those on the table."""
-    return (set(view["hand"]) | set(view["laid"]), {c for r in view["rounds"] for c in r["table"]}, set(view["table"]))
+    finished = {c for r in view["rounds"] for c in r["table"]}
+    return set(view["hand"]) | set(view["submitted"]), finished, set(view["table"])
 
 
-def _clue(asked: dict[str, Any]) -> str:
-    clue = " ".join(str(asked.get("clue") or "").split())
+def _clue(request: dict[str, Any]) -> str:
+    clue = " ".join(str(request.get("clue") or "").split())
     if not clue:
         raise DixitError("a clue needs at least one word")
-    if len(clue) > MOST_LETTERS:
-        raise DixitError(f"a clue has at most {MOST_LETTERS} letters")
+    if len(clue) > MAX_CLUE_LENGTH:
+        raise DixitError(f"a clue has at most {MAX_CLUE_LENGTH} letters")
     return clue
 
 
-def _move(phase: str, asked: dict[str, Any]) -> Any:
-    """The move that a request means. Raises DixitError if it means none."""
-    numbers = {"tell": [asked.get("card")], "submit": asked.get("cards"), "vote": [asked.get("place")]}.get(phase, [])
+def _move(phase: str, request: dict[str, Any]) -> Any:
+    """The move in a request. Raises DixitError if there is none."""
+    fields = {"tell": [request.get("card")], "submit": request.get("cards"), "vote": [request.get("place")]}
+    numbers = fields.get(phase, [])
     if not isinstance(numbers, list) or not numbers or any(type(n) is not int for n in numbers):
         raise DixitError("choose a card first" if phase != "over" else "the game is over; start a new one")
     if phase == "tell":
-        return [numbers[0], _clue(asked)]
+        return [numbers[0], _clue(request)]
     return numbers if phase == "submit" else numbers[0]

@@ -1,6 +1,6 @@
-"""Images in a terminal: kitty's protocol, sixel, or half-blocks in 24-bit colour, whichever it knows.
+"""Show images in a terminal: by kitty's graphics protocol, sixel, or half-blocks in 24-bit colour.
 
-Leaves out asking the terminal itself: what it can is taken from the environment, or said by the user.
+What the terminal supports is guessed from environment variables; the terminal itself is not queried.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-WAYS = ("kitty", "sixel", "blocks", "files")
+METHODS = ("kitty", "sixel", "blocks", "files")
 
 
-def way_of(environment: Mapping[str, str] = os.environ, is_terminal: bool | None = None) -> str:
-    """How this terminal can show images; "files" if it cannot."""
+def detect_method(environment: Mapping[str, str] = os.environ, is_terminal: bool | None = None) -> str:
+    """How this terminal can show images: one of METHODS, "files" if it cannot."""
     if not (sys.stdout.isatty() if is_terminal is None else is_terminal):
         return "files"
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
@@ -29,17 +29,17 @@ def way_of(environment: Mapping[str, str] = os.environ, is_terminal: bool | None
     return "blocks" if environment.get("COLORTERM") in ("truecolor", "24bit") else "files"
 
 
-def inline(image: Image.Image, way: str, columns: int = 28) -> str:
-    """The text that shows an RGB image, about so many columns wide; nothing for "files"."""
-    if way == "kitty":
+def render(image: Image.Image, method: str, columns: int = 28) -> str:
+    """The text that shows an RGB image about `columns` wide in a terminal; "" for "files"."""
+    if method == "kitty":
         return _kitty(image, columns)
-    if way == "sixel":
+    if method == "sixel":
         return _sixel(image.resize((columns * 8, columns * 8 * image.height // image.width)))
-    return _blocks(image, columns) if way == "blocks" else ""
+    return _blocks(image, columns) if method == "blocks" else ""
 
 
 def _blocks(image: Image.Image, columns: int) -> str:
-    """Two pixels a character: the upper one is the ink, the lower one the ground."""
+    """Two pixels per character: the upper one is the foreground colour, the lower one the background."""
     rows = max(2, columns * image.height // image.width // 2 * 2)
     p = np.asarray(image.resize((columns, rows)))
     lines = []
@@ -51,7 +51,7 @@ def _blocks(image: Image.Image, columns: int) -> str:
 
 
 def _kitty(image: Image.Image, columns: int) -> str:
-    """A PNG in base64, 4096 letters at a time (kitty's graphics protocol, direct transmission)."""
+    """A PNG in base64, in chunks of 4096 characters (kitty's graphics protocol, direct transmission)."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -62,7 +62,7 @@ def _kitty(image: Image.Image, columns: int) -> str:
 
 
 def _sixel(image: Image.Image) -> str:
-    """64 colours; in each band of 6 rows, a line for each colour there, equal letters run-length coded."""
+    """Sixel with 64 colours: for each band of 6 rows, a run-length encoded line for each colour in it."""
     small = image.quantize(64)
     palette, index = np.array(small.getpalette()).reshape(-1, 3), np.asarray(small)
     used = np.unique(index)

@@ -221,8 +221,9 @@ class CaptionTask(Task):
         if conditioned is None:
             prefix = self.trained(patches)
         else:
-            named = torch.tensor([scenes.named(text) for text in texts]) * torch.from_numpy(conditioned.reshape(-1, 1))
-            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=named.to(patches))
+            signs = torch.tensor([scenes.mentioned_attributes(text) for text in texts])
+            signs = signs * torch.from_numpy(conditioned.reshape(-1, 1))
+            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=signs.to(patches))
         tokens, mask = self.speaker.encode(texts)
         return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
 
@@ -254,7 +255,7 @@ class CaptionTask(Task):
             patches = patch_batch(self.validation_store, index, self.speaker.device)
             prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=requested.to(patches))
             texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
-            right = (torch.tensor([scenes.named(text) for text in texts]) == requested).all(1).float()
+            right = (torch.tensor([scenes.mentioned_attributes(text) for text in texts]) == requested).all(1).float()
             figures["obeys"] = float(right.mean())
         return figures
 

@@ -19,7 +19,7 @@ from archives import make_deb, tar_bytes
 
 from dixit.common import DixitError
 from dixit.data import assets
-from dixit.data.archives import only, read_members
+from dixit.data.archives import read_members, single_member
 from dixit.data.assets import Archive, Asset
 from dixit.data.prepare import prepare_idx
 
@@ -43,7 +43,7 @@ def make_wheel(path: Path, members: dict[str, bytes]) -> Path:
 def entry(path: Path, prepare=None, kind: str = "pip", sha256: str | None = None) -> Asset:
     """A table entry for an archive that lies at `path`."""
     def copy(archives: list[Path], out: Path) -> dict:
-        (out / "a.txt").write_bytes(only(read_members(archives[0], r"pkg/a\.txt")))
+        (out / "a.txt").write_bytes(single_member(read_members(archives[0], r"pkg/a\.txt")))
         return {"count": 1}
 
     content = path.read_bytes() if path.exists() else b""
@@ -195,7 +195,7 @@ def test_all_failures_are_told_at_the_end(cache: Path, monkeypatch: pytest.Monke
     good = entry(make_wheel(cache / "downloads" / "tiny.whl", {"pkg/a.txt": b"hello"}))
     monkeypatch.setenv("PATH", "")
     bad = entry(tmp_path / "no.tgz", kind="npm", sha256="0" * 64)
-    bad = Asset("bad", bad.what, bad.licence, bad.prepare, bad.archives)
+    bad = Asset("bad", bad.description, bad.licence, bad.prepare, bad.archives)
     monkeypatch.setattr(assets, "ASSETS", (bad, good))
     assert assets.main([]) == 2
     errors = capsys.readouterr().err.splitlines()

@@ -15,7 +15,7 @@ from dixit.common import DixitError
 from dixit.config import DataConfig
 from dixit.data.assets import cache_dir
 from dixit.data.images import HUE_NAMES, _words, fingerprint, head_noun, load, main_colours, open_image, pixels
-from dixit.data.scenes import HELD_OUT
+from dixit.data.scenes import HELD_OUT_PAIRS
 
 SMALL = DataConfig(image_size=32, train=12, validation=6, test=6, combos=6)
 REAL_CACHE = cache_dir()  # before any test moves it
@@ -70,8 +70,8 @@ def test_splits_of_scenes_are_disjoint_and_combos_held_out():
         objects = [o for record in load(SMALL, split)["record"] for o in json.loads(record)["objects"]]
         return {(o["colour"], o["shape"]) for o in objects}
 
-    assert pairs("combos") <= HELD_OUT
-    assert not (pairs("train") | pairs("validation") | pairs("test")) & HELD_OUT
+    assert pairs("combos") <= HELD_OUT_PAIRS
+    assert not (pairs("train") | pairs("validation") | pairs("test")) & HELD_OUT_PAIRS
 
 
 def test_fingerprint_follows_rows():

@@ -74,7 +74,7 @@ def test_rendered_grey_value_does_not_tell_the_colour():
 def test_held_out_pairs_are_in_combos_only():
     for split in scenes.SPLITS:
         pairs = {(o["colour"], o["shape"]) for record in records(split, 400) for o in record["objects"]}
-        assert pairs <= scenes.HELD_OUT if split == "combos" else not pairs & scenes.HELD_OUT
+        assert pairs <= scenes.HELD_OUT_PAIRS if split == "combos" else not pairs & scenes.HELD_OUT_PAIRS
     seen = [o for record in records("train", 1000) for o in record["objects"]]
     assert {o["colour"] for o in seen} == set(scenes.COLOURS) and {o["shape"] for o in seen} == set(scenes.SHAPES)
 

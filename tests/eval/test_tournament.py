@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dixit.play import rules
-from dixit.play.players import Agent, RandomPlayer, deal_seats, play_out
+from dixit.play.players import Agent, RandomPlayer, assign_seats, play_out
 from eval.tables import look_up
-from eval.tournament import Seated, deal, keep, over_cards, scoring_share, storytellers, strengths, tournament
+from eval.tournament import SeatedPlayer, deal, keep, over_cards, scoring_share, storytellers, strengths, tournament
 
 CARDS = 60
 
@@ -24,8 +24,8 @@ class Knows:
         self.sure = sure
 
     def score(self, texts, candidates):
-        told = torch.tensor([int(text.split()[1]) for text in texts])[:, None]
-        return -(candidates - told).abs().float() * (1.0 if self.sure else 0.0)
+        storyteller_card = torch.tensor([int(text.split()[1]) for text in texts])[:, None]
+        return -(candidates - storyteller_card).abs().float() * (1.0 if self.sure else 0.0)
 
 
 CLUES = [f"card {i}" for i in range(CARDS)]
@@ -37,14 +37,15 @@ def test_agents_play_by_the_rules_and_their_seed():
     assert game.phase == "over" and game == play_out(rules.new_game(5, CARDS, 3), players)
     for r in game.rounds:
         if r.storyteller < 4:
-            told = r.table[r.owners.index(r.storyteller)]
-            assert r.clue == f"card {told}"
+            storyteller_card = r.table[r.owners.index(r.storyteller)]
+            assert r.clue == f"card {storyteller_card}"
             for p in (0, 2):  # who understands votes for the card itself
                 assert p == r.storyteller or r.owners[r.votes[p]] == r.storyteller
 
 
 def test_an_agent_lays_down_what_suits_the_clue_best():
-    view = {"phase": "submit", "player": 1, "rounds": [], "hand": [3, 30, 59, 12], "clue": "card 33", "lays": 2}
+    view = {"phase": "submit", "player": 1, "rounds": [], "hand": [3, 30, 59, 12], "clue": "card 33",
+            "cards_to_submit": 2}
     assert Agent(CLUES, Knows(True), 0).move(view) == (30, 12)
     vote = view | {"phase": "vote", "table": [31, 59, 34], "may_vote": [0, 1]}
     assert Agent(CLUES, Knows(True), 0).move(vote) == 0
@@ -52,11 +53,11 @@ def test_an_agent_lays_down_what_suits_the_clue_best():
 
 def test_an_audience_of_one_mind_never_scores_and_a_mixed_one_does():
     clear = {"clear": CLUES}
-    shares, told = storytellers(clear, [Knows(True)], 4)
-    assert shares["clear"].tolist() == [0.0] * 4 and told["clear"][:, 1].sum() == 0  # all find every card
-    mixed, told = storytellers(clear | {"dark": ["card 0"] * CARDS}, [Knows(True), Knows(False)], 6)
+    shares, storyteller_card = storytellers(clear, [Knows(True)], 4)
+    assert shares["clear"].tolist() == [0.0] * 4 and storyteller_card["clear"][:, 1].sum() == 0  # all find every card
+    mixed, storyteller_card = storytellers(clear | {"dark": ["card 0"] * CARDS}, [Knows(True), Knows(False)], 6)
     assert mixed["clear"].mean() > 0.9 > mixed["dark"].mean()
-    tellings, scored = told["clear"].sum(0)  # every game has as many rounds: 60 cards, 36 dealt, 6 a round
+    tellings, scored = storyteller_card["clear"].sum(0)  # every game has as many rounds: 60 cards, 36 dealt, 6 a round
     assert tellings == 6 * 4 and scored == pytest.approx(24 * mixed["clear"].mean())
 
 
@@ -89,10 +90,10 @@ def test_who_understands_is_rated_above_who_guesses():
 
 
 def test_seats_and_cards_are_dealt_evenly():
-    seats = [deal_seats(3, 6, game) for game in range(20)]
+    seats = [assign_seats(3, 6, game) for game in range(20)]
     assert all(sorted(s) == [0, 0, 1, 1, 2, 2] for s in seats) and len({tuple(s) for s in seats}) > 5
     assert len(set(deal(500, 0))) == 84 and deal(500, 0) != deal(500, 1) and sorted(deal(50, 0)) == list(range(50))
-    game = play_out(rules.new_game(4, CARDS, 0), [Seated(RandomPlayer(CLUES, 0), list(range(100, 160)))] * 4)
+    game = play_out(rules.new_game(4, CARDS, 0), [SeatedPlayer(RandomPlayer(CLUES, 0), list(range(100, 160)))] * 4)
     assert 0 <= scoring_share(game) <= 1 and all(c < CARDS for r in game.rounds for c in r.table)
 
 

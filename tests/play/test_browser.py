@@ -175,20 +175,20 @@ def test_a_whole_game_against_three_agents(visitor):
     page.locator("#hand .card").first.click()
     settled(page)
     looks = page.locator("#lens-looks img")
-    assert looks.count() == 2 and "The speaker says" in page.locator("#lens-said").inner_text()
+    assert looks.count() == 2 and "The speaker’s caption" in page.locator("#lens-caption").inner_text()
     keep(page, "submit")
     moves, last = [], [0, 0, 0, 0]
     while phase(page) != "over":
         moves.append(one_move(page, EVIL))
         if moves[-1] == "vote" or (moves[-1] == "tell" and phase(page) == "result"):
             page.locator("#why .mind").last.wait_for()
-            assert page.locator("#why .mind").count() == page.evaluate("state.looks.length")
+            assert page.locator("#why .mind").count() == page.evaluate("state.listeners.length")
             assert page.locator("#why .word").count() >= 4
-            assert page.locator("#table .card.told").count() == 1
+            assert page.locator("#table .card.correct").count() == 1
             assert all(now >= then for now, then in zip(points(page), last, strict=True))
             last = points(page)
             if moves[-1] == "tell":
-                assert page.locator("#clue").inner_text() == EVIL  # as text; the visitor fixture hears no dialog
+                assert page.locator("#clue").inner_text() == EVIL  # as text; the visitor fixture sees no dialog
             settled(page)
             keep(page, f"result_{len(moves)}")
         elif moves[-1] == "submit":
@@ -246,7 +246,7 @@ def test_by_keyboard_alone(visitor):
             assert page.evaluate("document.activeElement.id") == "confirm"
             keys.press("Enter")
         until(page, "before => document.getElementById('task').innerText !== before", before)
-        assert page.evaluate("document.activeElement.id") == "task"  # a screen reader hears what is next
+        assert page.evaluate("document.activeElement.id") == "task"  # a screen reader announces what is next
     assert told == 1
 
 
@@ -295,7 +295,7 @@ def test_uploads_good_and_bad(visitor, tmp_path):
     page.locator("#file").set_input_files(tmp_path / "good.jpg")
     page.locator("#own-body .mind").first.wait_for()
     assert status.inner_text() == "Done." and page.locator("#own-body details").count() == 2
-    assert page.locator("#own-body details[open] .mind").count() == page.evaluate("state.looks.length")
+    assert page.locator("#own-body details[open] .mind").count() == page.evaluate("state.listeners.length")
     settled(page)
     page.locator("#own").scroll_into_view_if_needed()
     keep(page, "own_image")

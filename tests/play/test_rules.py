@@ -60,7 +60,7 @@ def rearranged(game: Game, player: int, seed: int) -> Game:
     changed = replace(game, deck=swap(game.deck), hands=tuple(
         hand if p == player else swap(hand) for p, hand in enumerate(game.hands)))
     if game.phase == "submit":
-        changed = replace(changed, told=other.get(game.told, game.told),
+        changed = replace(changed, storyteller_card=other.get(game.storyteller_card, game.storyteller_card),
                           submitted=tuple(own if p == player else swap(own) for p, own in enumerate(game.submitted)))
     if game.phase == "vote":  # whose the others' cards are
         others = [p for p in range(game.players) if p not in (player, game.storyteller)]
@@ -69,9 +69,9 @@ def rearranged(game: Game, player: int, seed: int) -> Game:
             owned[p] = game.submitted[q]
         if player != game.storyteller:
             teller, guest = game.storyteller, others[0] if others else player
-            if game.lays == 1 and guest != player:
+            if game.cards_to_submit == 1 and guest != player:
                 owned[teller], owned[guest] = owned[guest], owned[teller]
-        changed = replace(changed, submitted=tuple(owned), told=owned[game.storyteller][0])
+        changed = replace(changed, submitted=tuple(owned), storyteller_card=owned[game.storyteller][0])
         # Votes stay hidden until all have voted.
         changed = replace(changed, votes=tuple(v if p == player or v < 0 else (v + 1) % len(game.table)
                                                for p, v in enumerate(game.votes)))
@@ -98,9 +98,9 @@ class Table(RuleBasedStateMachine):
 
     @precondition(lambda self: self.game.phase == "submit")
     @rule(data=st.data())
-    def lays(self, data):
+    def cards_to_submit(self, data):
         player = data.draw(st.sampled_from(waiting_for(self.game)))
-        cards = data.draw(st.permutations(self.game.hands[player]))[:self.game.lays]
+        cards = data.draw(st.permutations(self.game.hands[player]))[:self.game.cards_to_submit]
         self.move(submit, player, tuple(cards))
 
     @precondition(lambda self: self.game.phase == "vote")
@@ -134,7 +134,8 @@ class Table(RuleBasedStateMachine):
         for p in range(self.game.players):
             assert self.game.scores[p] == sum(r.points[p] for r in self.game.rounds)
         if self.game.phase == "over":
-            assert max(self.game.scores) >= self.game.goal or len(self.game.deck) <= self.game.players * self.game.lays
+            drawn_in_a_round = self.game.players * self.game.cards_to_submit
+            assert max(self.game.scores) >= self.game.goal or len(self.game.deck) <= drawn_in_a_round
             assert winners(self.game)
 
     @invariant()
@@ -188,7 +189,7 @@ def test_the_last_card_of_the_deck_ends_the_game(players, cards, rounds):
         if game.phase == "tell":
             game = tell(game, game.hands[player][0], "clue")
         elif game.phase == "submit":
-            game = submit(game, player, game.hands[player][:game.lays])
+            game = submit(game, player, game.hands[player][:game.cards_to_submit])
         else:
             game = vote(game, player, view(game, player)["may_vote"][0])
     assert len(game.rounds) == rounds

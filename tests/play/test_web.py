@@ -22,8 +22,8 @@ from dixit.config import ListenerConfig
 from dixit.play import rules, tables, web
 from dixit.play.explain import caption_images, listener_labels, listener_response
 from dixit.play.players import Agent
-from dixit.play.tables import YOU, Tables, open_deck
-from dixit.play.terminal import inline, way_of
+from dixit.play.tables import YOU, Tables, load_deck
+from dixit.play.terminal import detect_method, render
 from dixit.training import game as reference_game
 from dixit.training.runs import load_run
 
@@ -36,18 +36,18 @@ def loaded(game_run, tiny, folder_of_cards):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIXIT_CACHE", str(tiny.cache))
         run = load_run(game_run)
-        return run, open_deck(run, f"folder:{folder_of_cards}")
+        return run, load_deck(run, f"folder:{folder_of_cards}")
 
 
 @pytest.fixture
-def house(loaded, tmp_path) -> Tables:
+def games(loaded, tmp_path) -> Tables:
     return Tables(*loaded, tmp_path / "web")
 
 
-def visit(house: Tables | None, folder: Path, who: str = "") -> TestClient:
+def visit(games: Tables | None, folder: Path, session_id: str = "") -> TestClient:
     """A browser that has opened the page, for the first time or with an earlier cookie."""
-    cookies = {"dixit": who} if who else None
-    client = TestClient(web.make_app(folder, house, ["127.0.0.1"]), base_url=BASE, cookies=cookies)
+    cookies = {"dixit": session_id} if session_id else None
+    client = TestClient(web.make_app(folder, games, ["127.0.0.1"]), base_url=BASE, cookies=cookies)
     assert client.get("/").status_code == 200
     return client
 
@@ -62,28 +62,28 @@ def my_move(state: dict, draws: np.random.Generator) -> dict:
     return {"place": int(draws.choice(game["may_vote"]))}
 
 
-def check_nothing_is_hidden(client: TestClient, house: Tables, state: dict) -> None:
+def check_nothing_is_hidden(client: TestClient, games: Tables, state: dict) -> None:
     """All that the page gets is what the player may see."""
-    game = house.open[client.cookies["dixit"]].game
+    game = games.sessions[client.cookies["dixit"]].game
     assert state["game"] == json.loads(json.dumps(rules.view(game, YOU)))
-    assert state.keys() == {"run", "deck", "key", "cards", "goals", "letters", "looks", "you", "names", "eyes", "game",
-                            "pending", "texts", "clues"}
+    assert state.keys() == {"run", "deck", "key", "cards", "goals", "max_clue_length", "listeners", "you", "names",
+                            "agent_listeners", "game", "pending", "texts", "clues"}
     mine = {*game.hands[YOU], *game.submitted[YOU]}
     finished = {c for r in game.rounds for c in r.table}
     assert set(map(int, state["clues"])) == mine | finished
     assert set(map(int, state["texts"])) == mine | finished | set(game.table)
     for card in range(state["cards"]):
         seen = card in mine | finished | set(game.table)
-        assert (house.show(client.cookies["dixit"], str(card), 1) is not None) == seen
+        assert (games.picture(client.cookies["dixit"], str(card), 1) is not None) == seen
 
 
-def play_through(client: TestClient, house: Tables, seed: int):
+def play_through(client: TestClient, games: Tables, seed: int):
     """A whole game; yields after each move."""
     draws = rng("visitor", seed)
     state = client.post("/api/new", json={"goal": 10}).json()
     assert state["game"]["storyteller"] != YOU and state["game"]["phase"] == "submit"  # newcomers guess first
     while state["game"]["phase"] != "over":
-        check_nothing_is_hidden(client, house, state)
+        check_nothing_is_hidden(client, games, state)
         assert client.get("/api/state").json() == state
         if state["pending"]:
             state = client.post("/api/next", json={}).json()
@@ -94,18 +94,18 @@ def play_through(client: TestClient, house: Tables, seed: int):
         yield state
 
 
-def test_two_whole_games_at_once(house, tmp_path):
-    clients = [visit(house, tmp_path), visit(house, tmp_path)]
+def test_two_whole_games_at_once(games, tmp_path):
+    clients = [visit(games, tmp_path), visit(games, tmp_path)]
     assert clients[0].cookies["dixit"] != clients[1].cookies["dixit"]
-    games = [play_through(client, house, i) for i, client in enumerate(clients)]
-    last: list[dict] = [next(games[0]), next(games[1])]
-    for card, status in ((last[0]["game"]["hand"][0], 200), (next(iter(house.open.values())).game.deck[0], 404)):
+    playing = [play_through(client, games, i) for i, client in enumerate(clients)]
+    last: list[dict] = [next(playing[0]), next(playing[1])]
+    for card, status in ((last[0]["game"]["hand"][0], 200), (next(iter(games.sessions.values())).game.deck[0], 404)):
         assert clients[0].get(f"/picture/{last[0]['key']}/{card}/1.png").status_code == status
     going = {0, 1}
     while going:
         for i in sorted(going):
             try:
-                last[i] = next(games[i])
+                last[i] = next(playing[i])
             except StopIteration:
                 going.discard(i)
     assert last[0]["game"]["rounds"] != last[1]["game"]["rounds"]
@@ -117,31 +117,31 @@ def test_two_whole_games_at_once(house, tmp_path):
         assert all((r["clue"] == "a red ring") == (r["storyteller"] == YOU) for r in rounds)
 
 
-def test_a_restart_loses_nothing(house, loaded, tmp_path):
-    client = visit(house, tmp_path)
-    game = play_through(client, house, 0)
+def test_a_restart_loses_nothing(games, loaded, tmp_path):
+    client = visit(games, tmp_path)
+    game = play_through(client, games, 0)
     for _ in range(4):
         before = next(game)
-    who = client.cookies["dixit"]
-    again = visit(Tables(*loaded, house.folder), tmp_path, who)
+    session_id = client.cookies["dixit"]
+    again = visit(Tables(*loaded, games.folder), tmp_path, session_id)
     assert again.get("/api/state").json() == before and before["game"]["rounds"]
-    kept = house.folder / f"{who}.json"
+    kept = games.folder / f"{session_id}.json"
     for damage in (kept.read_text()[:40], "[]", '{"deck": 1}', kept.read_text().replace(before["key"], "other cards")):
         kept.write_text(damage)
-        fresh = visit(Tables(*loaded, house.folder), tmp_path, who)
+        fresh = visit(Tables(*loaded, games.folder), tmp_path, session_id)
         assert fresh.get("/api/state").json()["game"] is None  # no game, and no error: one can be started
         assert "no game yet" in fresh.post("/api/next", json={}).json()["error"]
     assert fresh.post("/api/new", json={"goal": 20}).json()["game"]["goal"] == 20
 
 
-def test_only_so_many_games_stay_in_memory(house, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_OPEN", 2)
-    clients = [visit(house, tmp_path) for _ in range(4)]
+def test_only_so_many_games_stay_in_memory(games, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_OPEN_SESSIONS", 2)
+    clients = [visit(games, tmp_path) for _ in range(4)]
     states = [client.post("/api/new", json={"goal": 10}).json() for client in clients]
-    assert [client.get("/api/state").json() for client in clients] == states and len(house.open) == 2
+    assert [client.get("/api/state").json() for client in clients] == states and len(games.sessions) == 2
 
 
-@pytest.mark.parametrize(("path", "asked", "words"), [
+@pytest.mark.parametrize(("path", "sent", "words"), [
     ("new", {"goal": 11}, "10, 20, 30 points"), ("new", {}, "10, 20, 30 points"),
     ("move", {"round": 0}, "choose a card"), ("move", {"round": 0, "cards": "all"}, "choose a card"),
     ("move", {"round": 0, "cards": [True]}, "choose a card"), ("move", {"round": 0, "cards": [1e9]}, "choose a card"),
@@ -153,48 +153,48 @@ def test_only_so_many_games_stay_in_memory(house, tmp_path, monkeypatch):
     ("move", [], "no request of this page"), ("move", "{", "no request of this page"),
     ("move", "\xff" * 9000, "over 0.01 MB"),
 ])
-def test_bad_requests_are_told_why_and_change_nothing(house, tmp_path, path, asked, words):
-    client = visit(house, tmp_path)
+def test_bad_requests_are_told_why_and_change_nothing(games, tmp_path, path, sent, words):
+    client = visit(games, tmp_path)
     before = client.post("/api/new", json={"goal": 10}).json()
-    body = {"content": asked.encode()} if isinstance(asked, str) else {"json": asked}
+    body = {"content": sent.encode()} if isinstance(sent, str) else {"json": sent}
     answer = client.post(f"/api/{path}", **body)
     assert answer.status_code == 400 and words in answer.json()["error"] and "\n" not in answer.text
     assert client.get("/api/state").json() == before
 
 
-def test_the_storyteller_needs_a_clue_and_it_is_cleaned(house, tmp_path):
-    client = visit(house, tmp_path)
+def test_the_storyteller_needs_a_clue_and_it_is_cleaned(games, tmp_path):
+    client = visit(games, tmp_path)
     state = client.post("/api/new", json={"goal": 30}).json()
     draws = rng("to tell", 0)
     while state["game"]["phase"] != "tell" or state["pending"]:
-        asked = {} if state["pending"] else {"round": len(state["game"]["rounds"]), **my_move(state, draws)}
-        state = client.post("/api/next" if state["pending"] else "/api/move", json=asked).json()
-    told = {"round": len(state["game"]["rounds"]), "card": state["game"]["hand"][0]}
+        request = {} if state["pending"] else {"round": len(state["game"]["rounds"]), **my_move(state, draws)}
+        state = client.post("/api/next" if state["pending"] else "/api/move", json=request).json()
+    request = {"round": len(state["game"]["rounds"]), "card": state["game"]["hand"][0]}
     for clue, words in ((" \n", "at least one word"), ("x" * 121, "120 letters"), (None, "at least one word")):
-        assert words in client.post("/api/move", json={**told, "clue": clue}).json()["error"]
-    hint = client.post("/api/explain", json={"card": told["card"], "clue": "red ring"}).json()
-    assert hint["cards"][0] == told["card"] and sorted(hint["cards"]) == sorted(state["game"]["hand"])
-    state = client.post("/api/move", json={**told, "clue": " <b>a\n dream</b> "}).json()
+        assert words in client.post("/api/move", json={**request, "clue": clue}).json()["error"]
+    hint = client.post("/api/explain", json={"card": request["card"], "clue": "red ring"}).json()
+    assert hint["cards"][0] == request["card"] and sorted(hint["cards"]) == sorted(state["game"]["hand"])
+    state = client.post("/api/move", json={**request, "clue": " <b>a\n dream</b> "}).json()
     assert state["game"]["rounds"][-1]["clue"] == "<b>a dream</b>"  # as text: the page never reads it as HTML
 
 
-def test_cookies_and_hosts_of_others_are_refused(house, tmp_path):
-    app = web.make_app(tmp_path, house, ["127.0.0.1"])
+def test_cookies_and_hosts_of_others_are_refused(games, tmp_path):
+    app = web.make_app(tmp_path, games, ["127.0.0.1"])
     for cookie in ("", "dixit=../../../etc/passwd", "dixit=short", "dixit=" + "é" * 22):
         client = TestClient(app, base_url=BASE, headers={"cookie": cookie.encode()} if cookie else None)
         assert "cookie" in client.get("/api/state").json()["error"]
         given = client.get("/").headers["set-cookie"]
         assert re.match(r"dixit=[\w-]{22};", given) and "HttpOnly" in given and "SameSite=lax" in given
     assert TestClient(app, base_url="http://elsewhere.example").get("/").status_code == 400
-    client = visit(house, tmp_path)
+    client = visit(games, tmp_path)
     for path in ("0/0.png", "own/0.png", "-1/99.png", "-9/0.png", "..%2f/0.png", "٣/0.png", "1e3/0.png"):
         assert client.get(f"/picture/k/{path}").status_code == 404, path
     for path in ("/static/../web.py", "/static/%2e%2e/web.py", "/nothing"):
         assert client.get(path).status_code == 404
 
 
-def test_the_page_is_whole_and_runs_no_scripts_of_others(house, tmp_path):
-    client = visit(house, tmp_path)
+def test_the_page_is_whole_and_runs_no_scripts_of_others(games, tmp_path):
+    client = visit(games, tmp_path)
     page = client.get("/")
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert not re.search(r"<script>|<style>| on\w+=|style=", page.text)
@@ -221,8 +221,8 @@ def huge() -> bytes:
     return buffer.getvalue()
 
 
-def test_bad_uploads_are_told_why_and_the_session_goes_on(house, tmp_path, huge):
-    client = visit(house, tmp_path)
+def test_bad_uploads_are_told_why_and_the_session_goes_on(games, tmp_path, huge):
+    client = visit(games, tmp_path)
     before = client.post("/api/new", json={"goal": 10}).json()
     for content, words in ((b"just some text\n" * 99, "your file is not a readable image"), (b"", "the file is empty"),
                            (b"%PDF-1.7 ...", "not one of PNG"), (huge, "over 50 million pixels"),
@@ -236,24 +236,24 @@ def test_bad_uploads_are_told_why_and_the_session_goes_on(house, tmp_path, huge)
     assert found["captions"].keys() == {"base", "trained"} and found["others"] == tables.DISTRACTORS
     for speaker in found["captions"]:
         assert len(found["captions"][speaker]) == 3 and all(0 <= p <= 1 for _, p in found["captions"][speaker])
-        for seen in found["opinions"][speaker]:
+        for seen in found["responses"][speaker]:
             assert sum(seen["belief"]) == pytest.approx(1) and len(seen["belief"]) == 1 + tables.DISTRACTORS
     assert client.get("/api/image").json() == found  # a reload shows it again
     colour, grey = (Image.open(io.BytesIO(client.get(f"/picture/k/own/{look}.png").content)) for look in (1, 2))
     assert colour.size == (32, 32) and colour.getpixel((16, 16)) == (0, 255, 0)
     assert len(set(grey.getpixel((16, 16)))) == 1
-    assert visit(house, tmp_path).get("/api/image").json() == {"captions": {}}  # nobody else sees it
+    assert visit(games, tmp_path).get("/api/image").json() == {"captions": {}}  # nobody else sees it
 
 
-def test_a_finished_round_is_explained_by_leaving_words_out(house, tmp_path):
-    client = visit(house, tmp_path)
-    game = play_through(client, house, 3)
+def test_a_finished_round_is_explained_by_leaving_words_out(games, tmp_path):
+    client = visit(games, tmp_path)
+    game = play_through(client, games, 3)
     while not (state := next(game))["pending"]:
         pass
     done = state["game"]["rounds"][0]
     found = client.post("/api/explain", json={"round": 0}).json()
     assert found["cards"][0] == done["table"][done["owners"].index(0)] and found["clue"] == done["clue"]
-    for listener, seen in zip(house.deck.listeners, found["opinions"], strict=True):
+    for listener, seen in zip(games.deck.listeners, found["responses"], strict=True):
         cards = torch.tensor(found["cards"])[None]
         assert seen["belief"] == pytest.approx(listener.score([done["clue"]], cards)[0].softmax(0).tolist(), abs=1e-5)
         words = done["clue"].split()
@@ -267,16 +267,16 @@ def test_a_finished_round_is_explained_by_leaving_words_out(house, tmp_path):
 def test_captions_come_with_their_probability(loaded):
     run, deck = loaded
     images = deck.images[:3]
-    said = caption_images(run, images, samples=2, seed=4)
+    captions = caption_images(run, images, samples=2, seed=4)
     patches = run.clip.patches(images, "colour")
-    assert [row[0][0] for row in said["trained"]] == [row[0] for row in run.speaker.caption(patches)]
+    assert [row[0][0] for row in captions["trained"]] == [row[0] for row in run.speaker.caption(patches)]
     with torch.no_grad():
         prefix = run.speaker.trained(patches)
     tokens, mask, _ = run.speaker.sample(prefix)
     expected = run.speaker.logprobs(prefix, tokens, mask).sum(1).exp().tolist()
-    assert [row[0][1] for row in said["trained"]] == pytest.approx(expected, rel=1e-3)
-    assert all(len(row) == 3 for rows in said.values() for row in rows)
-    assert caption_images(run, images, speakers=["trained"])["trained"][0][0][0] == said["trained"][0][0][0]
+    assert [row[0][1] for row in captions["trained"]] == pytest.approx(expected, rel=1e-3)
+    assert all(len(row) == 3 for rows in captions.values() for row in rows)
+    assert caption_images(run, images, speakers=["trained"])["trained"][0][0][0] == captions["trained"][0][0][0]
 
 
 def test_listeners_of_one_name_are_told_apart():
@@ -294,19 +294,19 @@ def test_a_silent_speaker_makes_a_legal_storyteller(loaded):
 def test_a_practice_table_needs_nothing_trained(home, tmp_path):
     deck = tables.practice_deck()
     assert sum(a != b for a, b in zip(deck.texts, deck.clues, strict=True)) > 60  # the alt text gives no clue away
-    house = Tables(None, deck, tmp_path / "web")
-    client = visit(house, tmp_path)
-    for state in play_through(client, house, 1):
+    games = Tables(None, deck, tmp_path / "web")
+    client = visit(games, tmp_path)
+    for state in play_through(client, games, 1):
         assert state["run"] == ""
     assert state["game"]["winners"]
-    seen = client.post("/api/explain", json={"round": 0}).json()["opinions"]
+    seen = client.post("/api/explain", json={"round": 0}).json()["responses"]
     assert len(seen) == 3 and all(sum(one["belief"]) == pytest.approx(1, abs=1e-5) for one in seen)
     answer = client.post("/api/image", content=png_bytes((50, 50)))
     assert "only a trained speaker" in answer.json()["error"] and client.get("/api/image").json() == {"captions": {}}
 
 
 def test_the_newest_game_is_played(game_run, caption_run, tmp_path, home, capsys):
-    assert web.newest_game(tmp_path / "nowhere") is None
+    assert web.newest_game_run(tmp_path / "nowhere") is None
     for i, (name, source) in enumerate({"old": game_run, "pairs/new": game_run, "words": caption_run}.items()):
         shutil.copytree(source, tmp_path / name)
         os.utime(tmp_path / name / "log.jsonl", (i, i))
@@ -314,20 +314,20 @@ def test_the_newest_game_is_played(game_run, caption_run, tmp_path, home, capsys
     shutil.rmtree(tmp_path / "begun" / "checkpoints")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "log.jsonl").touch()
-    assert web.newest_game(tmp_path) == tmp_path / "pairs/new"
+    assert web.newest_game_run(tmp_path) == tmp_path / "pairs/new"
     assert web.default_cards() == "test" and "python -m dixit.data.assets stamps" in capsys.readouterr().err
 
 
 def test_decks_that_cannot_be_played(loaded, home, tmp_path, folder_of_cards):
     run, deck = loaded
     assert len(deck.clues) == len(deck.images) == 70 - tables.DISTRACTORS and deck.hand == 6
-    assert len(open_deck(run, "test").clues) == 24 - tables.DISTRACTORS  # its own test split has 24 images
+    assert len(load_deck(run, "test").clues) == 24 - tables.DISTRACTORS  # its own test split has 24 images
     for path in sorted(folder_of_cards.glob("card 1*.png"))[:8]:
         shutil.copy(path, tmp_path)
     with pytest.raises(DixitError, match="bring more images"):
-        open_deck(run, f"folder:{tmp_path}")
+        load_deck(run, f"folder:{tmp_path}")
     with pytest.raises(DixitError, match="choose of"):
-        open_deck(run, "stanps")
+        load_deck(run, "stanps")
 
 
 # --- training, as it goes ---
@@ -340,28 +340,28 @@ def test_a_log_is_read_as_it_grows(tmp_path, caption_run):
     log = run / "log.jsonl"
     log.write_text('{"step": 1, "loss": 2.5, "text": "a <b>", "samples": ["x", "y"], "odd": {"a": 1}, "bad": NaN}\n'
                    'damaged\n[]\n{"loss": 1}\n{"step": 2, "lo')
-    part = web.log_part(run, "", 0)
+    part = web.read_log(run, "", 0)
     assert part["rows"] == [{"step": 1, "loss": 2.5, "text": "a <b>", "samples": ["x", "y"]}]
-    assert part["anew"] and part["steps"] == 4 and not part["more"]
+    assert part["restarted"] and part["steps"] == 4 and not part["more"]
     with log.open("a") as file:
         file.write('ss": 2}\n')
-    part = web.log_part(run, part["mark"], part["at"])
-    assert part["rows"] == [{"step": 2, "loss": 2}] and not part["anew"]
-    assert web.log_part(run, part["mark"], part["at"])["rows"] == []
+    part = web.read_log(run, part["file_id"], part["offset"])
+    assert part["rows"] == [{"step": 2, "loss": 2}] and not part["restarted"]
+    assert web.read_log(run, part["file_id"], part["offset"])["rows"] == []
     log.write_text('{"step": 1, "loss": 9}\n')  # cut: a shorter file
-    again = web.log_part(run, part["mark"], part["at"])
-    assert again["anew"] and again["rows"] == [{"step": 1, "loss": 9}]
+    again = web.read_log(run, part["file_id"], part["offset"])
+    assert again["restarted"] and again["rows"] == [{"step": 1, "loss": 9}]
     (tmp_path / "new").write_text("".join(f'{{"step": {i}}}\n' for i in range(99)))
     (tmp_path / "new").replace(log)  # begun anew: another file in its place
-    assert len(web.log_part(run, again["mark"], again["at"])["rows"]) == 99
+    assert len(web.read_log(run, again["file_id"], again["offset"])["rows"]) == 99
 
 
 def test_a_long_log_comes_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(web, "LOG_BYTES", 100)
     (tmp_path / "log.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(50)))
-    rows, part = [], {"mark": "", "at": 0, "more": True}
+    rows, part = [], {"file_id": "", "offset": 0, "more": True}
     while part["more"]:
-        part = web.log_part(tmp_path, part["mark"], part["at"])
+        part = web.read_log(tmp_path, part["file_id"], part["offset"])
         rows += part["rows"]
     assert [row["step"] for row in rows] == list(range(50))
 
@@ -378,7 +378,7 @@ def test_runs_are_followed_without_a_model(game_run, tmp_path):
     assert sorted(found["runs"]) == ["one", "two"] and found["this"] == "two"
     part = client.get("/api/log", params={"run": "two"}).json()
     assert part["weights"] == {"colour": 1, "grey": -1} and part["rows"][-1]["step"] == 4
-    assert client.get("/api/log", params={"run": "one", "at": "x", "mark": "?"}).json()["steps"] == 0
+    assert client.get("/api/log", params={"run": "one", "offset": "x", "file_id": "?"}).json()["steps"] == 0
     for name in ("..", "../two", "secret.txt", "", "/etc"):
         assert client.get("/api/log", params={"run": name}).status_code == 404
     assert client.get("/api/state").status_code == client.get("/picture/k/0/0.png").status_code == 404
@@ -402,16 +402,17 @@ def test_a_taken_port_and_an_open_host(capsys, monkeypatch):
     web.serve(None, "127.0.0.1", 0)
     assert capsys.readouterr().err == ""
     web.serve(None, "0.0.0.0", 0)  # noqa: S104
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "no password" in said.err and "open http://0.0.0.0:" in said.out
+    captions = capsys.readouterr()
+    assert captions.err.count("\n") == 1 and "no password" in captions.err and "open http://0.0.0.0:" in captions.out
     assert web.is_local("localhost") and web.is_local("::1") and not web.is_local("10.0.0.1")
 
 
 def test_the_terminal_demo(command, game_run, folder_of_cards, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    asked = ["3", f"'{folder_of_cards}'", "69", "70", "l 1 4", str(folder_of_cards / "card 2.png").replace(" ", "\\ "),
+    request = ["3", f"'{folder_of_cards}'", "69", "70", "l 1 4",
+             str(folder_of_cards / "card 2.png").replace(" ", "\\ "),
              str(tmp_path / "notes.txt"), "l 9", "h", "q"]
-    done = command("scripts/demo.py", game_run, "--images", "blocks", input="\n".join(asked))
+    done = command("scripts/demo.py", game_run, "--images", "blocks", input="\n".join(request))
     assert done.returncode == 0, done.stderr
     rounds = re.findall(r"base speaker: .*\n(?:  also .*\n)+", done.stdout)
     assert len(rounds) == done.stdout.count("trained speaker: ") == 4 and done.stdout.count("words: ") == 4 * 4
@@ -434,13 +435,14 @@ def picture() -> Image.Image:
 
 
 def test_the_way_fits_the_terminal():
-    assert way_of({"TERM": "xterm-kitty"}, True) == "kitty" and way_of({"TERM": "foot-extra"}, True) == "sixel"
-    assert way_of({"COLORTERM": "truecolor", "TERM": "xterm"}, True) == "blocks"
-    assert way_of({"TERM": "xterm"}, True) == way_of({"TERM": "xterm-kitty"}, False) == "files"
+    assert detect_method({"TERM": "xterm-kitty"}, True) == "kitty"
+    assert detect_method({"TERM": "foot-extra"}, True) == "sixel"
+    assert detect_method({"COLORTERM": "truecolor", "TERM": "xterm"}, True) == "blocks"
+    assert detect_method({"TERM": "xterm"}, True) == detect_method({"TERM": "xterm-kitty"}, False) == "files"
 
 
 def test_half_blocks_hold_two_pixels_each():
-    lines = inline(picture(), "blocks", 16).split("\n")
+    lines = render(picture(), "blocks", 16).split("\n")
     cells = [re.findall(r"38;2;(\d+);(\d+);(\d+)m\x1b\[48;2;(\d+);(\d+);(\d+)m▀", line) for line in lines]
     assert len(lines) == 8 and all(len(row) == 16 for row in cells)
     assert cells[0][0] == ("255", "0", "0") * 2 and cells[-1][-1] == ("0", "0", "255") * 2
@@ -448,7 +450,7 @@ def test_half_blocks_hold_two_pixels_each():
 
 def test_kitty_gets_a_png_in_parts():
     noise = Image.fromarray(rng("noise", 0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", inline(noise, "kitty"))
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", render(noise, "kitty"))
     assert len(parts) > 2 and all(len(data) <= 4096 for _, data in parts)
     assert [keys.split("m=")[1] for keys, _ in parts] == ["1"] * (len(parts) - 1) + ["0"]
     sent = Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in parts))))
@@ -478,6 +480,6 @@ def read_sixel(text: str) -> np.ndarray:
 
 
 def test_sixels_can_be_read_back():
-    seen = read_sixel(inline(picture(), "sixel", 5))
+    seen = read_sixel(render(picture(), "sixel", 5))
     expected = np.asarray(picture().resize((40, 40)), dtype=float)
     assert seen.shape == (40, 40, 3) and np.abs(seen - expected).mean() < 3

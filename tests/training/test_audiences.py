@@ -79,8 +79,8 @@ def test_captions_teach_attributes_and_leave_the_audience_to_the_game(home, trai
         assert not torch.allclose(asked, other)
         assert torch.equal(adapter(patches), adapter(patches, attributes=torch.zeros(2, 5)))
     assert "eval/obeys" in (tmp_path / "attributes" / "log.jsonl").read_text()
-    assert scenes.named("A big red circle at the top left.") == (1, 1, -1, 1, 1)
-    assert scenes.named("A striped thing and a plain shape.") == (-1, -1, 1, -1, -1)
+    assert scenes.mentioned_attributes("A big red circle at the top left.") == (1, 1, -1, 1, 1)
+    assert scenes.mentioned_attributes("A striped thing and a plain shape.") == (-1, -1, 1, -1, -1)
 
 
 def test_training_for_many_audiences(home, train, attributes_run, tmp_path):
