@@ -109,6 +109,11 @@ def keep(page, name: str) -> None:
         page.screenshot(path=Path(os.environ["DIXIT_SCREENSHOTS"]) / f"{name}.png")
 
 
+def listener_count(page) -> int:
+    """How many listeners the page's state names."""
+    return page.evaluate("fetch('/api/state').then(answer => answer.json()).then(state => state.listeners.length)")
+
+
 def until(page, expression: str, argument: object = None) -> None:
     """Wait until something is true on the page. (The page's own policy forbids playwright's wait_for_function.)"""
     for _ in range(1200):
@@ -120,7 +125,7 @@ def until(page, expression: str, argument: object = None) -> None:
 
 def settled(page) -> None:
     """Wait until the server has answered and all pictures are there."""
-    until(page, "!busy && [...document.images].every(image => image.complete)")
+    until(page, "document.body.ariaBusy !== 'true' && [...document.images].every(image => image.complete)")
 
 
 def phase(page) -> str:
@@ -182,7 +187,7 @@ def test_a_whole_game_against_three_agents(visitor):
         moves.append(one_move(page, EVIL))
         if moves[-1] == "vote" or (moves[-1] == "tell" and phase(page) == "result"):
             page.locator("#why .mind").last.wait_for()
-            assert page.locator("#why .mind").count() == page.evaluate("state.listeners.length")
+            assert page.locator("#why .mind").count() == listener_count(page)
             assert page.locator("#why .word").count() >= 4
             assert page.locator("#table .card.correct").count() == 1
             assert all(now >= then for now, then in zip(points(page), last, strict=True))
@@ -295,7 +300,7 @@ def test_uploads_good_and_bad(visitor, tmp_path):
     page.locator("#file").set_input_files(tmp_path / "good.jpg")
     page.locator("#own-body .mind").first.wait_for()
     assert status.inner_text() == "Done." and page.locator("#own-body details").count() == 2
-    assert page.locator("#own-body details[open] .mind").count() == page.evaluate("state.listeners.length")
+    assert page.locator("#own-body details[open] .mind").count() == listener_count(page)
     settled(page)
     page.locator("#own").scroll_into_view_if_needed()
     keep(page, "own_image")
