@@ -41,7 +41,13 @@ def main() -> int | None:
     if name not in COMMANDS:
         raise DixitError(f"'{name}' is no command; choose one of {', '.join(COMMANDS)}")
     sys.argv = [f"dixit {name}", *rest]
-    return importlib.import_module(COMMANDS[name][0]).main()
+    try:
+        command = importlib.import_module(COMMANDS[name][0])
+    except ModuleNotFoundError as error:
+        if error.name != "dixit.eval":
+            raise
+        raise DixitError(f"'dixit {name}' needs an installed dixit; in a clone run: pip install -e .") from None
+    return command.main()
 
 
 def console() -> None:

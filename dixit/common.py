@@ -151,8 +151,11 @@ def git_commit() -> str:
 
 
 def command_line() -> str:
-    """The command this process was started with."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
+    """The command this process was started with, without the path of the interpreter."""
+    words = sys.orig_argv[1:]
+    if words and Path(words[0]).name == "dixit":  # the installed command
+        return shlex.join(["dixit", *words[1:]])
+    return shlex.join(["python", *words])
 
 
 def program(module: str) -> str:

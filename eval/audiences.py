@@ -1,11 +1,11 @@
-"""One speaker, many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
+"""Evaluate one speaker with many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
 
-The gap of each audience, trained with and unseen, when the speaker has observed N = 0, 4, 16, 64 picks of each
-listener, or, with speaker.gated_units, is given the code of the audience. Observed picks are of validation scenes, the
-game is played on the test split; every image draws picks of its own. Beside it: the base speaker, the runs named by
---beside (a specialist trained for one audience, as those of configs/pairs are, which stands in that audience's row
-only; or a speaker that was trained for all without knowing which), and a ceiling: the written caption that names the
-one attribute that serves the audience best on the validation split.
+Measures the gap with each audience, trained or unseen, after the speaker has observed N = 0, 4, 16, 64 picks of each
+listener, or, with speaker.gated_units, when it is given the audience's code. Picks are observed on validation scenes,
+drawn separately for each image; the game is played on the test split. For comparison: the base speaker; the runs named
+by --beside (a specialist trained for one audience, like those of configs/pairs, in that audience's row only; or a
+speaker trained for all audiences without knowing which); and a ceiling, the written caption that names the one
+attribute that serves the audience best on the validation split.
 
 Writes RUN/audiences.json (with --keep CONDITION also rows of eval/results/audiences.csv), prints a table and the means
 over audiences: paired differences, 95 % intervals by bootstrap over images. Leaves out transfer to other images.
@@ -47,8 +47,9 @@ Gaps = dict[str, dict[str, Float[Tensor, "R n"]]]  # group of listeners -> speak
 
 
 @torch.no_grad()
-def greedy(run: LoadedRun, module: nn.Module, store: np.ndarray, context: Float[Tensor, "n c"] | None) -> list[str]:
-    """A caption of every image, by an adapter of the run."""
+def greedy_captions(run: LoadedRun, module: nn.Module, store: np.ndarray,
+                    context: Float[Tensor, "n c"] | None) -> list[str]:
+    """Greedy captions of all images by an adapter of the run."""
     texts: list[str] = []
     for rows in np.array_split(np.arange(len(store)), max(1, len(store) // run.config.eval.batch)):
         patches = patch_batch(store, rows, run.speaker.device)
@@ -57,8 +58,8 @@ def greedy(run: LoadedRun, module: nn.Module, store: np.ndarray, context: Float[
     return texts
 
 
-def counterparts(config: Config) -> dict[str, tuple[ListenerConfig, ...]]:
-    """Training listeners, and the held-out ones of the same names in the same order (where all have one)."""
+def heldout_counterparts(config: Config) -> dict[str, tuple[ListenerConfig, ...]]:
+    """The training listeners, and the held-out listeners of the same names in the same order if there are all."""
     heldout = {c.name: c for c in config.heldout}
     groups = {"training": config.listeners}
     if all(c.name in heldout for c in config.listeners):
@@ -81,11 +82,12 @@ def audiences_of(other: Config, config: Config) -> tuple[tuple[str, str], ...]:
     return ((str(names[0]), str(names[1])),)
 
 
-def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[LoadedRun]) -> tuple[Gaps, dict[str, Any]]:
+def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
+                 others: list[LoadedRun]) -> tuple[Gaps, dict[str, Any]]:
     """The gap of every speaker with every audience, and the captions. A specialist has NaN for other audiences."""
     config = run.config
     everyone, count = np.arange(len(dataset)), len(dataset)
-    groups = counterparts(config)
+    groups = heldout_counterparts(config)
     pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
     listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
     choosing = make_listeners(config.listeners, validation, run.speaker.device)
@@ -96,7 +98,7 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
     captions: dict[str, Any] = {}
 
     def add(speaker: str, row: int, texts: list[str]) -> None:
-        """Keep the captions of a speaker for one audience and their gaps."""
+        """Record a speaker's captions for one audience and their gaps."""
         captions.setdefault(speaker, {})[" / ".join(names[row])] = texts
         for group, made in listeners.items():
             two = list(pairs[row])
@@ -106,26 +108,26 @@ def play(run: LoadedRun, dataset: Dataset, validation: Dataset, beside: list[Loa
 
     store = patch_features(run.clip, dataset, "colour")
     records = [json.loads(record) for record in dataset["record"]]
-    base = greedy(run, run.base, store, None) if run.base is not None else []
+    base = greedy_captions(run, run.base, store, None) if run.base is not None else []
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
             add("base", i, base)
         if config.speaker.gated_units:
             context = continual.audience_codes(np.full(count, i), len(pairs), config.continual.centred)
-            add("given the name", i, greedy(run, run.speaker.trained, store, context))
+            add("given the name", i, greedy_captions(run, run.speaker.trained, store, context))
         for picks in config.picks if config.speaker.audience_width and not config.speaker.gated_units else ():
             profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
             context = audiences.audience_vectors(profile, [pairs[i]] * count)
-            add(f"{picks} picks", i, greedy(run, run.speaker.trained, store, context))
+            add(f"{picks} picks", i, greedy_captions(run, run.speaker.trained, store, context))
         if not config.speaker.audience_width:
-            add("uninformed", i, greedy(run, run.speaker.trained, store, None))
+            add("uninformed", i, greedy_captions(run, run.speaker.trained, store, None))
         means = named[pairs[i][0]].mean(1) - named[pairs[i][1]].mean(1)  # (A,)
         best = ATTRIBUTES[int(means.argmax())]
         add("ceiling", i, [oracle_caption(record, {best}) for record in records])
-    for other in beside:
+    for other in others:
         theirs = audiences_of(other.config, config)
         own = [i for i, pair in enumerate(names) if pair in theirs]
-        texts = greedy(other, other.speaker.trained, patch_features(other.clip, dataset, "colour"), None)
+        texts = greedy_captions(other, other.speaker.trained, patch_features(other.clip, dataset, "colour"), None)
         special = len(theirs) == 1
         for i in own if special else range(len(pairs)):
             add("specialist" if special else "uninformed", i, texts)
@@ -200,7 +202,7 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
-    parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
+    parser.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
     parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; an uninformed speaker")
     add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
@@ -209,8 +211,8 @@ def main() -> None:
     if not run.config.audiences:
         raise DixitError(f"{arguments.run} was not trained for audiences; use configs/audiences.yaml")
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
-    beside = [load_run(path) for path in arguments.beside]
-    gaps, captions = play(run, dataset, load(run.config.data, "validation"), beside)
+    others = [load_run(path) for path in arguments.beside]
+    gaps, captions = measure_gaps(run, dataset, load(run.config.data, "validation"), others)
     found = summarise(run.config, gaps)
     trainings = {str(path): read_json(path / "train.json") for path in (arguments.run, *arguments.beside)
                  if (path / "train.json").is_file()}

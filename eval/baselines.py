@@ -1,15 +1,15 @@
-"""Speakers that use the listeners without any training: `python -m eval.baselines RUN [eval.images=200 ...]`.
+"""Baselines that search with the listeners instead of training: `python -m eval.baselines RUN [eval.images=200 ...]`.
 
-best of N               the base speaker samples N captions, the listeners' reward on pools of their own picks one
-                        (reranking, Lazaridou et al. 2020)
-contrastive decoding    each token is drawn towards what raises the reward of the caption so far: the best of the base
-                        speaker's likeliest K tokens by log p + strength x reward (after Ou et al. 2023, with listener
-                        2 subtracted)
+best of N               sample N captions of the base speaker and take the one with the highest reward on pools of
+                        its own (reranking, Lazaridou et al. 2020)
+contrastive decoding    at each step take the token with the highest log p + strength x reward of the caption so far,
+                        among the K likeliest tokens of the base speaker (after Ou et al. 2023, with listener 2
+                        subtracted)
 
-Both query the listeners about the images they are evaluated on, though with other pools than the evaluation's; the
-trained speaker makes no such queries. Writes RUN/baselines.json, in the form of eval.evaluate, and prints the table.
+Both query the listeners about the images that they are evaluated on, though on other pools; the trained speaker makes
+no such queries. Writes RUN/baselines.json, in the format of eval.evaluate, and prints the table.
 
-Shapes: B images, N captions per image, S = B*N, M pools of C candidates, K tokens that are tried.
+Shapes: B images, N captions per image, S = B*N, M pools of C candidates, K candidate tokens.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from dixit.training.runs import LoadedRun, load_run, patch_batch
 
 from .evaluate import dataset_of, generate_captions, measure, table, weights_of, write_results
 
-POOLS = 8  # sets of distractors a caption is judged on
+POOLS = 8  # pools per image on which the reward is averaged
 
 
-def judge(run: LoadedRun, listeners: list[Listener], texts: list[str],
+def mean_reward(run: LoadedRun, listeners: list[Listener], texts: list[str],
           candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "S"]:
-    """The game's reward of each caption, averaged over its image's pools; texts are in the order of images."""
+    """The game's reward of each caption, averaged over its image's pools; texts are ordered by image."""
     each = len(texts) // len(candidates)
     pools = candidates.shape[1]
     tried = candidates.repeat_interleave(each, 0).flatten(0, 1)
@@ -55,7 +55,7 @@ def best_of(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[List
     draws = rng("best_of", *key).random((len(prefix) * samples, run.config.speaker.max_tokens), dtype=np.float32)
     tokens, mask, _ = run.speaker.sample(prefix, torch.from_numpy(draws).to(prefix.device))
     texts = run.speaker.decode(tokens, mask)
-    best = judge(run, listeners, texts, candidates).unflatten(0, (-1, samples)).argmax(1).tolist()
+    best = mean_reward(run, listeners, texts, candidates).unflatten(0, (-1, samples)).argmax(1).tolist()
     return [texts[i * samples + j] for i, j in enumerate(best)]
 
 
@@ -72,7 +72,7 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
         best, token = logp.topk(tokens_tried, dim=1)  # (b, K)
         texts = [speaker.tokenizer.decode([*chosen[i], t] if t != speaker.eos else chosen[i], skip_special_tokens=True)
                  for i, row in zip(going, token.tolist(), strict=True) for t in row]
-        paid = judge(run, listeners, texts, candidates[rows.cpu()]).unflatten(0, (-1, tokens_tried))
+        paid = mean_reward(run, listeners, texts, candidates[rows.cpu()]).unflatten(0, (-1, tokens_tried))
         choice = (best + strength * paid).argmax(1)
         for i, t in zip(list(going), token.gather(1, choice[:, None]).squeeze(1).tolist(), strict=True):
             if t == speaker.eos:
@@ -87,7 +87,7 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
 @torch.no_grad()
 def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, tokens_tried: int = 6,
                        strength: float = 8.0) -> dict[str, dict[str, Any]]:
-    """Captions of both baselines for every image, in the form of eval.evaluate's `generate_captions`."""
+    """Captions of both baselines for every image, in the format of `evaluate.generate_captions`."""
     if run.base is None:
         raise DixitError(f"{run.folder} has no base speaker; name a run of the game that started from one")
     store, config = patch_features(run.clip, dataset, "colour"), run.config
@@ -108,7 +108,7 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("override", nargs="*", help="eval.split=..., eval.images=..., eval.seed=...")
+    parser.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
     arguments = parser.parse_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)

@@ -1,7 +1,7 @@
-"""How good a CLIP is: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
+"""Evaluate CLIPs: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
 
-Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and how often
-a scene's attribute is recognised among its alternatives. Printed, and with `--keep CONDITION` kept in
+Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and zero-shot
+accuracy of each attribute of scenes. Prints the figures; `--keep CONDITION` also writes them to
 eval/results/clip_quality.csv.
 
 Shapes: S captions, C candidates or classes.
@@ -42,7 +42,7 @@ def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str,
 
 
 def classify(clip: Clip, images: Tensor, texts: list[str], labels: Tensor) -> dict[str, float]:
-    """Zero-shot accuracy: the nearest text of all."""
+    """Zero-shot accuracy: how often the most similar text is the right one."""
     return mean_and_error(((images @ clip.embed_texts(texts).T).argmax(1) == labels).float())
 
 

@@ -1,9 +1,9 @@
-"""How far the game moved the speaker's language: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
+"""Measure language drift: `python -m eval.drift RUN [RUN ...] [eval.images=200 ...]`.
 
-For base, trained, ground-truth and oracle captions, besides every figure of eval/evaluate.py:
+For base, trained, ground-truth and oracle captions, in addition to every figure of eval/evaluate.py:
 structure   perplexity; captions without a doubled word; captions that end with a full stop
-meaning     BLEU-4 and CIDEr-D against the references; on scenes, how much of what is claimed is true
-use         the gap that is left when captions are rewritten with the same meaning
+meaning     BLEU-4 and CIDEr-D against the references; on scenes, the share of claims that are true
+use         the gap that remains when captions are rewritten with the same meaning
 words       distinct-n, vocabulary, commonest caption; words gained and lost
 Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
 per run, and `--keep CONDITION` keeps that plot and its figures in eval/results.
@@ -38,7 +38,7 @@ from dixit.models.listeners import make_listeners, score_all
 from dixit.training.runs import LoadedRun, load_run
 
 from . import evaluate
-from .figures import keep_picture
+from .figures import save_small_png
 from .metrics import mean_and_error
 from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
@@ -48,16 +48,16 @@ DOUBLED = re.compile(r"\b(\w+)(?:\s+\1\b)+", re.IGNORECASE)
 
 
 def no_doubled_word(texts: list[str]) -> Float[Tensor, "S"]:
-    """1 for each caption without a word straight after itself, as in "green green thing"."""
+    """1 for each caption that repeats no word directly, as "green green thing" does."""
     return torch.tensor([float(not DOUBLED.search(text)) for text in texts])
 
 
 def full_stop(texts: list[str]) -> Float[Tensor, "S"]:
-    """1 for each caption that ends as a sentence does; one cut off at speaker.max_tokens does not."""
+    """1 for each caption that ends with a full stop, ! or ?; one cut off at speaker.max_tokens does not."""
     return torch.tensor([float(text.rstrip().endswith((".", "!", "?"))) for text in texts])
 
 
-# --- likeness to the references ---
+# --- similarity to the references ---
 
 def _grams(text: str) -> list[Counter]:
     """Counts of the 1-, 2-, 3- and 4-grams."""
@@ -174,7 +174,7 @@ def _facts(record: dict) -> list[set[tuple[str, str]]]:
 
 
 def _phrase_true(claim: dict[str, Any], facts: list[set[tuple[str, str]]]) -> bool:
-    """Whether all of a claim holds of one object or the background; with a number, of exactly so many objects."""
+    """Whether a claim is true of one object or the background; with a number, of exactly that many objects."""
     claimed = {(kind, word) for kind, own in claim.items() if kind not in ("of", "count") for word in own}
     if claim["of"] == "background":
         return claimed <= facts[0]
@@ -214,12 +214,12 @@ ROW_SWAPS = PLACES | {other: word for word, other in PLACES.items()}
 
 
 def undouble(text: str) -> str:
-    """The caption with each doubled word once: "a green green thing" becomes "a green thing"."""
+    """Remove directly repeated words: "a green green thing" becomes "a green thing"."""
     return DOUBLED.sub(r"\1", text)
 
 
 def reorder(text: str) -> str:
-    """The caption's noun phrases in reverse order; unchanged unless every part is a complete noun phrase."""
+    """Reverse the order of a caption's noun phrases; unchanged unless every part is a complete noun phrase."""
     parts = [p for p in re.split(r"\s*[,;.]\s*(?:and\s+)?|\s+and\s+", text.strip()) if p]
     for part in parts:
         tokens = words(re.split(r"\s(?:at|in|on|with|of)\s", part)[0])
@@ -231,7 +231,7 @@ def reorder(text: str) -> str:
 
 
 def reword(text: str) -> str:
-    """The caption in other words of the same meaning: shape and thing, big and large, at the top left ..."""
+    """Replace words by synonyms: shape and thing, big and large, at the top left and in the upper left ..."""
     def place(match: re.Match) -> str:
         preposition, row, column = match.groups()
         other = {"at": "in", "in": "at"}[preposition.lower()]
@@ -248,8 +248,8 @@ REWRITES = {"undoubled": undouble, "reordered": reorder, "reworded": reword,
             "rewritten": lambda text: reword(reorder(undouble(text)))}
 
 
-def kept(before: dict[str, float], after: dict[str, float]) -> dict[str, float] | None:
-    """The share of a gap that is left after a rewrite; None where the gap is within two standard errors of 0.
+def share_kept(before: dict[str, float], after: dict[str, float]) -> dict[str, float] | None:
+    """The share of a gap that remains after a rewrite; None if the gap is within two standard errors of 0.
 
     The error treats the two as independent: an upper bound, as both are of the same images.
     """
@@ -316,7 +316,7 @@ def panel(run: LoadedRun, dataset: Dataset,
 
     `captions`, the figures and the picks are as in eval.evaluate (`generate_captions`, `measure`).
 
-    What is undefined is left out: faithfulness without scenes, a kept share of no gap, drift without a base speaker.
+    Undefined figures are left out: faithfulness without scenes, the kept share of no gap, drift without a base speaker.
     """
     speakers, picks = evaluate.measure(run, dataset, captions)
     rewritten = {f"{name}, {rewrite}": [change(text) for text in own["texts"]]
@@ -333,17 +333,17 @@ def panel(run: LoadedRun, dataset: Dataset,
         row["cider_d"] = mean_and_error(cider_d(texts, references))
         if records:
             for level, values in faithfulness(texts, records).items():
-                silent = values.isnan()
-                row["claims_nothing"] = mean_and_error(silent.float())
-                if not silent.all():
-                    row[f"faithful/{level}"] = mean_and_error(values[~silent])
+                empty = values.isnan()
+                row["claims_nothing"] = mean_and_error(empty.float())
+                if not empty.all():
+                    row[f"faithful/{level}"] = mean_and_error(values[~empty])
         for rewrite in REWRITES:
             other = f"{name}, {rewrite}"
             row |= {f"{rewrite}/{key}": figure for key, figure in with_listeners[other].items() if GAME.fullmatch(key)}
             changed = [float(a != b) for a, b in zip(texts, rewritten[other], strict=True)]
             row[f"{rewrite}/changed"] = mean_and_error(changed)
             for gap in [key for key in ("training/gap", "heldout/gap") if key in row]:
-                share = kept(row[gap], with_listeners[other][gap])
+                share = share_kept(row[gap], with_listeners[other][gap])
                 if share is not None:
                     row[f"{rewrite}/{gap}_kept"] = share
     figures: dict[str, Any] = {"speakers": speakers}
@@ -444,7 +444,7 @@ def main() -> None:
         print(f"written to {arguments.frontier}")
     if arguments.keep:
         keep(Cell("frontier", arguments.keep, " ".join(seeds), command_line(), "", git_commit()), points)
-        keep_picture(arguments.frontier, RESULTS / "frontier" / f"{arguments.keep}.png")
+        save_small_png(arguments.frontier, RESULTS / "frontier" / f"{arguments.keep}.png")
 
 
 if __name__ == "__main__":

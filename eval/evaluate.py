@@ -1,8 +1,8 @@
 """Evaluate a run on a split it was not trained on: `python -m eval.evaluate RUN [eval.images=200 ...]`.
 
-Every table has the base speaker (before the game), the trained speaker, ground-truth captions and, on scenes,
-an oracle that names exactly what only the positive listeners see; each with the training listeners and with
-held-out ones. Pools are fixed by eval.seed. Writes RUN/results.json and RUN/results_captions.json and prints the table.
+Compares the base speaker (before the game), the trained speaker, ground-truth captions and, on scenes, an oracle that
+names exactly the attributes that only the positive listeners see; each with the training and with the held-out
+listeners. eval.seed fixes the pools. Writes RUN/results.json and RUN/results_captions.json and prints the table.
 
 Leaves out other datasets (eval/transfer.py) and the page with pictures (eval/report.py).
 
@@ -39,11 +39,10 @@ from . import metrics
 
 @torch.no_grad()
 def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Greedy captions of every image by the base and the trained speaker, and written ones. `base` are the
-    base speaker's, if they have been generated before.
+    """Greedy captions of every image by the base and the trained speaker, and the written ones.
 
-    Returns speaker name -> {"texts", "kl"}, kl being the log-probability of each caption under its speaker
-    minus that under the base speaker.
+    Pass the base speaker's captions as `base` if they have been generated already. Returns speaker name ->
+    {"texts", "kl"}; kl is the log-probability of each caption under its speaker minus that under the base speaker.
     """
     store = patch_features(run.clip, dataset, "colour")
     captions: dict[str, dict[str, Any]] = {}
@@ -76,7 +75,7 @@ def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None =
 
 @torch.no_grad()
 def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]]) -> tuple[dict, dict]:
-    """Every figure of each speaker's captions with its standard error; and per image the picks for the report."""
+    """Every figure of each speaker's captions with its standard error, and the listeners' picks for each image."""
     config = run.config
     count = len(dataset)
     pools = draw_candidates(np.arange(count), np.arange(count), config.game.candidates, "eval", config.eval.seed)
@@ -97,7 +96,7 @@ def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]
                 row[f"{group}/gap_over_base"] = metrics.mean_and_error(change)
             if group == "training":
                 beliefs, hit = logits.softmax(-1), game.hits(logits)
-                undecided = (hit > 0) & (hit < 1)  # a tie with the target is no pick
+                undecided = (hit > 0) & (hit < 1)  # a tie with the target does not count as a pick
                 picks[speaker_name] = {"texts": texts, "pick": beliefs.argmax(-1).masked_fill(undecided, -1).tolist(),
                                        "p_target": beliefs[..., 0].tolist()}
         first = made["training"][0]
@@ -192,7 +191,7 @@ def table(figures: dict[str, dict], columns: tuple[str, ...] | None = None) -> s
 
 
 def write_results(run: LoadedRun, name: str, figures: dict, picks: dict, seconds: float) -> Path:
-    """RUN/<name>.json with every figure and how it came about; RUN/<name>_captions.json with the captions."""
+    """Write RUN/<name>.json, with all figures, command, seed and commit, and RUN/<name>_captions.json."""
     config, folder = run.config, run.folder
     trained = folder / "train.json"
     about = {"command": command_line(), "config_hash": config_hash(config),
@@ -207,7 +206,7 @@ def write_results(run: LoadedRun, name: str, figures: dict, picks: dict, seconds
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("override", nargs="*", help="eval.split=..., eval.images=..., eval.seed=...")
+    parser.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
     arguments = parser.parse_args()
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)

@@ -1,13 +1,14 @@
-"""Geometry of task representations: how many dimensions two tasks share, along which axes, behind which gates.
+"""Measures of the geometry of task representations: dimensions, axes, decoding, RSA, selectivity of units, forgetting.
 
 Pure float64 functions of X, conditions x units. The reference task is that of Flesch et al. (Neuron 2022; reviewed with
 Saxe and Summerfield, TiNS 2023): every stimulus (a, b) of a grid of levels is seen in context A, where a counts, and in
 context B, where b counts; conditions are ordered A before B, then by a, then by b. Labels are signed; those of 0 (on a
-boundary) are left out of decoding and accuracy. Decoders are least-squares classifiers trained and tested on endlessly
-many noisy copies of the conditions, which has a closed form: without noise, cross-condition decoding hangs on rounding.
+boundary) are left out of decoding and accuracy. Decoders are least-squares classifiers, trained and tested on
+infinitely many noisy copies of the conditions, which has a closed form; without noise, cross-condition decoding
+would depend on rounding.
 
-Leaves out recording, training, and the statistics over networks. Axes and angles are of mean differences, so
-conditions should be balanced.
+Leaves out recording, training, and statistics over networks. Axes and angles are of mean differences, so conditions
+should be balanced.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def ideal_geometries(levels: int = 5, context: float = 1.0) -> dict[str, Points]
 
 
 def model_rdms(levels: int = 5, context: float = 1.0) -> dict[str, Distances]:
-    """The `rdm` of each ideal geometry. RSA depends on the context offset: use one for all models, and say which.
+    """The `rdm` of each ideal geometry. RSA depends on the context offset: use the same for all models and report it.
 
-    Without "context" beside it, orthogonal takes much of an offset that the data have more of than the models.
+    Without "context" among the models, orthogonal absorbs an offset that is larger in the data than in the models.
     """
     return {name: rdm(x) for name, x in ideal_geometries(levels, context).items()}
 
@@ -105,7 +106,7 @@ def accuracy_by_rank(x: Points, readout: Float[np.ndarray, "units"], bias: float
 # ---- decoding and abstraction ------------------------------------------------------------------------------
 
 
-def dichotomy_accuracies(x: Points, noise: float, most: int = 500) -> Float[np.ndarray, "dichotomies"]:
+def dichotomy_accuracies(x: Points, noise: float, max_count: int = 500) -> Float[np.ndarray, "dichotomies"]:
     """Decoding accuracy of every balanced dichotomy of the conditions, or of `most` random ones if there are more.
 
     Train and test copies of the conditions differ by isotropic Gaussian noise of standard deviation `noise`.
@@ -117,22 +118,22 @@ def dichotomy_accuracies(x: Points, noise: float, most: int = 500) -> Float[np.n
         plus = np.array([(0, *rest) for rest in combinations(range(1, n), n // 2 - 1)])
     else:
         draw = rng("geometry", "dichotomies", n)
-        plus = np.array([draw.permutation(n)[:n // 2] for _ in range(most)])
+        plus = np.array([draw.permutation(n)[:n // 2] for _ in range(max_count)])
     labels = -np.ones((n, len(plus)))
     np.put_along_axis(labels, plus.T, 1.0, 0)
     return _decode(x, labels, x, labels, noise)
 
 
-def shattering_dimension(x: Points, noise: float, criterion: float | None = None, most: int = 500) -> float:
+def shattering_dimension(x: Points, noise: float, criterion: float | None = None, max_count: int = 500) -> float:
     """The mean of `dichotomy_accuracies`, or the share of them above a criterion."""
-    accuracies = dichotomy_accuracies(x, noise, most)
+    accuracies = dichotomy_accuracies(x, noise, max_count)
     return float(accuracies.mean() if criterion is None else (accuracies > criterion).mean())
 
 
 def ccgp(x: Points, labels: PerCondition, settings: PerCondition, noise: float) -> float:
     """Cross-condition generalisation: labels decoded in all settings but one, tested in that one; mean over settings.
 
-    `settings` are the values of the other variables, the context say; noise as in `dichotomy_accuracies`.
+    `settings` are the values of the other variables, e.g. the context; `noise` as in `dichotomy_accuracies`.
     """
     sides = [settings == one for one in np.unique(settings)]
     return float(np.mean([_decode(x[~side], labels[~side, None], x[side], labels[side, None], noise)
@@ -141,7 +142,7 @@ def ccgp(x: Points, labels: PerCondition, settings: PerCondition, noise: float) 
 
 def ccgp_null(x: Points, labels: PerCondition, settings: PerCondition, noise: float, draws: int = 100,
               ) -> Float[np.ndarray, "draws"]:
-    """CCGP after a random rotation of each setting's cloud about its mean, which leaves the inside of a cloud alone."""
+    """CCGP after a random rotation of each setting's points about their mean; distances within a setting stay."""
     scores, units = [], x.shape[1]
     for number in range(draws):
         turned = np.array(x, float)
@@ -357,13 +358,13 @@ def forgetting_matrix(after: Float[np.ndarray, "stages tasks"]) -> Float[np.ndar
 
 
 def switch_cost(correct: Shaped[np.ndarray, "trials"], tasks: Shaped[np.ndarray, "trials"]) -> float:
-    """Accuracy on trials that repeat the task of the trial before, less that on trials that switch it."""
+    """Accuracy on trials that repeat the task of the previous trial, minus that on trials that switch it."""
     switched = tasks[1:] != tasks[:-1]
     return float(correct[1:][~switched].mean() - correct[1:][switched].mean())
 
 
 def congruency_effect(correct: PerCondition, label_a: PerCondition, label_b: PerCondition) -> float:
-    """Accuracy where both tasks ask for the same answer, less that where they ask for opposite ones."""
+    """Accuracy where both tasks require the same answer, minus that where they require opposite ones."""
     agree = np.sign(label_a) * np.sign(label_b)
     return float(correct[agree > 0].mean() - correct[agree < 0].mean())
 
@@ -415,7 +416,8 @@ def _both_signs(labels: np.ndarray) -> None:
 def _decode(train: Points, train_labels: Shaped[np.ndarray, "conditions dichotomies"],
             test: Float[np.ndarray, "n units"], test_labels: Shaped[np.ndarray, "n dichotomies"], noise: float,
             ) -> Float[np.ndarray, "dichotomies"]:
-    """Least squares on endlessly many noisy copies is ridge regression; a noisy copy is right with probability Phi."""
+    """Decoding accuracies. Least squares on infinitely many noisy copies is ridge regression; a noisy copy is right
+    with probability Phi(margin / noise)."""
     if not noise > 0:
         raise DixitError(f"geometry: noise={noise} must be above 0, or decoding hangs on rounding")
     _both_signs(train_labels)
@@ -426,6 +428,6 @@ def _decode(train: Points, train_labels: Shaped[np.ndarray, "conditions dichotom
     weights = np.linalg.solve(x.T @ x / len(x) + noise ** 2 * np.eye(x.shape[1]), x.T @ signs / len(x))
     spread = noise * np.linalg.norm(weights, axis=0)
     margins = (np.asarray(test, float) - np.asarray(train, float).mean(0)) @ weights + signs.mean(0)
-    margins = np.where(spread > 1e-9, margins / np.maximum(spread, 1e-9), 0.0)  # no signal: chance, not dust
+    margins = np.where(spread > 1e-9, margins / np.maximum(spread, 1e-9), 0.0)  # no signal: chance level
     right, kept = ndtr(np.sign(test_labels) * margins), test_labels != 0
     return (right * kept).sum(0) / kept.sum(0)

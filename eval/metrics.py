@@ -32,7 +32,7 @@ def decimals(mean: float) -> int:
 def bootstrap(values: Float[Tensor, "k n"], seed: int, draws: int = 2000) -> Float[Tensor, "2 k"]:
     """The 95 % interval of the mean of each row, by resampling its n values (percentiles; Efron 1979).
 
-    All rows are resampled alike, so that pairs stay together. Too narrow for a handful of values.
+    All rows use the same resamples, so that pairs stay together. Too narrow for a handful of values.
     """
     n = values.shape[1]
     # How often each value is in each sample of n: the mean of a sample is then one matrix product.
@@ -48,7 +48,7 @@ def distinct(texts: list[str], n: int) -> float:
 
 
 def vocabulary(texts: list[str]) -> int:
-    """How many different words."""
+    """The number of different words."""
     return len({w for text in texts for w in words(text)})
 
 

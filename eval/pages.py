@@ -1,6 +1,6 @@
-"""eval/RESULTS.md from the tables in eval/results: `scripts/run_pairs --page-only` writes it anew.
+"""Generate eval/RESULTS.md from the tables in eval/results: `scripts/run_pairs --page-only`.
 
-Pure functions of tables: what is shown here and is not a row of a table is computed by `summary` or `over_seeds`.
+Pure functions of the tables; figures that are not rows of a table are computed by `summary` or `over_seeds`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEGEND = (
 
 
 def learnable(base: dict[str, float], oracle: dict[str, float]) -> bool:
-    """Whether there is a gap to be gained."""
+    """Whether the oracle's gap exceeds the base speaker's by at least LEARNABLE."""
     return oracle["mean"] - base["mean"] >= LEARNABLE
 
 
@@ -84,7 +84,7 @@ def by_condition(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def show(figure: Figure) -> str:
-    """A mean and its error, or nothing."""
+    """A mean and its error as text, or ""."""
     if not figure:
         return ""
     digits = decimals(figure["mean"])

@@ -1,17 +1,16 @@
-"""Every listener pair of configs/pairs, several seeds each: `scripts/run_pairs [PAIR ...] [--seeds 0 1 2]`.
+"""Train and evaluate the listener pairs of configs/pairs: `scripts/run_pairs [PAIR ...] [--seeds 0 1 2]`.
 
-A cell is one pair and one seed: the base speaker of that seed (trained once for all pairs), the game, the evaluation on
-the test split with the drift panel. Its figures are kept in eval/results/pairs.csv, its command, config hash and
-commits in eval/results/cells.csv, example captions of a pair in eval/results/examples.json, and eval/RESULTS.md is
-generated from these tables after each. A cell is made anew only if its config has changed since; an interrupted one
+A cell is one pair and one seed: the base speaker of that seed (trained once for all pairs), the game, and the
+evaluation on the test split with the drift panel. Its figures are written to eval/results/pairs.csv, its command,
+config hash and commits to eval/results/cells.csv, example captions to eval/results/examples.json, and eval/RESULTS.md
+is generated from these tables after each cell. A cell is run again only if its config has changed; an interrupted one
 continues from its checkpoint.
 
-    scripts/run_pairs colour_vs_grey --baselines                          also the speakers that need no training
-    scripts/run_pairs colour_vs_grey --seeds 0 --set game.kl_cost=0.02    a variant, with a row of its own
+    scripts/run_pairs colour_vs_grey --baselines                          also the baselines that need no training
+    scripts/run_pairs colour_vs_grey --seeds 0 --set game.kl_cost=0.02    a variant, in a row of its own
     scripts/run_pairs --ceilings                                          no games: what can be gained from each pair
 
-Leaves out transfer to other images (eval/transfer.py), which takes the runs in runs/pairs, and the page
-(eval/pages.py).
+Leaves out transfer to other images (eval/transfer.py, which takes the runs in runs/pairs) and the page (eval/pages.py).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from dixit.training.candidates import draw_candidates
 from dixit.training.game import gap, hits
 from dixit.training.runs import LoadedRun, load_run
 
-from .audiences import greedy
+from .audiences import greedy_captions
 from .baselines import untrained_speakers
 from .drift import panel, word_shift
 from .evaluate import dataset_of, generate_captions, weights_of
@@ -73,8 +72,8 @@ PAIRS = sorted(path.stem for path in (configs_folder() / "pairs").glob("*.yaml")
 
 
 @dataclass(frozen=True)
-class Made:
-    """A cell, the figures of each speaker, and words and captions as examples."""
+class CellResult:
+    """The result of one cell: the figures of each speaker, and words and captions as examples."""
 
     cell: Cell
     figures: dict[str, dict[str, Any]]
@@ -82,7 +81,7 @@ class Made:
 
 
 def launch(config: str | Path, *overrides: str, threads: int) -> None:
-    """Train in a process of its own; `config` is a path from configs/. Its output goes to the run's folder. Raises
+    """Train in a subprocess whose output goes to the run's folder; `config` is a path relative to configs/. Raises
     DixitError if it fails."""
     out = Path(next(word.removeprefix("out=") for word in overrides if word.startswith("out=")))
     out.mkdir(parents=True, exist_ok=True)
@@ -111,8 +110,8 @@ def path_of(pair: str) -> Path:
     return configs_folder() / "pairs" / f"{pair}.yaml"
 
 
-def why_anew(condition: str, seed: int, config_hash: str, baselines: bool, folder: Path) -> str:
-    """Why a cell must be made: it is not there, its config has changed, or baselines are missing. "" if it is done."""
+def reason_to_run(condition: str, seed: int, config_hash: str, baselines: bool, folder: Path) -> str:
+    """Why a cell must be run: it is missing, its config has changed, or baselines are missing; "" if it is done."""
     cell = find_cell("pairs", condition, str(seed), folder)
     if cell is None:
         return "not made yet"
@@ -124,26 +123,26 @@ def why_anew(condition: str, seed: int, config_hash: str, baselines: bool, folde
     return ""
 
 
-def variant(pair: str, changes: list[str]) -> str:
-    """The condition of a pair in the table; a variant's name says what was changed."""
+def variant_name(pair: str, changes: list[str]) -> str:
+    """The name of a pair's condition in the table; a variant's name includes its changes."""
     return "+".join([pair, *changes]).replace("/", "_")
 
 
 def base_captions(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
-    """The captions of a run's base speaker, which are the same for all pairs of a seed: kept in a file."""
+    """The captions of a run's base speaker, cached in a file because they are the same for all pairs of a seed."""
     config = to_dict(run.config)
     key = {"speaker": config["speaker"], "training": read_json(Path(run.config.speaker.init) / "train.json"),
            "clip": config["clip"], "images": fingerprint(dataset)}
     found = read_json(path) if path.is_file() else {}
     if found.get("key") != key:
         assert run.base is not None
-        found = {"key": key, "texts": greedy(run, run.base, patch_features(run.clip, dataset, "colour"), None)}
+        found = {"key": key, "texts": greedy_captions(run, run.base, patch_features(run.clip, dataset, "colour"), None)}
         write_json(path, found)
     return found["texts"]
 
 
 def _check_settings(out: Path, wanted: Config) -> None:
-    """Raises DixitError if a finished run was trained with other settings than its cell would name; runs may move."""
+    """Raise DixitError if a finished run was trained with other settings than its cell's. Its folder may differ."""
     other = {key.partition(".")[0]: None for key, *_ in changed(load_config(out / "config.yaml"), wanted)
              if key not in ("out", "speaker.init")}
     if other:
@@ -151,10 +150,11 @@ def _check_settings(out: Path, wanted: Config) -> None:
                          "train anew")
 
 
-def make(path: Path, seed: int, runs: Path, threads: int, quick: bool, changes: list[str], baselines: bool) -> Made:
+def run_cell(path: Path, seed: int, runs: Path, threads: int, quick: bool, changes: list[str],
+             baselines: bool) -> CellResult:
     """Train (or continue training) and evaluate one pair, a YAML file, with one seed."""
     pair = path.stem
-    out = runs / f"{variant(pair, changes)}_{seed}"
+    out = runs / f"{variant_name(pair, changes)}_{seed}"
     overrides = overrides_of(seed, quick, changes)
     config = load_config(path, [*overrides, f"out={out}"])
     if (out / "train.json").is_file():
@@ -175,54 +175,54 @@ def make(path: Path, seed: int, runs: Path, threads: int, quick: bool, changes: 
     training = read_json(out / "train.json")
     words = ["scripts/run_pairs", pair, "--seeds", str(seed), *["--quick"] * quick, *["--baselines"] * baselines,
              *(["--set", *changes] if changes else [])]
-    cell = Cell("pairs", variant(pair, changes), str(seed), " ".join(words), settings_hash(config), git_commit(),
+    cell = Cell("pairs", variant_name(pair, changes), str(seed), " ".join(words), settings_hash(config), git_commit(),
                 training["commit"], round(training["wall_seconds"] + time.perf_counter() - began, 1),
                 f"{config.train.steps} steps, {config.eval.images} images")
-    return Made(cell, drift["speakers"], {
+    return CellResult(cell, drift["speakers"], {
         "seed": cell.seed, "gained": [[word, float(f"{z:.6g}")] for word, z, *_ in shift[:8]],
         "lost": [[word, float(f"{z:.6g}")] for word, z, *_ in shift[:-9:-1]], "rounds": rounds})
 
 
 def overrides_of(seed: int, quick: bool, changes: list[str]) -> list[str]:
-    """What a cell's config changes of its pair's YAML file."""
+    """The overrides of a pair's YAML file for one cell."""
     return [f"seed={seed}", *QUICK * quick, *changes]
 
 
-def worth_keeping(speaker: str, figure: str, is_variant: bool) -> bool:
+def is_kept(speaker: str, figure: str, is_variant: bool) -> bool:
     """Whether a figure of the drift panel is kept; the others are in the run's own folder only if eval.drift is run."""
     if is_variant:
         return speaker != "ground truth" and bool(OF_VARIANTS.fullmatch(figure))
     return bool(GAPS.fullmatch(figure)) or figure in DRIFT or speaker not in WRITTEN and bool(TEXT.fullmatch(figure))
 
 
-def keep(made: Made, folder: Path) -> None:
+def keep(result: CellResult, folder: Path) -> None:
     """Write a cell's rows to the tables and its examples to examples.json.
 
-    Ground-truth and oracle captions are the same for every seed, so their rows stand once, under seed "". Of a variant
-    fewer figures are kept, and no examples.
+    Ground-truth and oracle captions are the same for every seed, so their rows are written once, under seed "". For a
+    variant fewer figures and no examples are written.
     """
-    cell, is_variant = made.cell, "+" in made.cell.condition
-    for part, speakers in ((cell, [s for s in made.figures if s not in WRITTEN]),
-                           (replace(cell, seed=""), [s for s in made.figures if s in WRITTEN])):
+    cell, is_variant = result.cell, "+" in result.cell.condition
+    for part, speakers in ((cell, [s for s in result.figures if s not in WRITTEN]),
+                           (replace(cell, seed=""), [s for s in result.figures if s in WRITTEN])):
         put(part, [row for speaker in speakers for row in rows_of(part, speaker, {
-            figure: value for figure, value in made.figures[speaker].items()
-            if worth_keeping(speaker, figure, is_variant)})], folder)
+            figure: value for figure, value in result.figures[speaker].items()
+            if is_kept(speaker, figure, is_variant)})], folder)
     if not is_variant:
         with locked(folder / ".examples.lock"):
             path = folder / "examples.json"
             found = read_json(path) if path.is_file() else {}
-            if int(cell.seed) <= int(found.get(cell.condition, made.examples)["seed"]):  # those of the first seed
-                found[cell.condition] = made.examples
+            if int(cell.seed) <= int(found.get(cell.condition, result.examples)["seed"]):  # those of the first seed
+                found[cell.condition] = result.examples
             lines = (f"{json.dumps(pair)}: {json.dumps(found[pair], ensure_ascii=False)}" for pair in sorted(found))
             atomic_write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
-    """What can be gained from each pair of listeners, without a game: the gaps of a base speaker, of ground-truth
-    captions and of the pair's oracle with training and held-out listeners. Kept in ceilings.csv; the note of a cell is
+    """Measure what can be gained from each pair, without a game: the gaps of a base speaker, of ground-truth captions
+    and of the pair's oracle, with training and held-out listeners. Written to ceilings.csv; the note of a cell lists
     what the oracle names."""
     base = load_run(speaker)
-    texts: dict[str, list[str]] = {}  # the base speaker's, by the images
+    texts: dict[str, list[str]] = {}  # the base speaker's captions, by the fingerprint of the images
     configs = [load_config(path) for path in pairs]
     for clip, pretrained in sorted({(who.clip, who.pretrained) for config in configs
                                     for who in (*config.listeners, *config.heldout)}):
@@ -242,8 +242,8 @@ def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
         cell = Cell("ceilings", config.name, str(base.config.seed), command_line(), settings_hash(config),
                     git_commit(), read_json(speaker / "train.json")["commit"], note=", ".join(config.oracle))
         put(cell, [row for name, words in captions.items() for row in rows_of(cell, name, {
-            f"{group}/gap": mean_and_error(gap(hits(score_all(made, words, pools)).cpu(), weights))
-            for group, (made, weights) in groups.items()})], folder)
+            f"{group}/gap": mean_and_error(gap(hits(score_all(listeners, words, pools)).cpu(), weights))
+            for group, (listeners, weights) in groups.items()})], folder)
 
 
 def main() -> None:
@@ -271,12 +271,13 @@ def main() -> None:
     if not arguments.page_only and not arguments.ceilings:
         for pair, seed in itertools.product(arguments.pair or PAIRS, arguments.seeds):
             config = load_config(path_of(pair), overrides_of(seed, arguments.quick, arguments.set))
-            why = why_anew(variant(pair, arguments.set), seed, settings_hash(config), arguments.baselines, results)
+            why = reason_to_run(variant_name(pair, arguments.set), seed, settings_hash(config), arguments.baselines,
+                                results)
             if why:
                 tasks[pair, seed] = why
 
-    def apart(task: tuple[str, int]) -> int:
-        """A cell in a process of its own."""
+    def run_in_subprocess(task: tuple[str, int]) -> int:
+        """Run a cell in a subprocess."""
         words = [sys.executable, "-m", f"{__package__}.pairs", task[0], "--seeds", str(task[1]), "--runs", str(runs),
                  *["--quick"] * arguments.quick, *["--baselines"] * arguments.baselines,
                  *(["--set", *arguments.set] if arguments.set else [])]
@@ -285,16 +286,16 @@ def main() -> None:
 
     if len(tasks) > 1:
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            failed = [task for task, code in zip(tasks, pool.map(apart, tasks), strict=True) if code]
+            failed = [task for task, code in zip(tasks, pool.map(run_in_subprocess, tasks), strict=True) if code]
         if failed:
             raise DixitError(f"{len(failed)} of {len(tasks)} cells failed (see above), the first {failed[0]}; run the "
                              "same command again to continue")
     elif tasks:
         ((pair, seed), why), = tasks.items()
-        print(f"{variant(pair, arguments.set)}, seed {seed}: {why}", flush=True)
-        keep(make(path_of(pair), seed, runs, torch.get_num_threads(), arguments.quick, arguments.set,
+        print(f"{variant_name(pair, arguments.set)}, seed {seed}: {why}", flush=True)
+        keep(run_cell(path_of(pair), seed, runs, torch.get_num_threads(), arguments.quick, arguments.set,
                   arguments.baselines), results)
-        print(f"{variant(pair, arguments.set)}, seed {seed}: done", flush=True)
+        print(f"{variant_name(pair, arguments.set)}, seed {seed}: done", flush=True)
     atomic_write_text(page, results_page(results))
     print(f"written to {page}")
 

@@ -21,10 +21,10 @@ REWARD = np.where(IN_B, FEATURE_B, FEATURE_A)
 OTHER = np.where(IN_B, FEATURE_A, FEATURE_B)
 
 
-def accuracy(answers: Float[np.ndarray, "*S n"]) -> Float[np.ndarray, "*S 2"]:
+def accuracy(outputs: Float[np.ndarray, "*S n"]) -> Float[np.ndarray, "*S 2"]:
     """The share of stimuli of each task, without those on its boundary, whose output has the sign of the reward."""
-    answers, reward = answers.reshape(*answers.shape[:-1], 2, -1, 25), REWARD.reshape(2, 1, 25)
-    return (((answers > 0) == (reward > 0)) & (reward != 0)).mean(-2).sum(-1) / 20
+    outputs, reward = outputs.reshape(*outputs.shape[:-1], 2, -1, 25), REWARD.reshape(2, 1, 25)
+    return (((outputs > 0) == (reward > 0)) & (reward != 0)).mean(-2).sum(-1) / 20
 
 
 LEVELS = np.array([0.0, 0.0, 0.5, 1.0, 1.0])
@@ -37,9 +37,9 @@ def factorisation(choices: Float[np.ndarray, "50"]) -> dict[str, float]:
     return rsa_betas(rdm(choices[:, None]), CHOICE_MODELS)
 
 
-def rule(answers: Float[np.ndarray, "50"]) -> dict[str, float]:
+def rule(outputs: Float[np.ndarray, "50"]) -> dict[str, float]:
     """`factorisation` of the choices sigmoid(y) of outputs y, at temperature 1."""
-    return factorisation(expit(answers))
+    return factorisation(expit(outputs))
 
 
 def psychometric(theta: Float[np.ndarray, "5"]) -> Float[np.ndarray, "50"]:
@@ -80,14 +80,14 @@ def sensitivity(choices: Float[np.ndarray, "50"]) -> dict[str, float]:
 
 
 def congruency(choices: Float[np.ndarray, "50"]) -> float:
-    """Probability of the right choice where it is the same in both tasks, less that where the tasks differ."""
+    """Probability of the right choice where it is the same in both tasks, minus that where the tasks differ."""
     right, both = np.where(REWARD > 0, choices, 1 - choices), np.sign(REWARD * OTHER)
     return float(right[both > 0].mean() - right[both < 0].mean())
 
 
-def behaviour(answers: Float[np.ndarray, "50"], temperature: float) -> dict[str, float]:
+def behaviour(outputs: Float[np.ndarray, "50"], temperature: float) -> dict[str, float]:
     """The measures that the paper reports for people, of choices with p = sigmoid(y / T)."""
-    choices = expit(answers / temperature)
+    choices = expit(outputs / temperature)
     right = np.where(REWARD > 0, choices, 1 - choices)[REWARD != 0].mean()
     return {"accuracy": float(right), **factorisation(choices), **fit_psychometric(choices), **sensitivity(choices),
             "congruency": congruency(choices)}

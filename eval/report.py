@@ -1,7 +1,7 @@
-"""A page about a run: `python -m eval.report RUN` writes RUN/report.html, self-contained, and RUN/rounds.png.
+"""Write a report about a run: `python -m eval.report RUN` makes RUN/report.html, self-contained, and RUN/rounds.png.
 
-Learning curves, the table of eval/evaluate.py, and a contact sheet: image, base and trained caption, what each
-listener picks and how sure it is. All text is escaped.
+The report has learning curves, the table of eval/evaluate.py, and a contact sheet: image, base and trained caption,
+each listener's pick and its probability. All text is escaped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ h3{font-size:14px;margin:.4rem 0 .1rem}small{color:#666}"""
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image as a data: address."""
+    """An image as a data: URI."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

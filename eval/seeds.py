@@ -1,8 +1,8 @@
-"""Several runs of the default experiment: `python -m eval.seeds CONDITION RUN [RUN ...]` keeps their figures.
+"""Summarise several runs of the default experiment: `python -m eval.seeds CONDITION RUN [RUN ...]`.
 
-Writes to eval/results/default.csv the figures of each run (seed) and, of several, the mean over runs with its standard
-error and what it says about the claims of listener subtraction; prints both. Each run must have been through
-eval.evaluate. `scripts/run_pairs --page-only` then shows them in eval/RESULTS.md.
+Writes to eval/results/default.csv the figures of each run (seed) and, for several, the mean over runs with its standard
+error and the claims of listener subtraction; prints both. Each run must have been evaluated by eval.evaluate before.
+`scripts/run_pairs --page-only` then includes them in eval/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tables import RESULTS, Cell, put, rows_of
 
 KEPT = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base|reward)|recall@1|perplexity|length|most_repeated"
                   r"|says/.+|kl_to_base")  # of the figures of eval.evaluate
-# claim -> the bound that the mean over seeds must keep
+# claim -> the bound that the mean over seeds must meet
 BOUNDS = {"share of the oracle's gap": (">=", 0.70),
           "gap above the base speaker's": (">=", 0.20),
           "first listener's accuracy above the base speaker's": (">=", -0.10),
@@ -63,7 +63,7 @@ def claims(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def holds(claim: str, mean: float) -> bool:
-    """Whether a mean keeps the bound of a claim."""
+    """Whether a mean meets the bound of a claim."""
     sign, bound = BOUNDS[claim]
     return mean >= bound if sign == ">=" else mean <= bound
 
@@ -78,7 +78,7 @@ def claims_table(measured: dict[str, dict[str, float]]) -> str:
 
 def keep(condition: str, results: list[dict[str, Any]], folder: Path = RESULTS) -> None:
     """Write the runs' results.json to the table of the default experiment: each run, then the mean over runs."""
-    def worth(figures: dict[str, Any]) -> dict[str, Any]:
+    def selected(figures: dict[str, Any]) -> dict[str, Any]:
         return {name: figure for name, figure in figures.items() if KEPT.fullmatch(name)}
 
     seeds = [str(r["seeds"]["run"]) for r in results]
@@ -87,12 +87,13 @@ def keep(condition: str, results: list[dict[str, Any]], folder: Path = RESULTS) 
         note = f"trained in {training['wall_seconds']} s by `{training['command']}`" if training else ""
         cell = Cell("default", condition, seed, r["command"], r["config_hash"], r["commit"],
                     training.get("commit", ""), r["wall_seconds"], note)
-        put(cell, [row for speaker, figures in r["figures"].items() for row in rows_of(cell, speaker, worth(figures))],
+        put(cell, [row for speaker, figures in r["figures"].items()
+                   for row in rows_of(cell, speaker, selected(figures))],
             folder)
     if len(results) > 1:
         cell = Cell("default", condition, " ".join(seeds), command_line(), "", git_commit())
         put(cell, [row for speaker, figures in combine(results).items()
-                   for row in rows_of(cell, speaker, worth(figures))] + rows_of(cell, "", claims(results)), folder)
+                   for row in rows_of(cell, speaker, selected(figures))] + rows_of(cell, "", claims(results)), folder)
 
 
 def main() -> None:

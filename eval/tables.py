@@ -1,8 +1,8 @@
-"""Results as tidy tables: a row per figure in eval/results/EXPERIMENT.csv, a row per cell in eval/results/cells.csv.
+"""Read and write the tables of results: a row per figure in eval/results/EXPERIMENT.csv, a row per cell in cells.csv.
 
-A cell is one (experiment, condition, seed): whatever one command measured at once. `put` writes a cell's rows and how
-they were made together; what stood there under the same cell is replaced. Pages such as eval/RESULTS.md are generated
-from these tables, and `look_up` finds a figure in them.
+A cell is one (experiment, condition, seed), measured by one command. `put` writes a cell with its rows and replaces an
+earlier one of the same name. Pages such as eval/RESULTS.md are generated from these tables, and `look_up` finds a
+figure in them.
 
 Leaves out how figures are computed and shown.
 """
@@ -26,7 +26,7 @@ from .metrics import mean_and_error
 
 RESULTS = Path(__file__).parent / "results"
 TRUTH = {"True": True, "False": False}
-Some = TypeVar("Some")
+RowType = TypeVar("RowType")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """How the rows of one (experiment, condition, seed) came about."""
+    """Command, config, commits and cost of the rows of one (experiment, condition, seed)."""
 
     experiment: str
     condition: str
@@ -60,7 +60,7 @@ class Cell:
 
 
 def add_keep_option(parser: argparse.ArgumentParser) -> None:
-    """`--keep CONDITION`, the same for every command that can keep its figures in the tables."""
+    """Add the option `--keep CONDITION`, which writes a command's figures to the tables."""
     parser.add_argument("--keep", metavar="CONDITION", help="also keep the figures in eval/results under this name "
                         "(scripts/run_pairs --page-only then lists them in eval/RESULTS.md)")
 
@@ -76,7 +76,7 @@ def read_cells(folder: Path = RESULTS) -> list[Cell]:
 
 
 def find_cell(experiment: str, condition: str, seed: str, folder: Path = RESULTS) -> Cell | None:
-    """The cell of that name, or None if it has not been made."""
+    """The cell of that name, or None if it has not been run."""
     return next((cell for cell in read_cells(folder)
                  if (cell.experiment, cell.condition, cell.seed) == (experiment, condition, seed)), None)
 
@@ -99,9 +99,9 @@ def rows_of(cell: Cell, speaker: str, figures: dict[str, Any]) -> list[Row]:
 def over_seeds(rows: Sequence[Row], speaker: str, figure: str) -> dict[str, float] | None:
     """{"mean", "se", "n"}: the mean of a figure over the seeds of `rows`, which are of one condition.
 
-    All seeds are evaluated on the same images, so more seeds do not lessen the error from the images: `se` combines
-    the standard error between seeds with the mean of the standard errors within them. A row that belongs to no seed
-    (seed "") is taken as it is. None if the figure is missing for a seed.
+    All seeds are evaluated on the same images, so more seeds do not reduce the error from the images: `se` combines
+    the standard error between seeds with the mean of the standard errors within them. A row without a seed (seed "") is
+    returned as it is. None if the figure is missing for a seed.
     """
     found = find(rows, speaker=speaker, figure=figure)
     seeds = {row.seed for row in rows if row.seed}
@@ -148,15 +148,15 @@ def put(cell: Cell, rows: Sequence[Row], folder: Path = RESULTS) -> None:
         cell.experiment, cell.condition, cell.seed), [cell], ("experiment", "condition", "seed"))
 
 
-def replace_rows(path: Path, kind: type[Some], old: Callable[[Some], bool], new: Sequence[Some],
+def replace_rows(path: Path, kind: type[RowType], old: Callable[[RowType], bool], new: Sequence[RowType],
                  order: tuple[str, ...]) -> None:
-    """Take the rows that are `old` out of a table of the dataclass `kind`, put new ones in, and sort by some fields."""
-    with locked(path.parent / ".tables.lock"):  # cells are made by several processes
+    """Remove the rows for which `old` is true from a table of the dataclass `kind`, add `new` ones, sort by `order`."""
+    with locked(path.parent / ".tables.lock"):  # several processes may write cells
         kept = [row for row in read_table(path, kind) if not old(row)]
         _write(path, kind, sorted([*kept, *new], key=attrgetter(*order)))
 
 
-def read_table(path: Path, kind: type[Some]) -> list[Some]:
+def read_table(path: Path, kind: type[RowType]) -> list[RowType]:
     """The rows of a table of the dataclass `kind`, whose fields are str, bool, int, float, or a number or None.
 
     An empty list if there is no such file. Raises DixitError if it is damaged.
@@ -176,7 +176,7 @@ def read_table(path: Path, kind: type[Some]) -> list[Some]:
 
 @lru_cache(maxsize=8)
 def _rows_at(path: Path, modified: int) -> list[Row]:
-    """The rows of a table that was last modified then: read once for many look-ups."""
+    """The rows of a table; cached by its modification time, for many look-ups."""
     return read_rows(path)
 
 
@@ -189,5 +189,5 @@ def _write(path: Path, kind: Any, items: Sequence[Any]) -> None:
 
 
 def _short(value: Any) -> Any:
-    """A number with six digits: more would be noise in a table."""
+    """Numbers are rounded to six significant digits."""
     return f"{value:.6g}" if isinstance(value, float) else value

@@ -167,7 +167,7 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("override", nargs="*", help="eval.images=..., eval.seed=...")
+    parser.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
     parser.add_argument("--games", type=int, default=500)
     parser.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
     add_keep_option(parser)

@@ -1,6 +1,6 @@
 """Zero-shot transfer: `python -m eval.transfer RUN [RUN ...] [--data stamps emoji folder:PATH] [eval.images=200]`.
 
-The speaker plays with the same listeners on images it was never trained on: photo stamps, emoji (test concepts),
+Evaluates a speaker with the same listeners on images it was never trained on: photo stamps, emoji (test concepts),
 CIFAR-10 (test), scenes with held-out combinations, or any folder of images. Accuracies and gap with 95 % intervals
 (bootstrap over images), with random and hard candidates, pools of 2 to 100, and by category. Several RUNs are seeds of
 one experiment; values are averaged over them for each image. Writes transfer.json, transfer_captions.json and
@@ -11,7 +11,7 @@ transfer.png and prints a table at 10 candidates; `--keep CONDITION` also adds r
 is significant where its interval excludes 0; no correction is made for multiple comparisons. Intervals are over images,
 not over seeds; the mean of each seed is given beside them as `runs`.
 
-Leaves out what evaluate.py measures besides on the run's own data: rewards, perplexity, word classes.
+Leaves out figures that evaluate.py measures on the run's own data only: rewards, perplexity, word classes.
 
 Shapes: R runs, L listeners, n images (a caption for each), r pools per image, C candidates.
 """
@@ -46,7 +46,7 @@ from dixit.training.runs import LoadedRun, load_run
 from . import metrics
 from .baselines import untrained_speakers
 from .evaluate import generate_captions, write_results
-from .figures import keep_picture
+from .figures import save_small_png
 from .tables import RESULTS, Cell, Row, add_keep_option, put, rows_of
 
 KINDS = ("random", "hard")
@@ -65,7 +65,7 @@ def categories(name: str, dataset: Dataset) -> list[str]:
     if name == "emoji":
         group = {item["label"]: item["group"] for item in labels}
         return [group[concept] for concept in concepts]
-    # Two captions stand in two folders each; such an image counts in the later one.
+    # Two captions occur in two folders each; such an image counts in the later one.
     folder = {item["caption"]: item["category"].split("/")[0] for item in labels}
     return [folder[row[0]] for row in dataset["captions"]]
 
@@ -88,7 +88,7 @@ def draw_pools(embeddings: Float[Tensor, "n E"], pools: int, seed: int) -> dict[
 
 def accuracies(listeners: list, texts: list[str],
                pools: dict[str, Int[Tensor, "n r C"]]) -> dict[str, Float[Tensor, "L n"]]:
-    """How often each listener finds each image, its mean over the image's pools.
+    """How often each listener finds each image, averaged over the image's pools.
 
     A listener scores each candidate independently, so every caption is scored against all images once and each pool is
     gathered from these scores. Memory grows with BLOCK times n.
@@ -114,22 +114,22 @@ def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict
     `groups` are "training" listeners and, where there are any, "heldout" ones. Pools are the same for all; hard ones
     are the nearest images by the embeddings of the first training listener.
     """
-    made = {group: make_listeners(configs, dataset, device) for group, configs in groups.items()}
-    first = made["training"][0]
+    listeners = {group: make_listeners(configs, dataset, device) for group, configs in groups.items()}
+    first = listeners["training"][0]
     if not isinstance(first, ClipListener):
         raise DixitError("the first listener must be of kind clip: its images say which pools are hard")
     drawn = draw_pools(first.images.cpu(), pools, seed)
     speakers = [name for name in captions[0] if all(name in one for one in captions)]
     rows: Rows = {}
-    for name, group in tqdm(list(itertools.product(speakers, made)), desc="listening", disable=None):
+    for name, group in tqdm(list(itertools.product(speakers, listeners)), desc="scoring", disable=None):
         weights = torch.tensor([c.weight for c in groups[group]])
-        runs = [accuracies(made[group], one[name], drawn) for one in captions]
+        runs = [accuracies(listeners[group], one[name], drawn) for one in captions]
         for pool in drawn:
             hits = torch.stack([found[pool] for found in runs], dim=1)  # (L, R, n)
             for listener, values in zip(groups[group], hits, strict=True):
                 rows[pool, name, f"{group}/accuracy/{listener.name}"] = values
             rows[pool, name, f"{group}/gap"] = game.gap(hits, weights)
-    for pool, name, group in itertools.product(drawn, (s for s in speakers if s != "trained"), made):
+    for pool, name, group in itertools.product(drawn, (s for s in speakers if s != "trained"), listeners):
         rows[pool, name, f"{group}/trained_minus_this"] = (
             rows[pool, "trained", f"{group}/gap"] - rows[pool, name, f"{group}/gap"])
     return rows
@@ -259,7 +259,7 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
 
 
 def _check(runs: list[LoadedRun]) -> None:
-    """Several runs must be seeds of one experiment, for their values are averaged."""
+    """Raise DixitError unless the runs are seeds of one experiment, because their values are averaged."""
     first = runs[0].config
     if not first.listeners:
         raise DixitError(f"{runs[0].folder} has no listeners; name a run of the game")
@@ -330,7 +330,7 @@ def main() -> None:
     plot(found, picture)
     if arguments.keep:
         keep(arguments.keep, read_json(path))
-        keep_picture(picture, RESULTS / "transfer" / f"{arguments.keep}.png")
+        save_small_png(picture, RESULTS / "transfer" / f"{arguments.keep}.png")
     print(f"\n{table(found)}\n\nwritten to {path} and {picture}")
 
 

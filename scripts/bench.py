@@ -9,7 +9,7 @@
 `dixit` is this project. `hf float32` and `hf bfloat16` are Hugging Face `generate` and a plain update: the prefix
 is recomputed for every caption, logits of every place are kept, each listener encodes every caption padded to its
 full context. `trl` is GRPOTrainer (LoRA, so that it too leaves the LLM frozen) on a text prompt of K tokens with a
-reward that costs nothing, so it has no listeners to pay for. `roofline` is the time the step's arithmetic and
+constant reward, so that it spends no time on listeners. `roofline` is the time the step's arithmetic and
 memory traffic would take at the matrix-product and copy rates measured here, at dixit's dtype.
 
 Captions are sampled to their full length T by all (the end token is forbidden), so every variant does the same
@@ -50,7 +50,7 @@ from eval.tables import RESULTS, Cell, add_keep_option, put, rows_of  # noqa: E4
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What one step handles, in the project's letters."""
+    """The sizes of one step, by the letters of docs/glossary.md."""
 
     B: int = 8
     N: int = 4
@@ -63,7 +63,7 @@ class Shape:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -104,7 +104,7 @@ class Bench:
 
     def finish(self, seconds: dict[str, float], prefix: Tensor, logits: Tensor,
                logprobs: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Reward and update, the same for all; `logprobs(prefix)` gives log-probabilities and mask (S, T)."""
+        """Reward and update, shared by all variants; `logprobs(prefix)` returns log-probs and mask (S, T)."""
         reward = game.listener_reward("sub_chance", logits, self.weights)
         advantage = policy.leave_one_out_advantage(reward.unflatten(0, (-1, self.shape.N))).flatten()
 
@@ -119,7 +119,7 @@ class Bench:
         return seconds
 
     def dixit(self) -> dict[str, float]:
-        """One step as dixit/training/game_task.py does it; seconds of each part."""
+        """One step like that of dixit/training/game_task.py; returns the seconds of each part."""
         seconds: dict[str, float] = {}
         speaker, (uniforms, candidates) = self.speaker, self.draw()
         prefix = self.timed(seconds, "adapter", lambda: speaker.trained(self.patches))
@@ -150,8 +150,8 @@ class Bench:
         def score(texts: list[str]) -> Tensor:
             rows = []
             for listener in self.listeners:
-                heard = self.clip.model.encode_text(self.clip.tokenizer(texts).to(self.device), normalize=True)
-                rows.append(self.clip.scale * torch.einsum("se,sce->sc", heard, listener.images[candidates]))
+                embedded = self.clip.model.encode_text(self.clip.tokenizer(texts).to(self.device), normalize=True)
+                rows.append(self.clip.scale * torch.einsum("se,sce->sc", embedded, listener.images[candidates]))
             return torch.stack(rows)
 
         def logprobs(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +247,7 @@ def median_parts(runs: list[dict[str, float]]) -> dict[str, float]:
     return {part: statistics.median(run[part] for run in runs) for part in runs[0]}
 
 
-def alone(variant: str, shape: Shape, arguments: argparse.Namespace, repeats: int = 2) -> dict[str, float]:
+def run_alone(variant: str, shape: Shape, arguments: argparse.Namespace, repeats: int = 2) -> dict[str, float]:
     """Seconds of each part and peak memory (GB) of a process that runs one variant alone."""
     words = [sys.executable, __file__, "--only", variant, "--repeats", str(repeats), "--llm", arguments.llm, "--device",
              arguments.device, "--dtype", arguments.dtype, "--compile", arguments.compile]
@@ -263,7 +263,7 @@ def scaling(arguments: argparse.Namespace, base: Shape) -> dict[str, list[dict[s
     """Seconds of each part and peak memory as one letter of the shape grows, everything else as in `base`."""
     grids = {"N": (2, 4, 8), "C": (5, 10, 50), "L": (1, 2, 4), "T": (8, 16, 32), "images": (500, 2000, 50_000),
              "width": (128, 256, 512)}
-    return {letter: [{letter: v, **alone("dixit", dataclasses.replace(base, **{letter: v}), arguments,
+    return {letter: [{letter: v, **run_alone("dixit", dataclasses.replace(base, **{letter: v}), arguments,
                                          arguments.repeats)} for v in values]
             for letter, values in grids.items()}
 
@@ -371,7 +371,7 @@ def main() -> None:
         else:
             benches[name] = Bench(shape, arguments.llm, name.split()[1], arguments.device)
             benches[name].speaker.llm.set_attn_implementation("sdpa")  # what transformers takes by default
-    for turn in range(arguments.repeats + 1):  # in turns, so that a busy minute slows all alike; the first is warm-up
+    for turn in range(arguments.repeats + 1):  # alternating, so that other load affects all equally; first: warm-up
         for name, bench in benches.items():
             for timed in (False, True):  # a step finds the caches as the one before it of its own kind left them
                 parts = bench.dixit() if name == "dixit" else bench.hf()
@@ -388,7 +388,7 @@ def main() -> None:
     float32_flops = machine_rates(torch.float32, arguments.device)["flops"]
     rows["roofline"] = roofline(benches["dixit"], rates, float32_flops)
     for name in variants:
-        rows[name]["peak_gb"] = alone(name, shape, arguments)["peak_gb"]
+        rows[name]["peak_gb"] = run_alone(name, shape, arguments)["peak_gb"]
     print_rows(rows, shape.B * shape.N)
     faster = {name: row["step"] / rows["dixit"]["step"] for name, row in rows.items()
               if name not in ("dixit", "roofline")}

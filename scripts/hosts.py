@@ -1,10 +1,10 @@
-"""Several hosts on one machine: `python scripts/hosts.py [--hosts 2] [--delay MS] [--loss SHARE] -- COMMAND ...`
+"""Emulate hosts on one machine: `python scripts/hosts.py [--hosts 2] [--delay MS] [--loss SHARE] -- COMMAND ...`
 
-Each host is a network namespace with an address of its own, 10.77.0.1 and so on; between them lies a relay that can be
-slow, lose packets, and cut a host off. COMMAND runs on every host at once, with {host} replaced by 0, 1 ... and {first}
+Each host is a network namespace with its own address, 10.77.0.1 and so on; a relay between them can delay and drop
+packets and disconnect a host. COMMAND runs on every host at once, with {host} replaced by 0, 1 ... and {first}
 by the first host's address. Needs Linux, root and /dev/net/tun. Namespaces are removed again at the end.
 
-A relay of packets in user space, not tc netem, because netem is a kernel module that many machines lack.
+The relay runs in user space instead of tc netem, because netem is a kernel module that many machines lack.
 
 Leaves out disks: all hosts see the same files, as hosts of a cluster see a shared folder.
 """
@@ -32,7 +32,7 @@ MTU = 9000
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Why hosts cannot be made here; empty if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need Linux and root"
@@ -131,7 +131,7 @@ class Hosts:
 
     def _relay(self) -> None:
         places = {bytes(map(int, address.split("."))): i for i, address in enumerate(self.addresses)}
-        waiting: list[tuple[float, int, int, bytes]] = []  # when, a running number, to whom, what
+        waiting: list[tuple[float, int, int, bytes]] = []  # (time to send, sequence number, receiver, packet)
         while not self.closing.is_set():
             pause = max(0.0, min(0.1, waiting[0][0] - time.monotonic())) if waiting else 0.1
             for tunnel in select.select(self.tunnels, [], [], pause)[0]:
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and what to run on every host")
     arguments = parser.parse_args()
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    reason = why_not() if command else "give a command after --"
+    reason = unavailable_reason() if command else "give a command after --"
     if reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2

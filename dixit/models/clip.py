@@ -150,7 +150,7 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     if tower_of(name) and not pretrained and not (folder / "open_clip_model.safetensors").is_file():
         config = "clip_cnn" if tower_of(name) == "cnn" else "clip"
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
-                         f"python scripts/train.py configs/{config}.yaml clip.name={name} name=clip_{name}")
+                         f"dixit train {config} clip.name={name} name=clip_{name}")
     weights = folder / "open_clip_model.safetensors"
     key = f"{name}-{pretrained}".replace("/", "-")
     if local and weights.is_file():

@@ -50,7 +50,7 @@ class Agent:
         if view["phase"] == "tell":
             card = int(draws.choice(view["hand"]))
             return card, self.clues[card].strip() or "..."  # a caption may be empty, a clue may not
-        # Ties are broken at random: a listener that understands no word finds all cards alike.
+        # Ties are broken at random: a listener that understands no word scores all cards equally.
         jitter = torch.from_numpy(draws.random(len(self.clues))) * 1e-6
         suits = self.scores_of(view["clue"]) + jitter
         if view["phase"] == "submit":

@@ -40,7 +40,7 @@ WIDTH = 2 * len(ATTRIBUTES)  # of the audience input
 
 def hits_by_attribute(listeners: list[Listener], dataset: Dataset, candidates: int,
                       *key: int | str) -> Float[Tensor, "L A n"]:
-    """How often each listener finds each image when only one attribute of it is named, on a pool of its own.
+    """How often each listener finds each image when only one of its attributes is named, on one pool per image.
 
     Raises DixitError if the images have no records.
     """
@@ -58,7 +58,7 @@ def hits_by_attribute(listeners: list[Listener], dataset: Dataset, candidates: i
 
 
 def profiles(hits: Float[Tensor, "L A n"], rounds: int, picks: list[int], *key: int | str) -> Float[Tensor, "R L A"]:
-    """What N observed picks tell of each listener: its accuracy for each named attribute, posterior minus prior.
+    """Estimate each listener from N observed picks: its accuracy for each named attribute, posterior minus prior.
 
     Round r draws N = picks[r] picks of each listener, attributes and images at random. The posterior is the mean of a
     Beta distribution, (hits + PRIOR * STRENGTH) / (picks + STRENGTH); without picks it equals the prior, and the

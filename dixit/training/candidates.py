@@ -1,6 +1,6 @@
 """Candidate images of the reference game: a target and its distractors, drawn as pure functions of (seed, step).
 
-Leaves out who scores them (models/listeners.py) and the reward (game.py).
+Leaves out the listeners that score them (models/listeners.py) and the reward (game.py).
 
 Shapes: B images, M pools of C candidates each, n images of the dataset, E embedding width.
 """
@@ -60,8 +60,8 @@ def nearest_images(embeddings: Float[Tensor, "n E"], count: int) -> Int[np.ndarr
 class CandidateSampler:
     """Draws `game.pools` pools of `game.candidates` images for each target, as `game.distractors` says.
 
-    In a dataset of several sets ("scenes+emoji") scenes are told apart from scenes and other images from other images:
-    otherwise a single word for the set would be enough. Raises DixitError if hard distractors are asked for and the
+    In a dataset of several sets ("scenes+emoji") the distractors of a scene are scenes and those of another image are
+    not: otherwise one word for the set would be enough. Raises DixitError if hard distractors are configured and the
     first listener has no image embeddings.
     """
 

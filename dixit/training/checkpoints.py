@@ -50,7 +50,7 @@ def trained_weights(folder: Path, which: str = "last") -> Path:
                          "eval.checkpoint=last")
     if not found:
         raise DixitError(f"{folder} holds no checkpoint; train it first: "
-                         "accelerate launch scripts/train.py CONFIG")
+                         "dixit train CONFIG")
     return found[-1] / "model.safetensors"
 
 

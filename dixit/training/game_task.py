@@ -1,7 +1,8 @@
-"""The game as a training: sample captions, let the listeners choose, reinforce what is rewarded. Rewards only.
+"""Train the speaker in the game: sample captions, let the listeners choose, update by policy gradient.
 
-`TASKS` names every training of the project. Leaves out the loop (loop.py), what comes before the game (warm_start.py),
-who listens (audiences.py), remedies for forgetting (continual.py), and the evaluation on the test split (eval/).
+`TASKS` names every training of the project. Leaves out the loop (loop.py), the warm starts before the game
+(warm_start.py), the listeners of each round (audiences.py), remedies for forgetting (continual.py), and the evaluation
+on the test split (eval/).
 
 Shapes: B images, N captions per image, S = B*N, M pools of C candidates, L listeners.
 """
@@ -54,7 +55,7 @@ class GameTask(Task):
         self.validation_listeners = make_listeners(config.listeners, self.validation, device)
         for listener, other in zip(self.listeners, self.validation_listeners, strict=True):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
-                other.text_map = listener.text_map  # what one learns, the other knows
+                other.text_map = listener.text_map  # shared: the validation listener learns too
         self.sampler = CandidateSampler(config, self.data, self.listeners)
         self.audience = Audience(config, self.listeners, self.data, self.validation_listeners, self.validation, device)
         self.trained = self.speaker.trained

@@ -5,7 +5,7 @@ precision, accumulation, logging, evaluation, checkpoints (checkpoints.py), exac
 is not finite changes nothing and is counted. Processes split each batch among themselves; frozen models are never
 wrapped nor sent from one process to another.
 
-Leaves out what is trained and on what (game_task.py, warm_start.py).
+Leaves out the tasks themselves (game_task.py, warm_start.py).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
     start = resume(folder, plain, optimizer, task)
     if start:
-        _check_same_run(config, tell=main)
+        _check_same_run(config, print_changes=main)
     _check_processes_agree(config, start, accelerator)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
@@ -184,7 +184,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
         figures["grad_norm"] = float(full_tensor(torch.as_tensor(norm)))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
-        if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, for these are means or sums
+        if {"loss", "reward", "grad_norm"} & set(broken):  # the same on all processes, because these are means or sums
             skipped += 1
             figures = {"skipped": float(skipped)}
             if skipped > settings.max_skipped:
@@ -254,7 +254,7 @@ def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) ->
     return dict(zip(figures, values.tolist(), strict=True))
 
 
-def _check_same_run(config: Config, tell: bool) -> None:
+def _check_same_run(config: Config, print_changes: bool) -> None:
     """Raises DixitError if the run's folder holds a training with other data, models or game.
 
     The length of a training, its optimiser and its evaluation may change when it is resumed; changes of speaker, policy
@@ -263,7 +263,7 @@ def _check_same_run(config: Config, tell: bool) -> None:
     try:
         before = load_config(config.folder / "config.yaml")
     except DixitError as error:
-        if tell:
+        if print_changes:
             print(f"warning: {error}; taking {config.folder} for the same run", file=sys.stderr)
         return
     differing = changed(before, config)
@@ -274,7 +274,7 @@ def _check_same_run(config: Config, tell: bool) -> None:
                              "out=, or name=")
     changes = [f"{key} {new} (was {old})" for key, old, new in differing
                if key.partition(".")[0] in ("speaker", "policy", "train")]
-    if changes and tell:
+    if changes and print_changes:
         print(f"{config.folder} goes on with {', '.join(changes)}", file=sys.stderr)
 
 
@@ -300,9 +300,9 @@ def open_log(folder: Path) -> Any:
             from None
 
 
-def _rotated(log: Any, folder: Path, most: float) -> Any:
-    """The log, or a new one if it has reached `most` bytes; the old one is then log.old.jsonl."""
-    if log.tell() < most:
+def _rotated(log: Any, folder: Path, max_bytes: float) -> Any:
+    """The log, or a new one if it has reached `max_bytes`; the old one is then log.old.jsonl."""
+    if log.tell() < max_bytes:
         return log
     log.close()
     os.replace(folder / "log.jsonl", folder / "log.old.jsonl")

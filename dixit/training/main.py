@@ -18,8 +18,8 @@ from dixit.training.warm_start import ClipTask
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, or the name of a config that comes with dixit")
-    parser.add_argument("override", nargs="*", help="key.subkey=value, e.g. train.steps=50 game.reward=sub_prob "
-                        "listeners.1.perception=blur")
+    parser.add_argument("override", nargs="*", default=[], help="key.subkey=value, e.g. train.steps=50 "
+                        "game.reward=sub_prob listeners.1.perception=blur")
     arguments = parser.parse_args()
     config = load_config(find_config(arguments.config), arguments.override)
     accelerator = make_accelerator(config)

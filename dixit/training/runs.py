@@ -73,7 +73,7 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with "
-                         "accelerate launch scripts/train.py CONFIG")
+                         "dixit train CONFIG")
     config = load_config(folder / "config.yaml", overrides)
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
     blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")

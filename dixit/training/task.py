@@ -1,4 +1,4 @@
-"""The protocol of a task: what the training loop (loop.py) asks of whatever is trained."""
+"""The protocol of a task: the methods that the training loop (loop.py) calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained and how. `trained` holds exactly the trained parameters."""
+    """A training. `trained` is the module with exactly the trained parameters."""
 
     trained: nn.Module
 
@@ -17,14 +17,14 @@ class Task(Protocol):
         """The loss and figures of one micro-batch of a step: means over this process's share of it."""
 
     def after_step(self, step: int) -> None:
-        """Changes weights outside the optimiser, right after its step; most tasks do nothing."""
+        """Change weights after the optimiser's step; most tasks do nothing."""
         return None
 
     def validate(self, step: int) -> dict[str, float]:
         """Figures on the validation split."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the weights, as JSON values; most tasks need nothing."""
+        """The state, other than weights, that resuming needs, as JSON values; empty for most tasks."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What comes before the game: a CLIP's heads (and its tower "cnn"), and the speaker's two supervised warm starts.
+"""Supervised trainings before the game: a CLIP's heads (and its tower "cnn"), and the speaker's two warm starts.
 
 Features of frozen models are read from caches. Leaves out the loop (loop.py).
 
@@ -38,8 +38,9 @@ Reader = Callable[[np.ndarray], Tensor]  # indices of images -> (B, c, h, w)
 
 
 class ClipHeads(nn.Module):
-    """The trained parts of a CLIP built here: pooling and projection heads, the logit scale, and a trunk that is not
-    locked. Where the trunk is locked, images are its maps (B, Dv, h, w).
+    """The trained parts of a CLIP: pooling and projection heads, the logit scale, and the trunk unless it is locked.
+
+    With a locked trunk, `images` are its feature maps (B, Dv, h, w).
     """
 
     def __init__(self, model: Any, locked: bool):

@@ -1,9 +1,9 @@
-"""Probes of learning dynamics: theory compared with simulations, and the same measured on the speaker.
+"""Probes of learning dynamics: compare theory with simulations, and measure the same effects on the speaker.
 
   python -m eval.dynamics                    list the probes (--on speaker: the measurements)
   python -m eval.dynamics NAME               run one, or all: a table, and results in OUT/NAME
   python -m eval.dynamics NAME --on speaker  measure on the trained speaker: OUT/speaker/NAME
-  python -m eval.dynamics report [FOLDER]    take finished runs into the tables of eval/results,
+  python -m eval.dynamics report [FOLDER]    add finished runs to the tables of eval/results,
                                              and generate all pages from these tables
 
 Exit code: 1 if a claim fails, 2 on bad input, else 0. More in docs/dynamics.md.
@@ -64,7 +64,7 @@ def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, o
 
 
 def report(runs: list[Path], root: Path = ROOT) -> None:
-    """Take finished runs over into the tables of ROOT/eval/results, and generate the pages from all that is there."""
+    """Add finished runs to the tables of ROOT/eval/results, and generate all pages from these tables."""
     for run in runs:
         keep(run, root)
     for path, text in pages(root).items():

@@ -101,7 +101,7 @@ class Net:
     asymmetric: bool = False
 
     def partner(self) -> Net:
-        """The linear network that it follows according to the theory, with a learning rate that matches their times."""
+        """The equivalent linear network of the theory, with a learning rate that matches the speeds."""
         ratio = scale(self.slope)
         return Net(f"{self.kind}, linear", self.seed, [w / ratio for w in self.weights], 1.0, (1 + self.slope) / 2,
                    self.logistic, self.bias, self.asymmetric)
@@ -129,7 +129,7 @@ class ReluNetworks(Networks):
         for key in ("slope", "rate", "logistic", "bias"):
             self.register_buffer(key, torch.tensor([[[float(getattr(net, key))]] for net in nets], dtype=torch.float64))
 
-    def answers(self) -> Float[Tensor, "S n"]:
+    def outputs(self) -> Float[Tensor, "S n"]:
         h = self.x
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if i:
@@ -137,17 +137,17 @@ class ReluNetworks(Networks):
             h = h @ weight + self.bias * bias
         return h[..., 0]
 
-    def losses(self, answers: Float[Tensor, "S n"]) -> Float[Tensor, "S"]:
+    def losses(self, outputs: Float[Tensor, "S n"]) -> Float[Tensor, "S"]:
         """Half the squared error, or the logistic loss of the target's sign."""
-        square, logistic = (answers - self.y) ** 2 / 2, F.softplus(-self.y.sign() * answers)
+        square, logistic = (outputs - self.y) ** 2 / 2, F.softplus(-self.y.sign() * outputs)
         return torch.where(self.logistic[:, 0] > 0, logistic, square).mean(1)
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
-        return self.rate[:, 0, 0] * self.losses(self.answers())
+        return self.rate[:, 0, 0] * self.losses(self.outputs())
 
     def measure(self) -> dict[str, Tensor]:
-        answers = self.answers()
-        return {"answers": answers, "loss": self.losses(answers),
+        outputs = self.outputs()
+        return {"outputs": outputs, "loss": self.losses(outputs),
                 "weights": torch.cat([weight.flatten(1) for weight in self.weights], 1)}
 
 
@@ -166,7 +166,7 @@ def aligned(unit: Float[np.ndarray, "D"], hidden: int, norm: float, seed: int) -
 def blocks(unit: Float[np.ndarray, "D"], half: int, depth: int, start: float, both: bool) -> list[np.ndarray]:
     """Rank-one layers in two non-negative blocks, for r x > 0 and for r x < 0, whose product has length `start` each.
 
-    With `both` false only the first block: the start of the linear network that it follows.
+    With `both` false only the first block: the start of the equivalent linear network.
     """
     v, p = np.full(half, half ** -0.5), start ** (1 / depth)
     gate = np.diag([1.0, float(both)])
@@ -197,7 +197,7 @@ def aligned_nets(settings: Settings, seeds: int) -> list[Net]:
 
 
 def deep_nets(settings: Settings, depth: int, seeds: int) -> list[Net]:
-    """A ReLU network of two blocks along the target, and the linear chain it follows, of half its rate."""
+    """A ReLU network of two blocks along the target, and the equivalent linear chain with half its learning rate."""
     betas = [regression(*symmetric_data(settings, seed))[0] for seed in range(seeds)]
     return [Net("deep" if both else "deep, linear", seed,
                 blocks(beta / np.linalg.norm(beta), settings.hidden // 2, depth, settings.deep_start, both),
@@ -234,7 +234,7 @@ class Trajectories:
     def __init__(self, settings: Settings, nets: list[Net], folder: Path, lr: float, steps: int):
         self.nets, networks = nets, ReluNetworks(settings, nets)
         record = simulate(networks, folder, steps, lr, settings.every)
-        self.times, self.answers, self.loss = record["step"] * lr, record["answers"], record["loss"]
+        self.times, self.outputs, self.loss = record["step"] * lr, record["outputs"], record["loss"]
         self.weights = record["weights"]
         self.x, self.y = networks.x.cpu().numpy(), networks.y.cpu().numpy()
         self.final = [w.detach().cpu().numpy() for w in networks.weights]
@@ -246,7 +246,7 @@ class Trajectories:
     def length(self, i: int) -> Float[np.ndarray, "M"]:
         """The length along the target of the linear map that network `i` computes; inputs are whitened."""
         beta = regression(self.x[i], self.y[i])[0]
-        return self.answers[:, i] @ self.x[i] @ beta / np.linalg.norm(beta) / len(self.y[i])
+        return self.outputs[:, i] @ self.x[i] @ beta / np.linalg.norm(beta) / len(self.y[i])
 
 
 # ---- claims ----------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class Trajectories:
 
 def aligned_claims(settings: Settings, run: Trajectories) -> list[Claim]:
     """Two layers, balanced start: exact equivalence and the closed form."""
-    half = len(run.nets) // 2  # network i is followed by its partner half + i
+    half = len(run.nets) // 2  # the partner of network i is network half + i
     ratio = np.array([scale(net.slope) for net in run.nets[:half]])[:, None]
     claims = []
     for name, wanted in ("square", False), ("logistic", True):
@@ -282,19 +282,19 @@ def deep_claims(settings: Settings, depth: int, run: Trajectories) -> list[Claim
     targets = np.array([np.linalg.norm(regression(run.x[i], run.y[i])[0]) for i in deep])
     theory = np.stack([strength(run.times, float(b), settings.deep_start, depth=depth) for b in targets], 1) / targets
     lengths = np.stack([run.length(i) for i in deep], 1) / targets
-    return [Claim(f"depth {depth}, block start: answers over time", run.answers[:, chain], run.answers[:, deep], 1e-10,
+    return [Claim(f"depth {depth}, block start: answers over time", run.outputs[:, chain], run.outputs[:, deep], 1e-10,
                   source="the linear chain at t/2"),
             Claim(f"depth {depth}, block start: length over time, over the target's", theory, lengths, 1e-2,
                   source="w' = L/2 w^(2-2/L) (B - w)")]
 
 
 def random_claims(settings: Settings, run: Trajectories, three: Trajectories) -> list[Claim]:
-    """Random weights: the odd and even part, the least loss, and what breaks the equivalence."""
+    """Random weights: the odd and even part, the lowest loss, and cases without equivalence."""
     small = [i for h in settings.widths for i in run.of(f"H {h}", 0.0)]
     free = run.of("ordinary") + small
     split = [parts(run.final[0][i], run.final[1][i], run.x[i], run.nets[i].slope) for i in free]
-    mirrored = np.roll(run.answers[-1], settings.points, axis=1)
-    odd, even = (run.answers[-1] - mirrored) / 2, (run.answers[-1] + mirrored) / 2
+    mirrored = np.roll(run.outputs[-1], settings.points, axis=1)
+    odd, even = (run.outputs[-1] - mirrored) / 2, (run.outputs[-1] + mirrored) / 2
     relative = run.loss / np.array([regression(x, y)[1] for x, y in zip(run.x, run.y, strict=True)])
     values = np.linalg.svd(run.final[0][small], compute_uv=False)
     claims = [

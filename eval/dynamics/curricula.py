@@ -16,7 +16,7 @@ narrowest width than at the widest in 3 of 7 settings, smaller in 2; its lead ov
 easy data help, narrow networks more in some settings only; that the easy-first order helps narrow networks more is not
 found here.
 
-Only the abstract could be read: the curricula, noise levels, widths, rates, times, which start is warm, the images'
+Only the abstract was available: the curricula, noise levels, widths, rates, times, which start is warm, the images'
 labels and their corruption (pixel noise) are [stand-in]. Rate and noise of the images were chosen from the mix alone,
 with seed 0. The equations are derived; their form is that of Ben Arous, Gheissari, Jagannath 2022, from memory. Leaves
 out the ODE from starts without overlap, where the time of escape is random in every dimension, weight decay, and the
@@ -177,16 +177,16 @@ class Students(Networks):
         rows = self.rows[step % BLOCK][mine]
         return self.inputs[rows].to(here), self.z[step % BLOCK][mine].to(here), self.labels[rows].to(here)
 
-    def answers(self, x: Float[Tensor, "S A b d"]) -> Float[Tensor, "S A b G"]:
+    def outputs(self, x: Float[Tensor, "S A b d"]) -> Float[Tensor, "S A b G"]:
         return ((x @ self.weight).relu() * self.readout[:, :, None]) @ self.groups.to(x.device)
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
         inputs, z, y = self.samples(step)
         x = inputs[:, None] + self.noise[:, :, step, None, None] * z[:, None]
-        return F.softplus(-y[:, None, :, None] * self.answers(x)).mean(2).sum((1, 2))
+        return F.softplus(-y[:, None, :, None] * self.outputs(x)).mean(2).sum((1, 2))
 
     def accuracy(self) -> Float[Tensor, "S A G"]:
-        """The share of the test samples that each network gets right."""
+        """The share of the test samples that each network classifies correctly."""
         here, rates = self.index.device, []
         x, y, groups = (part.to(here) for part in (self.test_inputs, self.test_labels[:, None], self.groups))
         for weight, readout in zip(self.weight, self.readout, strict=True):  # run by run, for memory
@@ -241,7 +241,7 @@ class Flow:
         return float(np.sqrt((off.max(axis=(0, *range(3, off.ndim))) ** 2).mean()))
 
 
-def play_lottery(settings: Settings, seeds: int, folder: Path) -> dict[str, np.ndarray]:
+def run_lottery(settings: Settings, seeds: int, folder: Path) -> dict[str, np.ndarray]:
     """Networks of all lottery widths, an arm for each noise. Returns the record before and after."""
     d, widths = settings.dimension, settings.lottery_widths
     steps = round(settings.lottery_time * d)
@@ -317,9 +317,9 @@ def lottery_claims(settings: Settings, record: dict[str, np.ndarray]) -> list[Cl
 
 
 def effect(rates: Float[np.ndarray, "S A G"], pair: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy in one arm less that in another, paired by run: mean and standard error over runs, (G + 1,).
+    """Accuracy in one arm minus that in another, paired by run: mean and standard error over runs, (G + 1,).
 
-    The last entry is the narrowest width's difference less the widest's.
+    The last entry is the narrowest width's difference minus the widest's.
     """
     one, other = (rates[:, ARMS.index(arm)] for arm in pair)
     difference = one - other
@@ -346,7 +346,8 @@ def effect_claims(name: str, widths: Sequence[int], rates: Float[np.ndarray, "S 
 
 
 def tally(results: dict[str, tuple[Sequence[int], np.ndarray]]) -> list[Claim]:
-    """In how many cells (setting and width) the effect is beyond two standard errors; and where it falls with width."""
+    """The number of cells (setting and width) with an effect beyond two standard errors; and where it falls with width.
+    """
     claims = []
     for one, other in PAIRS:
         found = [effect(rates, (one, other)) for _, rates in results.values()]
@@ -426,7 +427,7 @@ def draw(settings: Settings, flows: list[Flow], record: dict[str, np.ndarray],
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figure]:
     """The probe: ODE against SGD, the lottery, and orders of samples on the mixture and on images."""
     flows = [Flow(settings, d, seeds, folder / f"d{d}") for d in settings.dimensions]
-    record = play_lottery(settings, seeds, folder / "lottery")
+    record = run_lottery(settings, seeds, folder / "lottery")
     results: dict[str, tuple[Sequence[int], np.ndarray]] = {}
     for hard, time in settings.hard:
         results[f"mixture, noise {hard:g}, T {time:g}"] = settings.widths, order_on_mixture(

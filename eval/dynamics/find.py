@@ -1,4 +1,4 @@
-"""The probes there are: the modules of this package, or of eval.dynamics.speaker, that have a function `run`.
+"""Find probes: the modules of this package, or of eval.dynamics.speaker, that have a function `run`.
 
 Leaves out running them (__main__.py).
 """
@@ -23,7 +23,7 @@ def probe_names(on: str = "") -> list[str]:
 
 
 def find_probe(name: str, on: str = "") -> ModuleType:
-    """The probe of that name. Raises DixitError, with the nearest name, if there is none."""
+    """The module of a probe. Raises DixitError, which suggests the nearest name, if there is none of this name."""
     names = probe_names(on)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
@@ -33,7 +33,7 @@ def find_probe(name: str, on: str = "") -> ModuleType:
 
 
 def probe_of(page: str, on: str = "") -> str:
-    """The probe whose results a page shows: that of its name, or for a variant NAME_ANYTHING the probe NAME."""
+    """The name of the probe whose results a page shows: the page's name, or NAME for a variant NAME_ANYTHING."""
     names = [name for name in probe_names(on) if f"{page}_".startswith(f"{name}_")]
     return max(names, key=len, default=page)
 

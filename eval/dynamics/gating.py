@@ -1,4 +1,4 @@
-"""Hebbian gating and sluggish task units: why people learn two tasks better one after the other, and networks do not.
+"""Hebbian gating and sluggish task units: why people learn two tasks better in blocks, while networks forget.
 
 A network is rewarded for one of two features of a stimulus, a in task A and b in task B, and two units signal the task.
 Plain SGD forgets A when B follows; with Oja's rule on the same weights the task units come to inhibit each other's
@@ -9,9 +9,9 @@ Nagy, Saxe, Summerfield, PLoS Computational Biology 2023, with public code). Mea
 networks/gated.py.
 
 Blobs, networks, rates and lengths are the code's. Published t values count by sign: their sizes are not reproduced.
-The tree images could not be had. Ours are drawn [stand-in]: the best of five ways to draw them for both tasks to be
-about as hard, on two runs. The reward of 25 for a level is a guess, and trees are shuffled within their set of 25, not
-over all. Nothing is claimed of trees but that the gate forms. The code counts units that serve one task by columns
+The tree images were not available. Ours are drawn [stand-in]: of five ways to draw them, the one that made both tasks
+about equally hard on two runs. The reward of 25 for a level is a guess, and trees are shuffled within their set of 25,
+not over all. The only claim about trees is that the gate forms. The code counts units that serve one task by columns
 that, for blobs, are those of the irrelevant feature; here both are counted.
 
 Bars come from earlier runs of the same settings (20 a condition) and from six of the twelve that are run by default.
@@ -110,24 +110,24 @@ TREES = (
 class Batch:
     """Outputs, context weights and hidden layers of one batch. Values of a condition are (seeds, runs, ...)."""
 
-    def __init__(self, settings: Settings, who: Sequence[Condition], shape: tuple[int, int], stimuli: Stimuli,
+    def __init__(self, settings: Settings, conditions: Sequence[Condition], shape: tuple[int, int], stimuli: Stimuli,
                  passes: int, folder: Path, every: int):
-        self.who, self.shape = {condition.name: i for i, condition in enumerate(who)}, shape
-        nets = [(condition, run) for condition in who for run in range(shape[0] * shape[1])]
+        self.conditions, self.shape = {condition.name: i for i, condition in enumerate(conditions)}, shape
+        nets = [(condition, run) for condition in conditions for run in range(shape[0] * shape[1])]
         networks = GatedNetworks(nets, stimuli, passes, settings.hidden, settings.init, settings.bias)
         record = simulate(networks, folder, networks.steps, 1.0, every)
         self.steps = record["step"]
         self.switch = int(np.flatnonzero(self.steps == networks.steps // 2)[0])
         self.context = record["context"]
-        self.answers = record["answers"].astype(float)
+        self.outputs = record["outputs"].astype(float)
         with torch.no_grad():
             self.hidden = networks.hidden(networks.test_inputs()).cpu().numpy().astype(float)
 
     def of(self, name: str, values: Float[np.ndarray, "S *rest"]) -> Float[np.ndarray, "seeds runs *rest"]:
-        return values.reshape(len(self.who), *self.shape, *values.shape[1:])[self.who[name]]
+        return values.reshape(len(self.conditions), *self.shape, *values.shape[1:])[self.conditions[name]]
 
     def accuracy(self, name: str, when: int = -1) -> Float[np.ndarray, "seeds runs 2"]:
-        return accuracy(self.of(name, self.answers[when]))
+        return accuracy(self.of(name, self.outputs[when]))
 
     def measured(self, name: str, measure: Callable[[np.ndarray], dict[str, float]], values: np.ndarray,
                  ) -> dict[str, Float[np.ndarray, "seeds runs"]]:
@@ -161,14 +161,15 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
 
 
 GATED = "manual gate, blocked", "Oja on context, blocked", "Oja on all, blocked"
-PEOPLE = {"accuracy": 2.32, "factorised": 3.07, "linear": -3.12, "bias": -2.54, "slope": 2.88, "congruency": -2.74}
-SGD_MODEL = {"accuracy": -96.0, "bias": 16.5}  # published t, as of people: blocked less interleaved
+HUMANS = {"accuracy": 2.32, "factorised": 3.07, "linear": -3.12, "bias": -2.54, "slope": 2.88, "congruency": -2.74}
+SGD_MODEL = {"accuracy": -96.0, "bias": 16.5}  # published t, as for people: blocked minus interleaved
 TEMPERATURES = {"blocked": 0.681, "interleaved": 1.065}  # fitted to people by the authors
 
 
 def oja_claims(run: Batch) -> list[Claim]:
-    """Oja's rule on the weights of task units, without SGD: the closed forms of A and of B, and when a gate forms."""
-    (rate, weights), switch = alone(run), run.switch
+    """Oja's rule on the weights of task units, without SGD: closed forms for A and B, and the time until a gate
+    forms."""
+    (rate, weights), switch = oja_only_weights(run), run.switch
     start, sign = weights[0, :, 0], np.sign(weights[0, :, :1])
     along, across = oja(run.steps[:switch + 1], start, rate)
     later = gate(run.steps[switch:] - run.steps[switch], 2 * rate)[:, None, :, None]
@@ -196,10 +197,10 @@ def oja_claims(run: Batch) -> list[Claim]:
               (signs[0] == signs[1]).mean((1, 2)), kind="at_least", source="our bar")]
 
 
-def alone(run: Batch) -> tuple[float, Float[np.ndarray, "times n 2 H"]]:
+def oja_only_weights(run: Batch) -> tuple[float, Float[np.ndarray, "times n 2 H"]]:
     """eta s^2 in A, and the weights, of the networks that Oja's rule alone changes, blocked."""
     condition = next(c for c in LONG if c.name == "Oja alone, blocked")
-    first, n = run.who[condition.name], run.shape[0] * run.shape[1]
+    first, n = run.conditions[condition.name], run.shape[0] * run.shape[1]
     return condition.hebb * condition.scale ** 2 / 4, run.context[:, first * n:(first + 1) * n].astype(float)
 
 
@@ -233,23 +234,24 @@ def accuracy_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim
     rules = anchors(FEATURE_A[:25], FEATURE_B[:25])
     claims = []
     for name, run in ("long", long), ("short", short):
-        blocked = [who for who in run.who if "blocked" in who and "alone" not in who]
+        blocked = [name for name in run.conditions if "blocked" in name and "alone" not in name]
         claims += [
             Claim(f"{name}: accuracy on A after SGD on B", rules["other"],
                   run.accuracy("SGD, blocked")[..., 0].mean(1), 0.014, source="rule of B"),
             Claim(f"{name}: accuracy on A before B, and on B after it, blocked", 0.99, np.stack(
-                [[run.accuracy(who, run.switch)[..., 0].mean(1), run.accuracy(who)[..., 1].mean(1)]
-                 for who in blocked]), kind="at_least", source="learned")]
+                [[run.accuracy(name, run.switch)[..., 0].mean(1), run.accuracy(name)[..., 1].mean(1)]
+                 for name in blocked]), kind="at_least", source="learned")]
     slow = f"alpha {min(settings.alphas):g}"
     return claims + [
         Claim("long: accuracy on A after B, manual gate and Oja on context", 0.99,
-              np.stack([long.accuracy(who)[..., 0].mean(1) for who in GATED[:2]]), kind="at_least", source="A is kept"),
+              np.stack([long.accuracy(name)[..., 0].mean(1) for name in GATED[:2]]), kind="at_least",
+              source="A is kept"),
         Claim("accuracy on A after B, Oja on all, long and short", 0.85, np.stack(
             [run.accuracy("Oja on all, blocked")[..., 0].mean(1) for run in (long, short)]), kind="at_least",
             source="0.96 in 20 earlier runs"),
         Claim("accuracy, interleaved, long and short", 0.97, np.stack(
-            [run.accuracy(who).mean((1, 2)) for run in (long, short)
-             for who in ("SGD, interleaved", "Oja on all, interleaved")]), kind="at_least", source="both are learned"),
+            [run.accuracy(name).mean((1, 2)) for run in (long, short)
+             for name in ("SGD, interleaved", "Oja on all, interleaved")]), kind="at_least", source="both are learned"),
         Claim(f"short: accuracy, Oja on all, interleaved, {slow}", rules["diagonal"],
               short.accuracy(f"Oja on all, interleaved, {slow}").mean(), 0.02, source="rule a + b > 0"),
         Claim(f"long: accuracy, SGD, interleaved, alpha {min(settings.long_alphas):g}", rules["diagonal"],
@@ -258,20 +260,21 @@ def accuracy_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim
 
 
 def choice_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
-    """Which rule the choices follow (T = 1), and what sluggish units do to it."""
+    """The rule that choices follow (T = 1), and the effect of sluggish units on it."""
     def betas(run: Batch, name: str) -> dict[str, Float[np.ndarray, "seeds"]]:
-        found = run.measured(name, rule, run.answers[-1])
-        return {key: values.mean(1) for key, values in found.items()}
+        measures = run.measured(name, rule, run.outputs[-1])
+        return {key: values.mean(1) for key, values in measures.items()}
 
     claims = [Claim("long: factorised less linear rule in choices, SGD interleaved and gated", 0.2, np.stack(
-        [b["factorised"] - b["linear"] for b in (betas(long, who) for who in ("SGD, interleaved", *GATED))]),
+        [b["factorised"] - b["linear"] for b in (betas(long, name) for name in ("SGD, interleaved", *GATED))]),
         kind="at_least", source="0.57 to 0.98 in 20 earlier runs")]
     for name, run in ("long", long), ("short", short):
         b = betas(run, "SGD, blocked")
         claims.append(Claim(f"{name}: linear less factorised rule in choices, SGD blocked", 0.1,
                             b["linear"] - b["factorised"], kind="at_least", source="0.19, 0.30 in 20 earlier runs"))
     ends = [f"Oja on all, interleaved, alpha {alpha:g}" for alpha in (min(settings.alphas), max(settings.alphas))]
-    (slow, fast), accuracies = (betas(short, who) for who in ends), [short.accuracy(who).mean((1, 2)) for who in ends]
+    slow, fast = (betas(short, name) for name in ends)
+    accuracies = [short.accuracy(name).mean((1, 2)) for name in ends]
     return claims + [
         Claim("short: accuracy, largest alpha less smallest", 0.1, accuracies[1] - accuracies[0], kind="at_least",
               source="0.20 in 20 earlier runs"),
@@ -289,7 +292,7 @@ def unit_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
     def only(name: str) -> Float[np.ndarray, "seeds 2"]:
         return task_only(long.of(name, long.hidden)).mean(1)
 
-    gated, slow = [betas(long, who) for who in GATED], f"Oja on all, interleaved, alpha {min(settings.alphas):g}"
+    gated, slow = [betas(long, name) for name in GATED], f"Oja on all, interleaved, alpha {min(settings.alphas):g}"
     plain, blocked, mixed = betas(long, "SGD, blocked"), betas(short, "Oja on all, blocked"), betas(short, slow)
     interleaved = betas(long, "SGD, interleaved")
     share = {name: short.measured(name, selective, short.hidden) for name in ("Oja on all, blocked", slow)}
@@ -309,7 +312,8 @@ def unit_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
         Claim("long: units active in one task only, manual gate, A and B", 50.0, only("manual gate, blocked"), 2.0,
               source="alternate signs"),
         Claim("long: units active in one task only, Oja blocked", 30.0,
-              np.stack([only(who).sum(1) for who in GATED[1:]]), kind="at_least", source="74 to 77 in 20 earlier runs"),
+              np.stack([only(name).sum(1) for name in GATED[1:]]), kind="at_least",
+              source="74 to 77 in 20 earlier runs"),
         Claim("long: the same, SGD blocked", 10.0, only("SGD, blocked").sum(1), kind="at_most",
               source="negative control"),
         Claim("long: the same, SGD interleaved", 0.0, only("SGD, interleaved").sum(1), kind="report", source=""),
@@ -323,36 +327,38 @@ def unit_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
     return claims
 
 
-def people(settings: Settings, short: Batch) -> dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]:
+def human_measures(settings: Settings, short: Batch) -> dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]:
     """The measures reported for people, of the networks that are compared with them."""
-    found = {}
+    measures = {}
     for curriculum, temperature in TEMPERATURES.items():
         for kind, more in ("Oja on all", f", alpha {settings.fitted:g}"), ("SGD", ""):
-            found[f"{kind}, {curriculum}"] = short.measured(f"{kind}, {curriculum}{more}", partial(
-                behaviour, temperature=temperature), short.answers[-1])
-    return found
+            measures[f"{kind}, {curriculum}"] = short.measured(f"{kind}, {curriculum}{more}", partial(
+                behaviour, temperature=temperature), short.outputs[-1])
+    return measures
 
 
-def contrasts(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]], kind: str) -> dict[str, float]:
-    """t of blocked less interleaved, over all networks of a kind."""
-    return {key: welch(found[f"{kind}, blocked"][key], found[f"{kind}, interleaved"][key]) for key in PEOPLE}
+def contrasts(measures: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]], kind: str) -> dict[str, float]:
+    """t of blocked minus interleaved, over all networks of a kind."""
+    return {key: welch(measures[f"{kind}, blocked"][key], measures[f"{kind}, interleaved"][key]) for key in HUMANS}
 
 
-def people_claims(found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) -> list[Claim]:
-    """Signs of blocked less interleaved: with a gate and sluggish units those of people, with SGD the opposite ones
-    (except for the slope)."""
-    gated, plain = contrasts(found, "Oja on all"), contrasts(found, "SGD")
+def people_claims(measures: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) -> list[Claim]:
+    """Signs of blocked minus interleaved: with a gate and sluggish units as for people, with SGD the opposite (except
+    for
+    the slope)."""
+    gated, plain = contrasts(measures, "Oja on all"), contrasts(measures, "SGD")
     claims = [Claim(f"blocked less interleaved, gated and sluggish, {key}: t times people's sign", 0.0,
-                    gated[key] * np.sign(t), kind="at_least", source=f"people's t {t:g}") for key, t in PEOPLE.items()]
+                    gated[key] * np.sign(t), kind="at_least", source=f"people's t {t:g}") for key, t in HUMANS.items()]
     claims += [Claim(f"blocked less interleaved, SGD, {key}: t times people's sign", 0.0, plain[key] * np.sign(t),
                      kind="at_most", source=f"published model t {SGD_MODEL[key]:g}" if key in SGD_MODEL else "our runs")
-               for key, t in list(PEOPLE.items())[:4]]
+               for key, t in list(HUMANS.items())[:4]]
     claims += [Claim(f"blocked less interleaved, SGD, {key}: t times people's sign", 0.0, plain[key] * np.sign(t),
-                     kind="report") for key, t in list(PEOPLE.items())[4:]]
+                     kind="report") for key, t in list(HUMANS.items())[4:]]
     for key, text in {"accuracy": "accuracy of sampled choices", "bias": "bias, degrees", "slope": "slope of the fit",
                       "relevant": "slope, relevant feature", "irrelevant": "slope, irrelevant feature",
                       "congruency": "congruency effect"}.items():
-        claims += [Claim(f"{text}, {name}", 0.0, values[key].mean(), kind="report") for name, values in found.items()]
+        claims += [Claim(f"{text}, {name}", 0.0, values[key].mean(), kind="report")
+                   for name, values in measures.items()]
     return claims
 
 
@@ -365,7 +371,7 @@ def tree_claims(run: Batch) -> list[Claim]:
               task_only(run.of("Oja on context, blocked", run.hidden)).sum(-1), kind="at_least", source="as of blobs"),
         Claim("trees: the same, SGD blocked", 10.0, task_only(run.of("SGD, blocked", run.hidden)).sum(-1),
               kind="at_most", source="negative control")]
-    for name in run.who:
+    for name in run.conditions:
         a, b = run.accuracy(name).mean((0, 1))
         claims += [Claim(f"trees: accuracy on A after B, {name}", 0.0, a, kind="report"),
                    Claim(f"trees: accuracy on B, {name}", 0.0, b, kind="report")]
@@ -379,11 +385,11 @@ def tree_claims(run: Batch) -> list[Claim]:
 
 
 def draw(settings: Settings, long: Batch, short: Batch, forest: Batch | None,
-         found: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) -> Figure:
+         measures: dict[str, dict[str, Float[np.ndarray, "seeds runs"]]]) -> Figure:
     """Oja's rule, learning curves, sluggish units, choices; sweep over alpha, geometry, people, trees."""
     figure = Figure(figsize=(18, 8.5), layout="constrained")
     (hebb, curves, units, choices), (sweep, rsa, humans, images) = figure.subplots(2, 4)
-    rate, weights = alone(long)
+    rate, weights = oja_only_weights(long)
     weights = weights[:, 0, :, :6]
     early, late = oja(long.steps[:long.switch + 1], weights[0, 0], rate), long.steps[long.switch:]
     after = gate(late - late[0], 2 * rate)
@@ -410,14 +416,14 @@ def draw(settings: Settings, long: Batch, short: Batch, forest: Batch | None,
     units.set(title="sluggish units; dashed: theory", xlabel="alpha")
     shown = {"SGD, blocked": long, "Oja on context, blocked": long,
              f"Oja on all, interleaved, alpha {min(settings.alphas):g}": short}
-    tiles = [expit(run.of(name, run.answers[-1])).mean((0, 1)).reshape(2, 5, 5) for name, run in shown.items()]
+    tiles = [expit(run.of(name, run.outputs[-1])).mean((0, 1)).reshape(2, 5, 5) for name, run in shown.items()]
     gap = np.full((5, 1), np.nan)
     choices.imshow(np.concatenate([np.concatenate([np.concatenate([t[0], gap, t[1]], 1), np.full((1, 11), np.nan)])
                                    for t in tiles]), cmap="RdBu", vmin=0, vmax=1)
     choices.set(title="choices in A and B (a down, b right)", xticks=[2, 8], xticklabels=["A", "B"], yticks=[2, 8, 14],
                 yticklabels=["SGD,\nblocked", "Oja,\nblocked", "sluggish,\ninterleaved"])
     names = [f"Oja on all, interleaved, alpha {alpha:g}" for alpha in alphas]
-    betas = [short.measured(name, rule, short.answers[-1]) for name in names]
+    betas = [short.measured(name, rule, short.outputs[-1]) for name in names]
     for label, rows in ("accuracy", [short.accuracy(name).mean() for name in names]), \
             *((key, [b[key].mean() for b in betas]) for key in ("factorised", "linear")):
         overlay(sweep, alphas, np.array(rows), label=label)
@@ -426,16 +432,16 @@ def draw(settings: Settings, long: Batch, short: Batch, forest: Batch | None,
         bars = [values.mean() for values in long.measured(name, geometry, long.hidden).values()]
         rsa.bar(np.arange(3) + (i - 2) * 0.16, bars, 0.16, label=name)
     rsa.set(title="hidden geometry: regression", xticks=range(3), xticklabels=list(RSA))
-    for i, (label, t) in enumerate((("people", PEOPLE), ("gated, sluggish", contrasts(found, "Oja on all")),
-                                    ("SGD", contrasts(found, "SGD")))):
-        humans.bar(np.arange(len(PEOPLE)) + (i - 1) * 0.27, [t[key] for key in PEOPLE], 0.27, label=label)
-    humans.set(title="blocked less interleaved: t", xticks=range(len(PEOPLE)), yscale="symlog")
-    humans.set_xticklabels(list(PEOPLE), rotation=30)
+    for i, (label, t) in enumerate((("people", HUMANS), ("gated, sluggish", contrasts(measures, "Oja on all")),
+                                    ("SGD", contrasts(measures, "SGD")))):
+        humans.bar(np.arange(len(HUMANS)) + (i - 1) * 0.27, [t[key] for key in HUMANS], 0.27, label=label)
+    humans.set(title="blocked less interleaved: t", xticks=range(len(HUMANS)), yscale="symlog")
+    humans.set_xticklabels(list(HUMANS), rotation=30)
     humans.axhline(0, color="black", linewidth=0.5)
     if forest is None:
         images.set_axis_off()
     else:
-        for i, name in enumerate(forest.who):
+        for i, name in enumerate(forest.conditions):
             values = *forest.accuracy(name).mean((0, 1)), forest.accuracy(name, forest.switch)[..., 0].mean()
             images.bar(np.arange(3) + (i - 1.5) * 0.2, values, 0.2, label=name)
         images.set(title="trees: accuracy", xticks=range(3), xticklabels=["A", "B", "A half-way"], ylim=(0.45, 1.05))
@@ -451,18 +457,18 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
         raise DixitError(f"gating: fitted {settings.fitted} must be one of alphas, and long {settings.long} a multiple "
                          "of 4; change --set")
     shape = seeds, settings.runs
-    who = [*LONG, *(LONG[1].sluggish(alpha) for alpha in settings.long_alphas)]
-    long = Batch(settings, who, shape, blobs(), settings.long, folder / "long", settings.long // 4)
-    who = [*SHORT, SHORT[2].sluggish(settings.fitted), *(SHORT[3].sluggish(alpha) for alpha in settings.alphas)]
-    short = Batch(settings, who, shape, blobs(), settings.short, folder / "short", 25)
-    found = people(settings, short)
+    conditions = [*LONG, *(LONG[1].sluggish(alpha) for alpha in settings.long_alphas)]
+    long = Batch(settings, conditions, shape, blobs(), settings.long, folder / "long", settings.long // 4)
+    conditions = [*SHORT, SHORT[2].sluggish(settings.fitted), *(SHORT[3].sluggish(alpha) for alpha in settings.alphas)]
+    short = Batch(settings, conditions, shape, blobs(), settings.short, folder / "short", 25)
+    measures = human_measures(settings, short)
     claims = [*oja_claims(long), *ema_claims(settings, seeds * settings.runs),
               *accuracy_claims(settings, long, short), *choice_claims(settings, long, short),
-              *unit_claims(settings, long, short), *people_claims(found)]
+              *unit_claims(settings, long, short), *people_claims(measures)]
     forest = None
     if settings.tree_runs:
         stimuli = trees(settings.trees, settings.tree_tests, settings.tree_reward)
         forest = Batch(settings, TREES, (seeds, settings.tree_runs), stimuli, settings.trees, folder / "trees",
                        5 * settings.trees)
         claims += tree_claims(forest)
-    return claims, draw(settings, long, short, forest, found)
+    return claims, draw(settings, long, short, forest, measures)

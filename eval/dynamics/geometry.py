@@ -3,9 +3,10 @@
 A network with one hidden ReLU layer sees 25 blobs on a 5 x 5 grid in two contexts, and has to report the column in one
 context and the row in the other (Flesch, Juechems, Dumbalska, Saxe, Summerfield, Neuron 2022, its code's MLP; reviewed
 by Flesch, Saxe, Summerfield, TiNS 2023). It learns by gradient descent on all 50 conditions. The standard deviation of
-its input weights decides: from small ones the hidden layer grows task-specific units, keeps what a context asks for and
-compresses the rest; with large ones the readout alone learns, fast, on fixed random features. L2 makes a lazy network
-rich. The measures are those of eval/geometry.py, checked here on ideal geometries whose values are known.
+its input weights decides: from small ones the hidden layer grows task-specific units, keeps the feature that is
+relevant in a context and compresses the other; with large ones only the readout learns, fast, on fixed random features.
+L2 makes a lazy network rich. The measures are those of eval/geometry.py, checked here on ideal geometries whose values
+are known.
 
 The theory (theory/geometry.py): (1) the closed-form values of ideal geometries; (2) the expected hidden kernel of an
 untrained network, hence its expected RDM, which lazy learning leaves as it is; (3) the loss of a network whose hidden
@@ -141,15 +142,15 @@ class Mlps(Networks):
         h = h.view(*self.last.shape, -1)
         return self.moves * h + (1 - self.moves) * h.detach()
 
-    def answers(self) -> Float[Tensor, "S n"]:
+    def outputs(self) -> Float[Tensor, "S n"]:
         return (self.last[:, None] @ self.hidden())[:, 0] + self.last_bias
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
         size = (self.first ** 2).sum((1, 2)) + (self.last ** 2).sum(1)
-        return ((self.answers() - self.y) ** 2).sum(1) / 2 + self.penalty * size / 2
+        return ((self.outputs() - self.y) ** 2).sum(1) / 2 + self.penalty * size / 2
 
     def measure(self) -> dict[str, Tensor]:
-        return {"answers": self.answers()}
+        return {"outputs": self.outputs()}
 
     @torch.no_grad()
     def state(self) -> dict[str, np.ndarray]:
@@ -166,16 +167,16 @@ class Trajectories:
         networks = Mlps(settings, nets)
         self.nets, self.y, self.lr, self.start = nets, networks.y.numpy().copy(), lr, networks.state()
         record = simulate(networks, folder, steps, lr, settings.every)
-        self.steps, self.answers, self.end = record["step"], record["answers"], networks.state()
-        self.loss = ((self.answers - self.y) ** 2).sum(2) / 2
+        self.steps, self.outputs, self.end = record["step"], record["outputs"], networks.state()
+        self.loss = ((self.outputs - self.y) ** 2).sum(2) / 2
 
     def of(self, kind: str, scale: int | None = None) -> list[int]:
         """The networks of a kind, seed by seed."""
         return [i for i, net in enumerate(self.nets) if net.kind == kind and scale in (None, net.scale)]
 
     def converged(self, i: int) -> float:
-        """Steps until all answers have the sign of their targets; NaN if they never have."""
-        right = (np.sign(self.answers[:, i]) == np.sign(self.y[i]))[:, self.y[i] != 0].all(1)
+        """Steps until all outputs have the sign of their targets; NaN if they never do."""
+        right = (np.sign(self.outputs[:, i]) == np.sign(self.y[i]))[:, self.y[i] != 0].all(1)
         return float(self.steps[right.argmax()]) if right.any() else np.nan
 
 
@@ -311,14 +312,14 @@ def kernel_claims(settings: Settings) -> list[Claim]:
 
 
 def flow_claims(run: Trajectories) -> list[Claim]:
-    """Small steps: conservation, the frozen hidden layer, and how far it is from lazy and from rich networks."""
+    """Small steps: conservation, the frozen hidden layer, and its distance from lazy and from rich networks."""
     def sizes(state: dict[str, np.ndarray]) -> np.ndarray:
         return (state["first"] ** 2).sum(2) + state["first_bias"] ** 2
 
     both = run.of("rich") + run.of("lazy")
     grown = (sizes(run.end) - sizes(run.start) + run.start["last"] ** 2)[both]
     largest = grown.max(1, keepdims=True)
-    frozen = np.stack([frozen_losses(run.start["hidden"][i], run.answers[0, i] - run.y[i], run.lr, run.steps)
+    frozen = np.stack([frozen_losses(run.start["hidden"][i], run.outputs[0, i] - run.y[i], run.lr, run.steps)
                        for i in range(len(run.nets))], 1) / run.loss[0]
     loss = run.loss / run.loss[0]
     departure = np.abs(loss - frozen).max(0)
@@ -445,7 +446,7 @@ def draw(settings: Settings, run: Trajectories, start: dict[str, np.ndarray], en
         axis.set_xscale("log")
     for kind in ("frozen", "lazy", "rich"):
         i = flow.of(kind)[0]
-        theory_loss = frozen_losses(flow.start["hidden"][i], flow.answers[0, i] - flow.y[i], flow.lr, flow.steps)
+        theory_loss = frozen_losses(flow.start["hidden"][i], flow.outputs[0, i] - flow.y[i], flow.lr, flow.steps)
         overlay(frozen, flow.steps * flow.lr, flow.loss[:, i], theory_loss, kind)
     frozen.set(title="loss, small steps; dashed: frozen", xlabel="time", xscale="log")
     for kind in ("rich", "lazy"):

@@ -7,8 +7,8 @@ the order parameters of theory/teacher_student.py, and the race between idle and
 delta grows as exp(sqrt(2)/pi eta t) and loses the race against a re-used one for similarities V > Vc with
 (2/pi) asin(Vc/2) = (sqrt(2)/pi)/ln(1/delta): a heuristic, derived. Consolidation of units by their share in task 1
 (which is what EWC with the Fisher information of the output does for large N) makes task 2 use idle units, and costs it
-most where tasks are alike but not the same; a uniform L2 penalty binds idle units too, and costs most where tasks are
-unlike.
+most where tasks are alike but not the same; a uniform L2 penalty restrains idle units too, and costs most where tasks
+are unlike.
 
 On images (networks/mixtures.py), networks of 8 units learn to tell two classes of Fashion-MNIST, then mixtures
 m x1 + (1 - m) x2 of those and two others, with new heads that start small ("dormant") or not ("undormant"), or as in
@@ -21,7 +21,7 @@ their first run. Those bars were met, and after dormant heads the curves of all 
 first four pairs have no bars now. In PCA coordinates, whose order jumps with m, V goes up and down with m, and the
 paper's pair shows a low bump.
 
-Only the abstract could be read. The student with one idle unit, the horizon and the strength of each remedy are
+Only the abstract was available. The student with one idle unit, the horizon and the strength of each remedy are
 [stand-in]; so are, on images: 14 x 14 pixels, 1,000 images of a class, minibatches, ZCA whitening of each mixture (PCA
 coordinates as in the official code are one condition), the scaling of dormant and undormant networks, and fewer,
 noisier steps of official ones. The peak of forgetting is chosen on one half of the runs and measured on the other.
@@ -55,8 +55,8 @@ from .networks.mixtures import (
     Forgetting,
     ImageSettings,
     Manner,
-    learn_images,
     mixtures,
+    train_on_images,
 )
 from .probe import Claim, Networks, simulate
 from .theory.maslow import (
@@ -173,9 +173,9 @@ def online(settings: Settings, seeds: int, folder: Path) -> Outcome:
     steps = round(settings.sgd_time * settings.inputs)
     record = simulate(Students(settings, seeds), folder, steps, settings.sgd_eta / settings.inputs, steps)
     first, last = (Overlaps(record["gram"][i], record["heads"][i], np.ones((2, 1))) for i in (0, -1))
-    found = (errors(last)[:, 0] - errors(first)[:, 0], errors(last)[:, 1], usage(last.gram, last.heads), last.heads)
+    results = (errors(last)[:, 0] - errors(first)[:, 0], errors(last)[:, 1], usage(last.gram, last.heads), last.heads)
     shape = len(SGD_REMEDIES), seeds, len(settings.sgd_similarities)
-    return Outcome(*(part.reshape(*shape, *part.shape[1:]) for part in found))
+    return Outcome(*(part.reshape(*shape, *part.shape[1:]) for part in results))
 
 
 # ---- claims ----------------------------------------------------------------------------------------------
@@ -207,14 +207,14 @@ def order_parameters(settings: Settings) -> Theory:
 
 
 def first_above(v: np.ndarray, values: np.ndarray, level: float | np.ndarray) -> float:
-    """The similarity from which on values are above a level, on the line between two grid points."""
+    """The similarity above which values exceed a level, by linear interpolation between grid points."""
     over = values - level
     i = int(np.argmax(over > 0))
     return float(v[i - 1] + (v[i] - v[i - 1]) * over[i - 1] / (over[i - 1] - over[i])) if i else float(v[0])
 
 
 def rate_claims(settings: Settings) -> list[Claim]:
-    """How fast idle and re-used units are."""
+    """Growth rates of idle and re-used units."""
     eta, v = settings.eta, np.linspace(0.1, 1, 10)
     times = np.array([0.0, 10.0, 20.0]) / eta
     head = integrate(idle(np.zeros(1), 1e-6), 1, times, 0.05 / eta, eta)["heads"][:, 0, 1, 1]
@@ -268,7 +268,7 @@ def node_claims(theory: Theory) -> list[Claim]:
 
 
 def remedy_claims(theory: Theory) -> list[Claim]:
-    """Where each remedy works and what it costs, at this horizon."""
+    """The similarities at which each remedy works, and its cost, at this horizon."""
     v, every = theory.v, {remedy: theory.remedies.at(i) for i, remedy in enumerate(REMEDIES)}
     lost = {remedy: every[remedy].forgotten.max() for remedy in REMEDIES}
     cost = {remedy: every[remedy].error for remedy in REMEDIES}
@@ -306,17 +306,18 @@ def sgd_claims(settings: Settings, predicted: Outcome, seen: Outcome) -> list[Cl
     claims = []
     for i, remedy in enumerate(SGD_REMEDIES):
         flow, sgd = predicted.at(i), seen.at(i)
-        for name, theory, found, tolerance in (
+        for name, theory, results, tolerance in (
                 ("forgetting", flow.forgotten, sgd.forgotten, 0.01), ("error of task 2", flow.error, sgd.error, 0.006),
                 ("re-use", reuse(flow.shares), reuse(sgd.shares), 0.06)):
             claims.append(Claim(f"SGD, N = {settings.inputs}, {remedy.name}: {name}, by V, mean over seeds", theory,
-                                found.mean(0), tolerance, source="ODE; our tolerance"))
+                                results.mean(0), tolerance, source="ODE; our tolerance"))
     return claims
 
 
 def hump(values: Float[np.ndarray, "r m"]) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-    """Mean and standard error of the peak less each end; each half of the runs is measured where the other half peaks,
-    so that choosing the peak favours nothing."""
+    """Mean and standard error of the peak minus each end. The peak is chosen on one half of the runs and measured on
+    the
+    other, so that its choice adds no bias."""
     rows, halves = np.arange(len(values)), np.arange(len(values)) % 2
     peaks = np.array([1 + values[halves != half, 1:-1].mean(0).argmax() for half in (0, 1)])
     lead = values[rows, peaks[halves]][:, None] - values[:, [0, -1]]
@@ -330,7 +331,7 @@ def curve(values: Float[np.ndarray, "r m"]) -> str:
 Results = dict[tuple[Manner, tuple[int, ...]], Forgetting]  # by manner and classes
 
 
-def named(pair: tuple[int, ...]) -> str:
+def pair_name(pair: tuple[int, ...]) -> str:
     return "{}{}/{}{}".format(*pair)
 
 
@@ -380,15 +381,15 @@ def unlike_claims(dormant: list[Forgetting], undormant: list[Forgetting]) -> lis
               none[:, 0], kind="at_most", source="re-use is ahead at all similarities; our bar")]
 
 
-def image_claims(settings: Settings, found: Results) -> list[Claim]:
+def image_claims(settings: Settings, results: Results) -> list[Claim]:
     """Results of every pair and manner, of all pairs together, and of unlike pairs."""
-    claims = [pair_claim(f"Fashion-MNIST, {manner.name}, {named(pair)}", settings, one)
-              for (manner, pair), one in found.items()]
-    for manner in (DORMANT, UNDORMANT) if found else ():
+    claims = [pair_claim(f"Fashion-MNIST, {manner.name}, {pair_name(pair)}", settings, one)
+              for (manner, pair), one in results.items()]
+    for manner in (DORMANT, UNDORMANT) if results else ():
         claims += all_pairs_claims(f"Fashion-MNIST, {manner.name}", [
-            one for (kind, _), one in found.items() if kind is manner])
+            one for (kind, _), one in results.items() if kind is manner])
     if settings.unlike:
-        claims += unlike_claims(*([found[manner, pair] for pair in settings.unlike]
+        claims += unlike_claims(*([results[manner, pair] for pair in settings.unlike]
                                   for manner in (DORMANT, UNDORMANT)))
     return claims
 
@@ -396,20 +397,20 @@ def image_claims(settings: Settings, found: Results) -> list[Claim]:
 # ---- figure ----------------------------------------------------------------------------------------------
 
 
-def draw_images(axis: Axes, settings: Settings, found: Results, manner: Manner, over: str, name: str) -> None:
+def draw_images(axis: Axes, settings: Settings, results: Results, manner: Manner, over: str, name: str) -> None:
     """Mean over runs and standard error of a quantity, over mixtures or V; unlike pairs dashed."""
-    for (kind, pair), one in found.items():
+    for (kind, pair), one in results.items():
         values, at = getattr(one, name), one.similarity.mean(0) if over == "V" else settings.mixtures
         if kind is manner:
             axis.errorbar(at, values.mean(0), values.std(0, ddof=1) / len(values) ** 0.5, linewidth=2.5, alpha=0.6,
-                          capsize=2, label=named(pair), linestyle="--" if pair in settings.unlike else "-")
+                          capsize=2, label=pair_name(pair), linestyle="--" if pair in settings.unlike else "-")
     axis.set(xlabel="mixture m" if over == "m" else "V of the tasks",
              title=f"images, {manner.name}: {'forgetting' if name == 'forgotten' else 're-use'}")
     if axis.lines:
         axis.legend(fontsize=7)
 
 
-def draw(settings: Settings, theory: Theory, flow: Outcome, seen: Outcome, found: Results) -> Figure:
+def draw(settings: Settings, theory: Theory, flow: Outcome, seen: Outcome, results: Results) -> Figure:
     """Students of teachers above, images below."""
     figure = Figure(figsize=(19, 8.5), layout="constrained")
     (forgetting, race, kept, paid), lower = figure.subplots(2, 4)
@@ -442,7 +443,7 @@ def draw(settings: Settings, theory: Theory, flow: Outcome, seen: Outcome, found
     shown = ((DORMANT, "m", "forgotten"), (DORMANT, "V", "forgotten"), (DORMANT, "V", "reuse"),
              (UNDORMANT, "V", "forgotten"))
     for axis, (manner, over, name) in zip(lower, shown, strict=True):
-        draw_images(axis, settings, found, manner, over, name)
+        draw_images(axis, settings, results, manner, over, name)
     return figure
 
 
@@ -452,14 +453,14 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     start = idle(np.array(settings.sgd_similarities), settings.dormant)
     flow = learn_second(start, settings.sgd_eta, settings.sgd_time, settings.dt / 2, SGD_REMEDIES)
     seen = online(settings, seeds, folder / "students")
-    found: Results = {}
+    results: Results = {}
     for pair in (*settings.pairs, *settings.unlike):
         official = pair in settings.pairs[:settings.official_pairs]
         for coordinates in (False, True) if official else (False,):
             data = mixtures(settings, pair, seeds * settings.runs, coordinates)
             for manners in ((OFFICIAL_PCA,),) if coordinates else ((DORMANT, UNDORMANT), (OFFICIAL,))[:1 + official]:
-                done = learn_images(settings, manners, data, folder / manners[0].name)
-                found |= {(manner, pair): one for manner, one in zip(manners, done, strict=True)}
+                done = train_on_images(settings, manners, data, folder / manners[0].name)
+                results |= {(manner, pair): one for manner, one in zip(manners, done, strict=True)}
     claims = rate_claims(settings) + race_claims(settings, theory) + node_claims(theory) + remedy_claims(theory)
-    claims += sgd_claims(settings, flow, seen) + image_claims(settings, found)
-    return claims, draw(settings, theory, flow, seen, found)
+    claims += sgd_claims(settings, flow, seen) + image_claims(settings, results)
+    return claims, draw(settings, theory, flow, seen, results)

@@ -34,12 +34,12 @@ from .probe import Claim, Networks, crossing, overlay, simulate
 from .theory.ocs import (
     BASE_RATES,
     condition_inputs,
+    exact_outputs,
     half_time,
     labels,
     mode_constants,
     mode_strengths,
     ocs_distance,
-    outputs,
     singular_values,
     strengths,
     tree_modes,
@@ -136,17 +136,17 @@ class LinearNetworks(Networks):
         layers[0][8] = 0.0  # the hidden bias
         return layers
 
-    def answers(self) -> Float[Tensor, "S 8 14"]:
+    def outputs(self) -> Float[Tensor, "S 8 14"]:
         h = self.x
         for weight in self.weights:
             h = h @ weight
         return h + (self.gate * self.bias)[:, None]
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
-        return ((self.answers() - self.y) ** 2).sum((1, 2)) / 16
+        return ((self.outputs() - self.y) ** 2).sum((1, 2)) / 16
 
     def measure(self) -> dict[str, Tensor]:
-        return {"answers": self.answers(), "bias": self.bias}
+        return {"outputs": self.outputs(), "bias": self.bias}
 
 
 # ---- simulation: images ----------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ IMAGE_CONDITIONS = ("bias", "no bias", "no bias, centred")
 class ConvNetworks(Networks):
     """CNNs of two convolutions (stride 2, ReLU) and a readout, squared error, SGD on random batches; float32.
 
-    Networks lie side by side as groups of channels. Centred inputs have the mean image taken off.
+    Networks are groups of channels of one grouped convolution. Centred inputs have the mean image subtracted.
     """
 
     first: Tensor
@@ -185,7 +185,7 @@ class ConvNetworks(Networks):
         self.register_buffer("gate", torch.tensor([[float(n == "bias")] for n, _ in self.names]))
         self.register_buffer("centred", torch.tensor([[float("centred" in n)] for n, _ in self.names]))
 
-    def answers(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "S b 14"]:
+    def outputs(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "S b 14"]:
         s, device = len(self.gate), self.gate.device
         b1, b2, b3 = ((self.gate * bias) for bias in self.biases)
         x = torch.cat([self.images[rows], self.images.mean(0, keepdim=True)]).to(device)
@@ -196,11 +196,11 @@ class ConvNetworks(Networks):
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
         rows = rng("ocs batch", step).choice(len(self.y), self.settings.batch, replace=False)
-        return ((self.answers(rows) - self.y[rows].to(self.gate.device)) ** 2).sum(2).mean(1) / 2
+        return ((self.outputs(rows) - self.y[rows].to(self.gate.device)) ** 2).sum(2).mean(1) / 2
 
     def measure(self) -> dict[str, Tensor]:
         pieces = np.array_split(np.arange(len(self.y)), -(-len(self.y) // 128))
-        return {"answers": torch.cat([self.answers(rows) for rows in pieces], 1)}
+        return {"outputs": torch.cat([self.outputs(rows) for rows in pieces], 1)}
 
 
 # ---- claims ----------------------------------------------------------------------------------------------
@@ -213,9 +213,9 @@ class Trajectories:
 
     def __init__(self, networks: LinearNetworks, record: dict[str, np.ndarray], lr: float, depth: int):
         self.times, self.depth, self.bias = record["step"] * lr, depth, record["bias"]
-        self.answers, self.names = record["answers"], networks.names
-        self.distance = ocs_distance(self.answers)  # (M, S)
-        self.rates = true_negatives(self.answers, labels())  # (M, S, 3)
+        self.outputs, self.names = record["outputs"], networks.names
+        self.distance = ocs_distance(self.outputs)  # (M, S)
+        self.rates = true_negatives(self.outputs, labels())  # (M, S, 3)
 
     def aligned(self, condition: str) -> int:
         return self.names.index((condition, None))
@@ -224,7 +224,7 @@ class Trajectories:
         return [i for i, (c, seed) in enumerate(self.names) if c == condition and seed is not None]
 
     def nearest(self, condition: str) -> Float[np.ndarray, "seeds"]:
-        """The least distance to the OCS of each network with random weights."""
+        """The smallest distance to the OCS of each network with random weights."""
         return self.distance[:, self.random(condition)].min(0)
 
 
@@ -232,13 +232,13 @@ def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Cla
     """Linear networks against the exact solution, and the signatures of the OCS."""
     names = conditions(settings)
     claims = [Claim(f"answers over time, aligned, all conditions, depth {depth}",
-                    np.stack([outputs(run.times, c, settings.mode_init, depth) for c in names]),
-                    np.stack([run.answers[:, run.aligned(c)] for c in names]), 1e-2, source=DERIVED)
+                    np.stack([exact_outputs(run.times, c, settings.mode_init, depth) for c in names]),
+                    np.stack([run.outputs[:, run.aligned(c)] for c in names]), 1e-2, source=DERIVED)
               for depth, run in runs.items()]
     two, start = runs[2], settings.mode_init
     first = lambda values: np.log(values[1] / values[0])  # noqa: E731  growth of a mode while it is small
-    grown = {c: first(mode_strengths(two.answers[:, two.aligned(c)], c)) for c in names}
-    biased = mode_strengths(two.answers[:, two.aligned("hidden bias")], "hidden bias")
+    grown = {c: first(mode_strengths(two.outputs[:, two.aligned(c)], c)) for c in names}
+    biased = mode_strengths(two.outputs[:, two.aligned("hidden bias")], "hidden bias")
     s, d = mode_constants(condition_inputs("hidden bias"))
     halves = np.array([crossing(two.times, biased[:, a], s[a] / d[a] / 2) for a in (0, 1)])
     theory = np.array([half_time(s[a], d[a], start) for a in (0, 1)])
@@ -256,7 +256,7 @@ def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Cla
                         np.ones(len(rhos)), ratio / speed, 0.02, source="sqrt((1 - rho + N rho)/(1 - rho))"))
     i = two.aligned("output bias")
     beta = two.bias[:, i] @ labels().mean(0) / np.linalg.norm(labels().mean(0))
-    a = np.sqrt(8) * ((two.answers[:, i].mean(1) @ labels().mean(0)) / np.linalg.norm(labels().mean(0)) - beta)
+    a = np.sqrt(8) * ((two.outputs[:, i].mean(1) @ labels().mean(0)) / np.linalg.norm(labels().mean(0)) - beta)
     factor = float(np.exp(2 * np.linalg.norm(labels().mean(0)) / np.sqrt(8)))
     claims += [
         Claim("output bias: growth of the weights' constant mode", factor, a[-1] / a[0], 0.01 * factor,
@@ -299,9 +299,9 @@ def dip(name: str, top: Float[np.ndarray, "M S"]) -> Claim:
                  kind="at_least", source="our bar; in humans the direction is reported, no data here")
 
 
-def image_claims(name: str, networks: ConvNetworks, answers: Float[np.ndarray, "M S N 14"]) -> list[Claim]:
+def image_claims(name: str, networks: ConvNetworks, outputs: Float[np.ndarray, "M S N 14"]) -> list[Claim]:
     """The same signatures in CNNs."""
-    distance, rates = ocs_distance(answers), true_negatives(answers, networks.truth)
+    distance, rates = ocs_distance(outputs), true_negatives(outputs, networks.truth)
     index = {c: [i for i, (n, _) in enumerate(networks.names) if n == c] for c in IMAGE_CONDITIONS}
     biased, nearest = index["bias"], distance.min(0)
     claims = [Claim(f"{name} CNN, bias: least distance to the OCS", 0.05, nearest[biased], kind="at_most",
@@ -325,13 +325,13 @@ def draw_linear(figure: FigureBase, settings: Settings, runs: dict[int, Trajecto
     left, middle, right, sweep = figure.subplots(1, 4)
     two, start = runs[2], settings.mode_init
     s, d = mode_constants(condition_inputs("hidden bias"))
-    simulated = mode_strengths(two.answers[:, two.aligned("hidden bias")], "hidden bias")
+    simulated = mode_strengths(two.outputs[:, two.aligned("hidden bias")], "hidden bias")
     theory = strengths(two.times, s, d, start)
     for a, name in (0, "constant"), (1, "top"), (2, "middle"), (4, "bottom"):
         overlay(left, two.times, simulated[:, a] * d[a] / s[a], theory[:, a] * d[a] / s[a], name)
     left.set(title="hidden bias: modes, aligned", xlabel="time", ylabel="strength / final")
     for c in ("hidden bias", "output bias", "rho 0"):
-        overlay(middle, two.times, two.distance[:, two.aligned(c)], ocs_distance(outputs(two.times, c, start)),
+        overlay(middle, two.times, two.distance[:, two.aligned(c)], ocs_distance(exact_outputs(two.times, c, start)),
                 "no bias" if c == "rho 0" else c)
     middle.set(title="distance to the OCS, aligned", xlabel="time", xlim=(0, 40), yscale="log")
     colours = ("tab:blue", "tab:orange", "tab:green")
@@ -343,7 +343,7 @@ def draw_linear(figure: FigureBase, settings: Settings, runs: dict[int, Trajecto
         right.axhline(rate, color=colour, linewidth=0.8, linestyle="--")
     right.set(title="true-negative rates, random weights", xlabel="time", xlim=(0, 40))
     dense = np.linspace(0, max(settings.rhos), 50)
-    sweep.plot(dense, [ocs_distance(outputs(two.times, f"rho {rho}", start)).min() for rho in dense], "k--",
+    sweep.plot(dense, [ocs_distance(exact_outputs(two.times, f"rho {rho}", start)).min() for rho in dense], "k--",
                linewidth=1.0, label="theory, aligned")
     sweep.plot(settings.rhos, [two.distance[:, two.aligned(f"rho {r:g}")].min() for r in settings.rhos], "o",
                alpha=0.6, label="aligned")
@@ -361,10 +361,10 @@ def draw_deep_and_images(figure: FigureBase, settings: Settings, runs: dict[int,
     axes = np.atleast_1d(figure.subplots(1, 1 + len(images) + bool(images)))
     for depth, run in runs.items():
         overlay(axes[0], run.times, run.distance[:, run.aligned("output bias")],
-                ocs_distance(outputs(run.times, "output bias", settings.mode_init, depth)), f"depth {depth}")
+                ocs_distance(exact_outputs(run.times, "output bias", settings.mode_init, depth)), f"depth {depth}")
     axes[0].set(title="output bias: distance to the OCS, aligned", xlabel="time", yscale="log")
-    for axis, (name, (networks, step, answers)) in zip(axes[1:], images.items(), strict=False):
-        rates = true_negatives(answers, networks.truth)
+    for axis, (name, (networks, step, outputs)) in zip(axes[1:], images.items(), strict=False):
+        rates = true_negatives(outputs, networks.truth)
         index = [i for i, (c, _) in enumerate(networks.names) if c == "bias"]
         for level, (rate, colour) in enumerate(zip(BASE_RATES, ("tab:blue", "tab:orange", "tab:green"), strict=True)):
             axis.plot(step[1:], rates[1:, index, level], color=colour, alpha=0.6)
@@ -372,7 +372,7 @@ def draw_deep_and_images(figure: FigureBase, settings: Settings, runs: dict[int,
         axis.set(title=f"{name} CNN with bias: true-negative rates", xlabel="step", xscale="log")
         for c, colour in zip(IMAGE_CONDITIONS, ("tab:blue", "tab:red", "tab:purple"), strict=True):
             index = [i for i, (n, _) in enumerate(networks.names) if n == c]
-            axes[-1].plot(step[1:], ocs_distance(answers)[1:, index[0]], "-" if name == "mnist" else ":", color=colour,
+            axes[-1].plot(step[1:], ocs_distance(outputs)[1:, index[0]], "-" if name == "mnist" else ":", color=colour,
                           label=f"{name}, {c}")
     if images:
         axes[-1].set(title="CNNs: distance to the OCS", xlabel="step", xscale="log", yscale="log")
@@ -392,7 +392,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     for name in settings.images:
         cnns = ConvNetworks(settings, name, seeds)
         record = simulate(cnns, folder / name, settings.image_steps, settings.image_lr, settings.image_every)
-        images[name] = cnns, record["step"], record["answers"].astype(float)
+        images[name] = cnns, record["step"], record["outputs"].astype(float)
         claims += image_claims(name, cnns, images[name][2])
     figure = Figure(figsize=(18, 8.5), layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False).flat

@@ -1,9 +1,9 @@
-"""Finished runs of probes as tables, and the pages that are generated from these tables.
+"""Write finished runs of probes to the tables of results, and generate pages from these tables.
 
-`keep` takes a run's results.json over into eval/results: a row per claim in dynamics.csv or per finding in
-dynamics_speaker.csv, how the run was made in cells.csv, and a small copy of the figure in dynamics/. `pages` generates
-the index eval/DYNAMICS.md and a page for each probe, docs/dynamics/NAME.md; a run whose folder is called NAME_ANYTHING
-is a variant of probe NAME and has a page of its own.
+`keep` adds a run's results.json to eval/results: a row per claim in dynamics.csv or per finding in
+dynamics_speaker.csv, its command and settings in cells.csv, and a small copy of the figure in dynamics/. `pages`
+generates the index eval/DYNAMICS.md and a page for each probe, docs/dynamics/NAME.md; a run whose folder is called
+NAME_ANYTHING is a variant of probe NAME and has a page of its own.
 
 Leaves out running probes (__main__.py).
 """
@@ -24,7 +24,7 @@ import yaml
 from dixit.common import read_json
 
 from .. import tables
-from ..figures import keep_picture
+from ..figures import save_small_png
 from . import probe
 from .find import find_probe, probe_of
 from .speaker import measure
@@ -70,18 +70,18 @@ class FindingRow:
 
 
 def keep(run: Path, root: Path) -> None:
-    """Take a finished run over into the tables under `root`, in place of what its page showed."""
+    """Add a finished run to the tables under `root`; it replaces the page's earlier results."""
     results = read_json(run / "results.json")
     page = run.name if run.name.startswith(f"{results['probe']}_") else results["probe"]
     keep_results(results, page, root)
     on = "speaker" if "findings" in results else ""
     picture = root / RESULTS / "dynamics" / on / f"{page}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    keep_picture(run / f"{results['probe']}.png", picture)
+    save_small_png(run / f"{results['probe']}.png", picture)
 
 
 def keep_results(results: dict[str, Any], page: str, root: Path) -> None:
-    """The rows and the cell of a run's results.json."""
+    """Write the rows and the cell of a run's results.json."""
     folder, on = root / RESULTS, "speaker" if "findings" in results else ""
     cell = cell_of(results, page, EXPERIMENTS[on])
     table = _table(root, on)
@@ -97,7 +97,7 @@ def keep_results(results: dict[str, Any], page: str, root: Path) -> None:
 
 
 def cell_of(results: dict[str, Any], page: str, experiment: str) -> tables.Cell:
-    """How a run was made. The note holds its costs and, after --set, all its settings as that option takes them."""
+    """A run's cell. Its note has the run's costs and, after --set, all settings in the syntax of that option."""
     settings = results["settings"]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     costs = [f"{key}={results[key]}" for key in ("cpu_seconds", "peak_memory_gb", "processes")]
@@ -107,7 +107,7 @@ def cell_of(results: dict[str, Any], page: str, experiment: str) -> tables.Cell:
 
 
 def _setting(value: Any) -> str:
-    """A setting as `--set key=...` takes it."""
+    """A setting in the syntax of `--set key=...`."""
     bare = isinstance(value, str) and yaml.safe_load(value) == value
     return value if bare else json.dumps(value, separators=(",", ":"))
 
@@ -152,13 +152,13 @@ def _table(root: Path, on: str) -> Path:
 
 
 def _about(name: str, on: str) -> str:
-    """What was measured: the docstring of the page's probe."""
+    """The description of a page: the docstring of its probe."""
     of = probe_of(name, on)
     return (find_probe(of, on).__doc__ or "").strip() if of == name else f"A variant of {of}."
 
 
 def _made(cell: tables.Cell) -> str:
-    """How the results came about."""
+    """Command, seeds, costs, commit and settings of the results."""
     words = shlex.split(cell.note)
     place = words.index("--set")
     costs = dict(word.split("=", 1) for word in words[:place])
@@ -179,5 +179,5 @@ def _columns(table: str, *wanted: int) -> str:
 
 
 def _up(path: Path) -> str:
-    """From the folder of a path to the root."""
+    """The relative path from the folder of `path` to the root."""
     return "../" * (len(path.parts) - 1)

@@ -1,13 +1,13 @@
-"""What every probe of learning dynamics uses: Claim, simulate, overlay, and the claims table.
+"""Shared parts of all probes of learning dynamics: claims and their table, simulations, and figures.
 
-A probe is one module of this package with a frozen dataclass `Settings`, an instance `TINY` of it that takes seconds
-(tests run it), and `run(settings, seeds, folder) -> (claims, figure)`; its sections are setting, simulation, claims,
-figure. Its closed forms and differential equations are theory/NAME.py. Networks and data sets that several probes
+A probe is one module of this package with a frozen dataclass `Settings`, an instance `TINY` of it that runs in seconds
+(for tests), and `run(settings, seeds, folder) -> (claims, figure)`; its sections are setting, simulation, claims,
+figure. Its closed forms and differential equations are in theory/NAME.py. Networks and data sets that several probes
 share, or that are too long for the probe's module, are in networks/.
-Simulations run in the project's one training loop, many networks at once: seeds and conditions are a leading
-dimension S of every parameter, and under `accelerate launch` each process takes its share of the S.
+Simulations run in the project's training loop (dixit/training/loop.py), many networks at once: seeds and conditions are
+a leading dimension S of every parameter, and under `accelerate launch` each process trains a share of them.
 
-Leaves out the command line (__main__.py) and resuming: a probe is short and starts afresh.
+Leaves out the command line (__main__.py) and resuming: a probe is short and always starts from the beginning.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from dixit.training.task import Task
 
 @dataclass(frozen=True)
 class Claim:
-    """What theory says of a quantity, what the simulation gave, and how far apart they may be.
+    """The predicted and the measured value of a quantity, and the tolerance between them.
 
     `theory` and `measured` are numbers, or arrays that broadcast (a curve, one value per seed): the worst entry
-    decides. `at_least` and `at_most` take `theory` as a bound, from which the tolerance is off. `report` has no bar: a
-    measurement without a theory (write 0).
+    decides. With `at_least` and `at_most`, `theory` is a bound that may be missed by the tolerance. With `report` there
+    is no bar: a measurement without a theory (pass 0).
     """
 
     name: str
@@ -55,7 +55,7 @@ class Claim:
 
     @property
     def deviation(self) -> np.ndarray:
-        """How far each entry is off; negative on the right side of a bound."""
+        """The deviation of each entry; negative if it meets a bound."""
         difference = np.asarray(np.asarray(self.measured, float) - self.theory)
         return np.asarray({"at_least": -difference, "at_most": difference}.get(self.kind, np.abs(difference)))
 
@@ -70,7 +70,7 @@ class Claim:
         return self.holds and not any(self.perturbed(factor).holds for factor in (0.95, 1.05))
 
     def perturbed(self, factor: float) -> Claim:
-        """The same measurement held against `factor` times the theory."""
+        """The same measurement compared with `factor` times the theory."""
         return dataclasses.replace(self, theory=np.asarray(self.theory) * factor)
 
     def row(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 class Networks(nn.Module, ABC):
     """S independent networks that are trained at once: every parameter and buffer has S as its first dimension.
 
-    What all of them share (images, for example) is a plain attribute. Nothing may couple two networks.
+    Data that all of them share (e.g. images) are plain attributes. No operation may mix values of two networks.
     """
 
     @abstractmethod
@@ -119,40 +119,40 @@ class Networks(nn.Module, ABC):
 
     @abstractmethod
     def measure(self) -> dict[str, Tensor]:
-        """What to record of each network: name -> (S, ...)."""
+        """The quantities to record of each network: name -> (S, ...)."""
 
     def after_step(self, step: int) -> None:  # noqa: B027  most networks change by gradient descent alone
-        """Change weights by another rule right after each gradient step: of all S, on every process."""
+        """Change weights by another rule after each gradient step; called on every process, for all S networks."""
 
 
-class _Shares(nn.Module):
-    """Computes the losses of some of the networks, so that each process can take its own."""
+class _LocalNetworks(nn.Module):
+    """Computes the losses of the networks of this process."""
 
     def __init__(self, networks: Networks):
         super().__init__()
         self.networks = networks
 
-    def forward(self, step: int, mine: slice) -> Tensor:
+    def forward(self, step: int, local: slice) -> Tensor:
         state = dict(self.networks.named_parameters()) | dict(self.networks.named_buffers())
-        return functional_call(self.networks, {name: value[mine] for name, value in state.items()}, (step,))
+        return functional_call(self.networks, {name: value[local] for name, value in state.items()}, (step,))
 
 
 class Simulation(Task):
-    """Training of all networks by the sum of their losses, so that each has its own gradient, with a record."""
+    """Trains all networks on the sum of their losses, which gives each its own gradient, and records quantities."""
 
     def __init__(self, networks: Networks, steps: int, every: int, accelerator: Accelerator):
-        self.trained: nn.Module = _Shares(networks)
+        self.trained: nn.Module = _LocalNetworks(networks)
         self.networks, self.steps, self.every = networks, steps, every
         count, self.world = len(next(networks.parameters())), accelerator.num_processes
         cuts = [count * i // self.world for i in range(self.world + 1)]
-        self.mine = slice(cuts[accelerator.process_index], cuts[accelerator.process_index + 1])
+        self.local = slice(cuts[accelerator.process_index], cuts[accelerator.process_index + 1])
         self.times: list[int] = []
         self.record: dict[str, list[np.ndarray]] = {}
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         if step % self.every == 0:
             self.measure(step)
-        losses = self.trained(step, self.mine) if self.world > 1 else self.networks(step)
+        losses = self.trained(step, self.local) if self.world > 1 else self.networks(step)
         return losses.sum() * self.world, {}  # the loop takes the mean over processes
 
     @torch.no_grad()
@@ -170,8 +170,8 @@ class Simulation(Task):
             self.record.setdefault(name, []).append(values.cpu().numpy().copy())
 
 
-class _LastingAccelerator(Accelerator):
-    """The loop ends the process group after a training; here one training follows another."""
+class _PersistentAccelerator(Accelerator):
+    """An accelerator that several trainings share: the loop ends the process group after each training otherwise."""
 
     def end_training(self) -> None:
         pass
@@ -186,7 +186,7 @@ def simulate(networks: Networks, folder: Path, steps: int, lr: float, every: int
     config = Config(name=folder.name, out=str(folder), train=TrainConfig(
         steps=steps, optimizer="sgd", lr=lr, schedule="constant", warmup=0, weight_decay=0.0, clip_norm=0.0,
         log_every=max(1, steps // 100), eval_every=steps, save_every=steps))
-    accelerator = _LastingAccelerator(project_dir=str(folder))
+    accelerator = _PersistentAccelerator(project_dir=str(folder))
     if accelerator.is_main_process:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "log.jsonl").unlink(missing_ok=True)
@@ -198,7 +198,7 @@ def simulate(networks: Networks, folder: Path, steps: int, lr: float, every: int
 
 
 def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], level: float) -> float:
-    """When rising values first reach a level, between records by linear interpolation; NaN if never."""
+    """The time at which rising values first reach a level, by linear interpolation; NaN if never."""
     above = np.flatnonzero(values >= level)
     if not len(above) or above[0] == 0:
         return float("nan")
@@ -211,14 +211,14 @@ def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], leve
 
 def overlay(axis: Axes, times: np.ndarray, simulated: np.ndarray, theory: np.ndarray | None = None, label: str = "",
             colour: str | None = None) -> None:
-    """Simulation as a broad pale line, theory as a thin dashed black one over it."""
+    """Plot a simulation as a broad pale line and the theory as a thin dashed black line over it."""
     axis.plot(times, simulated, linewidth=3.5, alpha=0.55, label=label, color=colour)
     if theory is not None:
         axis.plot(times, theory, linewidth=1.0, linestyle="--", color="black")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """PATH.png and PATH.svg, each in one piece or not at all."""
+    """Write PATH.png and PATH.svg, each atomically."""
     for suffix, metadata in ("png", {}), ("svg", {"Date": None}):
         with atomic_path(path.with_name(f"{path.name}.{suffix}")) as temporary:
             figure.savefig(temporary, format=suffix, dpi=110, metadata=metadata)

@@ -106,8 +106,8 @@ class Net:
         return np.array([[a]]), w[None]
 
 
-def paced(weight: Tensor, rate: Tensor) -> Tensor:
-    """The same weight with a gradient `rate` times as large, which gives it a learning rate of its own."""
+def scale_gradient(weight: Tensor, rate: Tensor) -> Tensor:
+    """The same weight with its gradient multiplied by `rate`, which gives it its own learning rate."""
     return weight.detach() + rate * (weight - weight.detach())
 
 
@@ -133,7 +133,7 @@ class LinearNetworks(Networks):
             self.register_buffer(name, torch.tensor(rates, dtype=torch.float64)[:, None, None])
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
-        a, w = paced(self.a, self.rate_a), paced(self.w, self.rate_w)
+        a, w = scale_gradient(self.a, self.rate_a), scale_gradient(self.w, self.rate_w)
         return ((self.x @ w.mT @ a - self.y) ** 2).sum((1, 2)) / 2
 
     def measure(self) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ class LinearNetworks(Networks):
 
 
 def padded(arrays: list[np.ndarray]) -> Float[np.ndarray, "S n m"]:
-    """Matrices, filled up with zeros to the largest of them."""
+    """Matrices, padded with zeros to the size of the largest."""
     out = np.zeros((len(arrays), *np.max([array.shape for array in arrays], axis=0)))
     for place, array in zip(out, arrays, strict=True):
         place[:array.shape[0], :array.shape[1]] = array
@@ -235,8 +235,9 @@ def unit_rows(draw: np.random.Generator, *shape: int) -> Float[np.ndarray, "n D"
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def lesson(settings: Settings, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and test points on the unit sphere and a ReLU teacher's answers, rows of length 1, readouts +-1."""
+def teacher_data(settings: Settings, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and test points on the unit sphere and a ReLU teacher's outputs (weight rows of length 1, readouts
+    +-1)."""
     draw = rng("rich", "teacher", seed)
     w, signs = unit_rows(draw, settings.teacher, settings.inputs), np.sign(draw.standard_normal(settings.teacher))
     x, test = unit_rows(draw, settings.points, settings.inputs), unit_rows(draw, settings.test_points, settings.inputs)
@@ -270,20 +271,20 @@ class Students(Networks):
         super().__init__()
         a, w = (np.stack(parts) for parts in zip(*(s.weights(settings) for s in students), strict=True))
         self.a, self.w = (nn.Parameter(torch.from_numpy(part).float()) for part in (a, w))
-        data = [lesson(settings, student.seed)[:2] for student in students]
+        data = [teacher_data(settings, student.seed)[:2] for student in students]
         for name, values in (("x", np.stack([x for x, _ in data])), ("y", np.stack([y for _, y in data])),
                              ("tau", np.array([student.tau for student in students]))):
             self.register_buffer(name, torch.from_numpy(values).float())
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
-        answers = ((self.x @ self.w.mT).relu() @ self.a[:, :, None])[:, :, 0]
-        return ((answers - self.y) ** 2).mean(1) / self.tau ** 2
+        outputs = ((self.x @ self.w.mT).relu() @ self.a[:, :, None])[:, :, 0]
+        return ((outputs - self.y) ** 2).mean(1) / self.tau ** 2
 
     def measure(self) -> dict[str, Tensor]:
         return {"a": self.a, "w": self.w}
 
 
-class Lessons:
+class StudentTrajectories:
     """Kernel distances, activation patterns, test errors and weights of students over time, float64: arrays (M, S)."""
 
     def __init__(self, settings: Settings, students: list[Student], folder: Path, steps: int):
@@ -293,15 +294,15 @@ class Lessons:
         self.kernel, self.hamming, self.test, self.moved = (np.zeros(shape) for _ in range(4))
         self.delta = record["a"].astype(float) ** 2 - (record["w"].astype(float) ** 2).sum(3)  # (M, S, H)
         for i, student in enumerate(students):
-            x, _, test, truth = lesson(settings, student.seed)
+            x, _, test, truth = teacher_data(settings, student.seed)
             a, w = record["a"][:, i].astype(float), record["w"][:, i].astype(float)
             active = x @ w.mT > 0  # (M, n, H)
             self.hamming[:, i] = (active != active[0]).mean((1, 2))
             first = relu_kernel(x, a[0], w[0])
             for m in range(len(a)):  # one kernel at a time: they are large
                 self.kernel[m, i] = distances(np.stack([first, relu_kernel(x, a[m], w[m])]))[1]
-                answers = np.maximum(test @ w[m].T, 0) @ a[m]
-                self.test[m, i] = ((answers - truth) ** 2).mean() / (truth ** 2).mean()
+                outputs = np.maximum(test @ w[m].T, 0) @ a[m]
+                self.test[m, i] = ((outputs - truth) ** 2).mean() / (truth ** 2).mean()
             self.moved[:, i] = np.sqrt(((a - a[0]) ** 2).sum(1) + ((w - w[0]) ** 2).sum((1, 2)))
 
     def of(self, delta: float, tau: float) -> list[int]:
@@ -379,7 +380,7 @@ def wide_claim(run: Trajectories) -> Claim:
                  np.stack([run.map(i) for i in wide], 1), 1e-6, source="beta' = P A'A + W'W P, A'A and W'W from beta")
 
 
-def student_claims(settings: Settings, run: Lessons) -> list[Claim]:
+def student_claims(settings: Settings, run: StudentTrajectories) -> list[Claim]:
     """The order of feature learning and of test errors, seed by seed."""
     down, even, up = (run.of(delta, settings.tau) for delta in settings.student_deltas)
     early, late = 1, settings.late // settings.early
@@ -411,7 +412,7 @@ def student_claims(settings: Settings, run: Lessons) -> list[Claim]:
 # ---- figure ----------------------------------------------------------------------------------------------
 
 
-def draw(settings: Settings, run: Trajectories, students: Lessons, grid: Lessons) -> Figure:
+def draw(settings: Settings, run: Trajectories, students: StudentTrajectories, grid: StudentTrajectories) -> Figure:
     """Paths, kernel distance, implicit bias; wide networks, students over steps, the grid. Seed 0."""
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     (paths, kernels, bias), (wide, learning, cells) = figure.subplots(2, 3)
@@ -454,7 +455,7 @@ def draw(settings: Settings, run: Trajectories, students: Lessons, grid: Lessons
 
 
 def draw_bias(axis: Axes, run: Trajectories) -> None:
-    """Which point of the line of solutions is found, against delta."""
+    """Plot the solution that is found, on the line of solutions, against delta."""
     index = run.of("bias")
     net = run.nets[index[0]]
     y, dense = (net.x @ net.target)[:, 0], np.linspace(min(run.nets[i].delta for i in index),
@@ -471,8 +472,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     """The probe: all linear networks in one batch, then students in time and on the grid."""
     linear = Trajectories(settings, paper_nets(settings) + random_nets(settings, seeds), folder / "linear")
     trained = [Student(settings.tau, delta, seed) for delta in settings.student_deltas for seed in range(seeds)]
-    students = Lessons(settings, trained, folder / "students", settings.student_steps)
+    students = StudentTrajectories(settings, trained, folder / "students", settings.student_steps)
     cells = [Student(tau, delta, seed) for tau in settings.grid_taus for delta in settings.grid_deltas
              for seed in range(seeds)]
-    grid = Lessons(settings, cells, folder / "grid", settings.early)
+    grid = StudentTrajectories(settings, cells, folder / "grid", settings.early)
     return linear_claims(settings, linear) + student_claims(settings, students), draw(settings, linear, students, grid)

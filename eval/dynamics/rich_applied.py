@@ -83,7 +83,7 @@ TINY = Settings(images=0, sizes=(256, 512), test_sentences=200, grammar_steps=30
 
 
 def equal_speed(networks: Networks, alphas: tuple[float, ...]) -> Float[Tensor, "S"]:
-    """Rates at which every loss falls as fast at the start as that of the same network at alpha = 1.
+    """Learning rates at which every loss initially falls as fast as that of the same network at alpha = 1.
 
     Networks are sorted by alpha; gradient flow lowers a loss by its squared gradient.
     """
@@ -138,7 +138,7 @@ class Cnns(Networks):
         self.register_buffer("rate", torch.ones(len(self.names)))
         self.rate.copy_(equal_speed(self, settings.alphas))
 
-    def answers(self, x: Float[Tensor, "B 3 32 32"]) -> Float[Tensor, "S B 10"]:
+    def outputs(self, x: Float[Tensor, "B 3 32 32"]) -> Float[Tensor, "S B 10"]:
         h = F.conv2d(x.to(self.first.device), self.first.flatten(0, 1), stride=2).relu()  # all see one image
         h = F.avg_pool2d(h, 4).unflatten(1, (len(self.first), -1)).flatten(2).transpose(0, 1)
         return h @ self.last
@@ -146,13 +146,13 @@ class Cnns(Networks):
     def forward(self, step: int) -> Float[Tensor, "S"]:
         rows = rng("rich", "images", step).choice(len(self.x), self.settings.image_batch, replace=False)
         y = self.y[rows].to(self.first.device).expand(len(self.first), -1)
-        return self.rate * F.cross_entropy(self.answers(self.x[rows]).mT, y, reduction="none").mean(1)
+        return self.rate * F.cross_entropy(self.outputs(self.x[rows]).mT, y, reduction="none").mean(1)
 
     def measure(self) -> dict[str, Tensor]:
-        answers = self.answers(self.test)
-        right = (answers.argmax(2).cpu() == torch.from_numpy(self.truth)).float().mean(1)
+        outputs = self.outputs(self.test)
+        right = (outputs.argmax(2).cpu() == torch.from_numpy(self.truth)).float().mean(1)
         sizes = self.last.unflatten(1, (self.settings.channels, -1)).pow(2).sum((2, 3))
-        return {"first": self.first, "right": right, "answers": answers[:, :20],
+        return {"first": self.first, "right": right, "outputs": outputs[:, :20],
                 "delta": sizes - self.first.pow(2).sum((2, 3, 4)), "sum": sizes + self.first.pow(2).sum((2, 3, 4))}
 
 
@@ -201,12 +201,12 @@ class Mlps(Networks):
         self.settings = settings
         self.names = [(alpha, size, seed) for alpha in settings.alphas for size in settings.sizes
                       for seed in range(seeds)]
-        most, tests = max(settings.sizes), settings.test_sentences
+        max_count, tests = max(settings.sizes), settings.test_sentences
         kept = []
         for seed in range(seeds):
-            order = rng("rich", "sentences", seed).permutation(derivations(settings))[:most + tests]
+            order = rng("rich", "sentences", seed).permutation(derivations(settings))[:max_count + tests]
             text, classes = sentences(grammar(settings, seed), order)
-            kept.append((np.eye(settings.symbols)[text].reshape(most + tests, -1), classes))
+            kept.append((np.eye(settings.symbols)[text].reshape(max_count + tests, -1), classes))
         tokens = 2 ** settings.levels
         widths = [tokens * settings.symbols, *[settings.hidden] * 3, settings.symbols]
         scales = [(2 / tokens) ** 0.5, *[(2 / settings.hidden) ** 0.5] * 2, settings.hidden ** -0.5]
@@ -217,16 +217,16 @@ class Mlps(Networks):
             stack = np.stack([drawn[seed] * alpha ** power for alpha, _, seed in self.names])
             self.weights.append(torch.from_numpy(stack * scale).float())
         seed_of = [seed for *_, seed in self.names]
-        for name, values in (("x", [kept[seed][0][:most] for seed in seed_of]),
-                             ("test", [kept[seed][0][most:] for seed in seed_of]), ("rate", [1.0] * len(seed_of))):
+        for name, values in (("x", [kept[seed][0][:max_count] for seed in seed_of]),
+                             ("test", [kept[seed][0][max_count:] for seed in seed_of]), ("rate", [1.0] * len(seed_of))):
             self.register_buffer(name, torch.from_numpy(np.stack(values)).float())
-        for name, numbers in (("y", [kept[seed][1][:most] for seed in seed_of]),
-                              ("truth", [kept[seed][1][most:] for seed in seed_of]),
+        for name, numbers in (("y", [kept[seed][1][:max_count] for seed in seed_of]),
+                              ("truth", [kept[seed][1][max_count:] for seed in seed_of]),
                               ("size", [size for _, size, _ in self.names])):
             self.register_buffer(name, torch.from_numpy(np.stack(numbers)))
         self.rate.copy_(equal_speed(self, settings.alphas))
 
-    def answers(self, x: Float[Tensor, "S B I"]) -> Float[Tensor, "S B C"]:
+    def outputs(self, x: Float[Tensor, "S B I"]) -> Float[Tensor, "S B C"]:
         for i, weight in enumerate(self.weights):
             x = (x.relu() if i else x) @ weight
         return x
@@ -235,14 +235,14 @@ class Mlps(Networks):
         share = torch.from_numpy(rng("rich", "batch", step).random(self.settings.batch)).to(self.x.device)
         rows = (share * self.size[:, None]).long()  # of one step, the same for all alphas
         each = torch.arange(len(rows), device=rows.device)[:, None]
-        losses = F.cross_entropy(self.answers(self.x[each, rows]).mT, self.y[each, rows], reduction="none")
+        losses = F.cross_entropy(self.outputs(self.x[each, rows]).mT, self.y[each, rows], reduction="none")
         return self.rate * losses.mean(1)
 
     def measure(self) -> dict[str, Tensor]:
-        answers, trained = self.answers(self.test), self.answers(self.x)
+        outputs, trained = self.outputs(self.test), self.outputs(self.x)
         known = torch.arange(self.x.shape[1], device=self.x.device) < self.size[:, None]
         wrong = ((trained.argmax(2) != self.y) & known).sum(1) / self.size
-        return {"answers": answers[:, :20], "test": (answers.argmax(2) != self.truth).float().mean(1), "train": wrong}
+        return {"outputs": outputs[:, :20], "test": (outputs.argmax(2) != self.truth).float().mean(1), "train": wrong}
 
 
 # ---- the time to grok modular addition -------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Transformers(Networks):
         self.register_buffer("trained", torch.from_numpy(pairs).float())
         self.sums = torch.arange(p)[:, None].add(torch.arange(p)) % p
 
-    def answers(self) -> Float[Tensor, "S p p p"]:
+    def outputs(self) -> Float[Tensor, "S p p p"]:
         heads = self.settings.heads
         x = normed(torch.stack([self.numbers + self.places[:, :1], self.numbers + self.places[:, 1:2]], 1))
         end = normed(self.places[:, 2:])  # (S, 1, D)
@@ -304,17 +304,17 @@ class Transformers(Networks):
         return normed(h) @ wide(self.read)
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
-        answers = self.answers()
-        sums = self.sums.to(answers.device).expand(len(answers), -1, -1)
-        losses = F.cross_entropy(answers.permute(0, 3, 1, 2), sums, reduction="none")
+        outputs = self.outputs()
+        sums = self.sums.to(outputs.device).expand(len(outputs), -1, -1)
+        losses = F.cross_entropy(outputs.permute(0, 3, 1, 2), sums, reduction="none")
         return (losses * self.trained).sum((1, 2)) / self.trained.sum((1, 2))
 
     def measure(self) -> dict[str, Tensor]:
-        answers = self.answers()
-        right = (answers.argmax(3) == self.sums.to(answers.device)).float()
+        outputs = self.outputs()
+        right = (outputs.argmax(3) == self.sums.to(outputs.device)).float()
         shares = {name: (right * mask).sum((1, 2)) / mask.sum((1, 2))
                   for name, mask in (("train", self.trained), ("held", 1 - self.trained))}
-        return shares | {"answers": answers[:, 0]}
+        return shares | {"outputs": outputs[:, 0]}
 
 
 # ---- claims ----------------------------------------------------------------------------------------------
@@ -325,21 +325,21 @@ def error_of_mean(values: Float[np.ndarray, "seeds"]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def shown(name: str, values: Float[np.ndarray, "seeds"], note: str = "") -> Claim:
+def mean_claim(name: str, values: Float[np.ndarray, "seeds"], note: str = "") -> Claim:
     """The mean over seeds, without a bar."""
     return Claim(name, 0.0, float(np.mean(values)), kind="report",
                  source=f"standard error {error_of_mean(values):.2g}" + (f"; {note}" if note else ""))
 
 
-def sign(name: str, differences: Float[np.ndarray, "seeds"]) -> Claim:
+def positive_claim(name: str, differences: Float[np.ndarray, "seeds"]) -> Claim:
     """The claim that a paired difference is positive: its mean over its standard error is at least 2."""
     return Claim(f"{name}, over its standard error", 2.0, float(np.mean(differences)) / error_of_mean(differences),
                  kind="at_least", source="our bar: 2; the sign is the paper's")
 
 
-def same_start(name: str, alphas: list[float], answers: Float[np.ndarray, "M S ..."]) -> Claim:
+def same_start_claim(name: str, alphas: list[float], outputs: Float[np.ndarray, "M S ..."]) -> Claim:
     """The first outputs do not depend on alpha. Networks are sorted by alpha."""
-    by_alpha = answers[0].reshape(len(set(alphas)), -1)
+    by_alpha = outputs[0].reshape(len(set(alphas)), -1)
     return Claim(f"{name}: first answers at every alpha", by_alpha[:1], by_alpha, 1e-3,
                  source="those of the first alpha")
 
@@ -349,19 +349,20 @@ def cnn_claims(settings: Settings, nets: Cnns, record: dict[str, np.ndarray]) ->
     alphas = [alpha for alpha, _ in nets.names]
     rough = roughness(record["first"].astype(float)).mean(2).reshape(len(record["step"]), len(settings.alphas), -1)
     right = record["right"][-1].reshape(len(settings.alphas), -1)
-    claims = [same_start("CNN", alphas, record["answers"]),
+    claims = [same_start_claim("CNN", alphas, record["outputs"]),
               Claim("CNN: drift of delta = |a|^2 - |w|^2 of channels, over |a|^2 + |w|^2", 0.0,
                     (record["delta"] - record["delta"][0]) / record["sum"], kind="report",
                     source="conserved by gradient flow, not by SGD with steps as large as here")]
     for i, alpha in enumerate(settings.alphas):
-        claims += [shown(f"CNN: roughness of filters, alpha {alpha:g}", rough[-1, i],
+        claims += [mean_claim(f"CNN: roughness of filters, alpha {alpha:g}", rough[-1, i],
                          f"at the start {rough[0, i].mean():.3g}"),
-                   shown(f"CNN: test accuracy, alpha {alpha:g}", right[i])]
-    return claims + [sign("CNN: roughness downstream less upstream", rough[-1, 0] - rough[-1, -1])]
+                   mean_claim(f"CNN: test accuracy, alpha {alpha:g}", right[i])]
+    return claims + [positive_claim("CNN: roughness downstream less upstream", rough[-1, 0] - rough[-1, -1])]
 
 
-def needed(sizes: tuple[int, ...], errors: Float[np.ndarray, "P"], wrong: float) -> float:
-    """The number of examples at which the error first is `wrong`, between sizes on a log scale; else the largest."""
+def examples_needed(sizes: tuple[int, ...], errors: Float[np.ndarray, "P"], wrong: float) -> float:
+    """The number of examples at which the error first falls to `wrong`, interpolated on a log scale; else the
+    largest."""
     low = np.flatnonzero(errors <= wrong)
     if not len(low) or low[0] == 0:
         return float(sizes[0 if len(low) else -1])
@@ -373,40 +374,40 @@ def grammar_claims(settings: Settings, nets: Mlps, record: dict[str, np.ndarray]
     """Upstream networks need fewer sentences."""
     shape = len(settings.alphas), len(settings.sizes), -1
     test, train = (record[name][-1].astype(float).reshape(shape) for name in ("test", "train"))
-    claims = [same_start("grammar", [alpha for alpha, *_ in nets.names], record["answers"])]
+    claims = [same_start_claim("grammar", [alpha for alpha, *_ in nets.names], record["outputs"])]
     for i, alpha in enumerate(settings.alphas):
-        points = np.array([needed(settings.sizes, errors, settings.wrong) for errors in test[i].T])
+        points = np.array([examples_needed(settings.sizes, errors, settings.wrong) for errors in test[i].T])
         never = int((test[i].min(0) > settings.wrong).sum())
         claims += [
-            shown(f"grammar: sentences for a test error of {settings.wrong:g}, alpha {alpha:g}", points,
+            mean_claim(f"grammar: sentences for a test error of {settings.wrong:g}, alpha {alpha:g}", points,
                   f"{never} of {len(points)} seeds need more than {settings.sizes[-1]}, counted as that"),
-            shown(f"grammar: test error, mean over sizes, alpha {alpha:g}", test[i].mean(0),
+            mean_claim(f"grammar: test error, mean over sizes, alpha {alpha:g}", test[i].mean(0),
                   f"on the sentences trained on {train[i].mean():.2g}")]
-    return claims + [sign("grammar: test error, downstream less upstream", (test[0] - test[-1]).mean(0))]
+    return claims + [positive_claim("grammar: test error, downstream less upstream", (test[0] - test[-1]).mean(0))]
 
 
 def grok_claims(settings: Settings, nets: Transformers, record: dict[str, np.ndarray]) -> list[Claim]:
     """Upstream transformers grok sooner."""
     train, held = (record[name].reshape(len(record["step"]), len(settings.grok_alphas), -1)
                    for name in ("train", "held"))
-    claims, times = [same_start("transformer", [alpha for alpha, _ in nets.names], record["answers"])], []
+    claims, times = [same_start_claim("transformer", [alpha for alpha, _ in nets.names], record["outputs"])], []
     for i, alpha in enumerate(settings.grok_alphas):
-        known, grokked = (reached(record["step"], values[:, i], settings.right) for values in (train, held))
+        known, grokked = (first_step_at(record["step"], values[:, i], settings.right) for values in (train, held))
         times.append(grokked)
         never = int((held[:, i].max(0) < settings.right).sum())
-        claims += [shown(f"transformer: step at which held-out accuracy is {settings.right:g}, alpha {alpha:g}",
+        claims += [mean_claim(f"transformer: step at which held-out accuracy is {settings.right:g}, alpha {alpha:g}",
                          grokked, f"{never} of {len(grokked)} seeds never, counted as the last step; "
                          f"training pairs {known.mean():.0f}"),
-                   shown(f"transformer: held-out accuracy at the last step, alpha {alpha:g}", held[-1, i])]
-    # No bar: at the default three seeds it does not reach the two standard errors that the others do.
+                   mean_claim(f"transformer: held-out accuracy at the last step, alpha {alpha:g}", held[-1, i])]
+    # No bar: at the default three seeds it does not reach the two standard errors that the others reach.
     return claims + [dataclasses.replace(
-        sign("transformer: log of that step, downstream less upstream", np.log(times[0] / times[-1])), kind="report",
-        source="the paper's sign is positive; of a bar of 2, not reached at three seeds")]
+        positive_claim("transformer: log of that step, downstream less upstream", np.log(times[0] / times[-1])),
+        kind="report", source="the paper's sign is positive; of a bar of 2, not reached at three seeds")]
 
 
-def reached(steps: Int[np.ndarray, "M"], values: Float[np.ndarray, "M seeds"], level: float,
+def first_step_at(steps: Int[np.ndarray, "M"], values: Float[np.ndarray, "M seeds"], level: float,
             ) -> Float[np.ndarray, "seeds"]:
-    """The first recorded step at which each is at the level, or the last step."""
+    """The first recorded step at which each seed's value reaches the level, or the last step."""
     high = values >= level
     return np.where(high.any(0), steps[high.argmax(0)], steps[-1]).astype(float)
 
@@ -430,9 +431,9 @@ def draw_cnns(figure: Figure, settings: Settings, nets: Cnns, record: dict[str, 
     per_alpha = len(nets.names) // len(settings.alphas)
     rows = []
     for i in range(len(settings.alphas)):
-        shown = record["first"][-1, i * per_alpha, :8]
-        shown = shown / np.abs(shown).max((1, 2, 3), keepdims=True) / 2 + 0.5
-        rows.append(np.concatenate(list(np.pad(shown.transpose(0, 2, 3, 1), ((0, 0), (0, 1), (0, 1), (0, 0)),
+        tiles = record["first"][-1, i * per_alpha, :8]
+        tiles = tiles / np.abs(tiles).max((1, 2, 3), keepdims=True) / 2 + 0.5
+        rows.append(np.concatenate(list(np.pad(tiles.transpose(0, 2, 3, 1), ((0, 0), (0, 1), (0, 1), (0, 0)),
                                                constant_values=1)), 1))
     filters.imshow(np.concatenate(rows))
     filters.set_yticks([(settings.kernel + 1) * (i + 0.5) for i in range(len(rows))],

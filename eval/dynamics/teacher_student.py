@@ -13,7 +13,7 @@ Simulations are online SGD, one input a step, at N = 1000; their errors are thos
 a test set. [stand-in]: rates, times, starts and sizes of the map (K = 4, M = 2; the paper's networks are wide); in
 simulations a switch at t = 20, when task 1 is learned but for a slow tail, and heads of a fixed norm.
 
-Moved after numbers were known: heads of simulations were Gaussian, and where they came out small, chance decided when a
+Changed after results were known: heads of simulations were Gaussian, and if they came out small, chance decided when a
 student left its start (errors off by 0.019, against 0.002 for others), so that their norm is now fixed; the ODE is
 compared with the mean over seeds (bars 0.006 for errors, 0.03 for heads; they were 0.008 and 0.04, for every seed),
 single seeds are a report. Starts had 8 runs: after wide features late forgetting then peaked at V = 0.3, where two runs
@@ -102,7 +102,7 @@ STARTS = (Start("small", 1e-3, 1e-3), Start("heads 1", 1e-3, 0.0, 1.0), Start("w
 
 @dataclass(frozen=True)
 class Arm:
-    """The second task of a simulated student, and what is done against forgetting."""
+    """The second task of a simulated student, and its remedy against forgetting."""
 
     name: str
     similarity: float = 0.5
@@ -118,8 +118,8 @@ ARMS = (Arm("plain"), Arm("replay", replay=0.1), Arm("consolidation", consolidat
 # ---- runs of the ODE ---------------------------------------------------------------------------------------
 
 
-def drawn(size: int, units: int, start: Start, similarity: np.ndarray, teacher_heads: np.ndarray, *key: int | str,
-          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_student(size: int, units: int, start: Start, similarity: np.ndarray, teacher_heads: np.ndarray,
+                 *key: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One random student with many pairs of teachers of orthonormal units, W2 = V W1 + sqrt(1 - V^2) Z: weights
     (S, K, N), heads (S, 2, K), teachers (S, 2, M, N); weights are divided by sqrt(N)."""
     m, draw, count = teacher_heads.shape[-1], rng("teacher_student", *key), len(similarity)
@@ -159,7 +159,7 @@ def record_times(early: float, time: float) -> Float[np.ndarray, "M"]:
 def curves(settings: Settings, start: Start) -> Curves:
     """Two nodes, teachers of one, from the overlaps of finite draws."""
     similarity, one = np.linspace(0, 1, settings.similarities), np.ones((2, 1))
-    before = together([overlaps_of(*drawn(settings.size, 2, start, similarity, one, "start", run), one)
+    before = together([overlaps_of(*draw_student(settings.size, 2, start, similarity, one, "start", run), one)
                        for run in range(settings.runs)])
     first = integrate(before, 0, np.array([0, settings.switch]), settings.dt, settings.eta)
     times = record_times(settings.early, settings.time)
@@ -183,7 +183,8 @@ def similarity_maps(settings: Settings) -> Float[np.ndarray, "W R V V"]:
         turned = grid[:, None] * v + np.sqrt(1 - grid[:, None] ** 2) * np.array([-v[1], v[0]])
         both = np.stack([np.broadcast_to(v, turned.shape), turned], 1)
         heads.append(np.tile(both, (len(grid), 1, 1)))
-        parts.append(overlaps_of(*drawn(settings.size, 4, Start("map", 1e-2, 1e-2), grid, both, "map", run), both))
+        drawn = draw_student(settings.size, 4, Start("map", 1e-2, 1e-2), grid, both, "map", run)
+        parts.append(overlaps_of(*drawn, both))
     first = integrate(together(parts), 0, np.array([0, *settings.map_switches]), dt, settings.map_eta)
     times, maps = record_times(settings.early, settings.map_time), []
     for gram, head in zip(first["gram"][1:], first["heads"][1:], strict=True):
@@ -213,12 +214,13 @@ class Students(Networks):
         self.arms = [arm for arm in ARMS for _ in range(seeds)]
         self.switch, self.size, self.seeds = round(settings.simulated_switch * settings.size), settings.size, seeds
         start = Start("simulated", settings.simulated_init, settings.simulated_init)
-        parts = [drawn(settings.size, 2, start, np.array([arm.similarity]), np.ones((2, 1)), "simulated", i % seeds)
-                 for i, arm in enumerate(self.arms)]
+        parts = [
+            draw_student(settings.size, 2, start, np.array([arm.similarity]), np.ones((2, 1)), "simulated", i % seeds)
+            for i, arm in enumerate(self.arms)]
         weights, heads, teachers = (torch.from_numpy(np.concatenate(part)).float()
                                     for part in zip(*parts, strict=True))
         self.teachers, self.block = teachers[:, :, 0], -1
-        heads = settings.simulated_init * 2 ** 0.5 * F.normalize(heads, dim=2)  # else chance decides when one escapes
+        heads = settings.simulated_init * 2 ** 0.5 * F.normalize(heads, dim=2)  # else chance decides when it escapes
         self.weights, self.heads = nn.Parameter(weights), nn.Parameter(heads)
         self.register_buffer("row", torch.arange(len(parts)))
         self.register_buffer("anchor", weights.clone())
@@ -229,16 +231,16 @@ class Students(Networks):
         steps = np.arange(BLOCK) + block * BLOCK
         self.x = torch.stack([torch.from_numpy(rng("teacher_student", "x", seed, block).standard_normal(
             (BLOCK, self.size), np.float32)) for seed in range(self.seeds)], 1)
-        x, tasks, answers = self.x, [], []
+        x, tasks, outputs = self.x, [], []
         for i, arm in enumerate(self.arms):
             draw = rng("teacher_student", "arm", i % self.seeds, block)
             again = (draw.random(BLOCK) < arm.replay) & (steps >= self.switch)
             task = torch.from_numpy((steps >= self.switch) & ~again).long()
             both = torch.erf(x[:, i % self.seeds] @ self.teachers[i].T / 2 ** 0.5)
             noise = torch.from_numpy(draw.standard_normal(BLOCK, np.float32))
-            answers.append(both[torch.arange(BLOCK), task] + arm.noise * noise)
+            outputs.append(both[torch.arange(BLOCK), task] + arm.noise * noise)
             tasks.append(F.one_hot(task, 2).float())
-        self.tasks, self.answers, self.block = torch.stack(tasks, 1), torch.stack(answers, 1), block
+        self.tasks, self.outputs, self.block = torch.stack(tasks, 1), torch.stack(outputs, 1), block
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
         if step // BLOCK != self.block:
@@ -247,7 +249,7 @@ class Students(Networks):
         x = self.x[i, mine % self.seeds].to(here)
         hidden = torch.erf((self.weights @ x[:, :, None]) / 2 ** 0.5)
         head = self.tasks[i, mine, None].to(here) @ self.heads
-        losses = ((head @ hidden)[:, 0, 0] - self.answers[i, mine].to(here)) ** 2 / 2
+        losses = ((head @ hidden)[:, 0, 0] - self.outputs[i, mine].to(here)) ** 2 / 2
         if step >= self.switch:
             losses = losses + (self.kappa * (self.weights - self.anchor) ** 2).sum((1, 2)) / 2
         return losses
@@ -338,20 +340,20 @@ def simulated_claims(settings: Settings, run: Simulated) -> list[Claim]:
               run.forgotten("consolidation") / plain, kind="at_most", source="our bar, from the ODE")]
 
 
-def lead(one: Float[np.ndarray, "R"], other: Float[np.ndarray, "R"]) -> float:
+def z_score(one: Float[np.ndarray, "R"], other: Float[np.ndarray, "R"]) -> float:
     """The mean of one - other in standard errors."""
     gap = one - other
     return float(gap.mean() / (gap.std(ddof=1) / np.sqrt(len(gap))))
 
 
 def start_claims(settings: Settings, found: dict[str, Curves]) -> list[Claim]:
-    """The start decides whether forgetting peaks at an intermediate similarity."""
+    """Whether forgetting peaks at an intermediate similarity, depending on the start."""
     small, equal, wide, large = (found[start.name] for start in STARTS)
     claims = []
     for name, time in ("early", settings.early), ("late", settings.time):
         values = small.at(time)
         top = values[:, values.mean(0).argmax()]
-        leads = np.array([lead(top, values[:, 0]), lead(top, values[:, -1])])
+        leads = np.array([z_score(top, values[:, 0]), z_score(top, values[:, -1])])
         claims.append(Claim(f"small start, {name}: forgetting at its peak over V less that at V = 0 and 1, in s.e.",
                             2.0, leads, kind="at_least", source="paper, in words; our bar"))
     initial = small.forgetting[1:11].mean(0)
@@ -365,7 +367,7 @@ def start_claims(settings: Settings, found: dict[str, Curves]) -> list[Claim]:
         Claim("small start: V of the largest maximum over time", 0.0, small.peak(small.forgetting.max(0)),
               kind="report"),
         Claim("small start, early: transfer at V = 1 less that at V = 0, in s.e.", 2.0,
-              lead(*small.at(settings.early, "transfer")[:, [-1, 0]].T), kind="at_least", source="our bar"),
+              z_score(*small.at(settings.early, "transfer")[:, [-1, 0]].T), kind="at_least", source="our bar"),
         Claim("small start: error of task 1 at the switch", 1e-3, small.switch_error, kind="at_most", source="our bar"),
         Claim("heads 1: steepest rise of late forgetting with V, any run", 0.002,
               np.diff(equal.at(settings.time), axis=1).max(1), kind="at_most", source="our bar"),
@@ -422,7 +424,7 @@ def idle_claims(idle: Idle) -> list[Claim]:
 
 
 def map_claims(maps: Float[np.ndarray, "W R V V"]) -> list[Claim]:
-    """How feature and readout similarity act together, mean over runs."""
+    """The joint effect of feature and readout similarity, mean over runs."""
     claims = []
     for name, found in zip(("early", "late"), maps.mean(1), strict=True):
         same_features, same_readouts = (line[1:-1].max() - max(line[0], line[-1]) for line in (found[-1], found[:, -1]))

@@ -1,4 +1,4 @@
-"""Unimodal bias: a network of two modalities learns one of them first, the longer alone the later they are fused.
+"""Unimodal bias: a network of two modalities learns one of them first; the later they are fused, the longer alone.
 
 Deep linear networks with modalities A and B that meet at layer L_f of L (Zhang, Latham, Saxe, ICML 2024, arXiv
 2312.00935; settings from github.com/yedizhang/unimodal-bias). In two layers with late fusion B is learned
@@ -38,11 +38,11 @@ from .networks.fusion import (
     Digits,
     FusionNetworks,
     Net,
-    apart,
     balanced,
-    condensed,
+    equivalent_points,
     gaussian,
     linear_data,
+    split_modalities,
     symmetric_data,
     xor_data,
 )
@@ -171,11 +171,11 @@ def sample_nets(settings: Settings, seeds: int) -> list[Net]:
         for seed in range(seeds):
             draw = rng("unimodal", "samples", count, seed)
             x = draw.standard_normal((count, len(w))) * np.sqrt(np.diag(sigma))
-            x, y = condensed(x, x @ w + settings.noise * draw.standard_normal(count), len(w))
+            x, y = equivalent_points(x, x @ w + settings.noise * draw.standard_normal(count), len(w))
             for fusion in (1, 2):
                 weights = gaussian([len(w) // 2, settings.hidden, 1], [settings.init] * 2, "samples", count, seed)
-                nets.append(Net("samples", seed, fusion, weights, apart(x), y, apart(np.eye(len(w))), np.eye(len(w)),
-                                (end / 2, end), (float(count),)))
+                nets.append(Net("samples", seed, fusion, weights, split_modalities(x), y,
+                                split_modalities(np.eye(len(w))), np.eye(len(w)), (end / 2, end), (float(count),)))
     return nets
 
 
@@ -240,7 +240,7 @@ def late_claims(settings: Settings, run: Trajectories) -> list[Claim]:
     shares = np.stack([q * r, np.ones(len(q))], 1) ** 2  # of the loss, of A and B: w^2 sigma^2
     rates = np.stack([q * r ** 2, np.ones(len(q))], 1)
     missing = 1 / (1 + np.exp(2 * rates * (known.mean(1, keepdims=True) - known)))  # of each weight, between the two
-    others = np.where(rates[:, 0] > 1, shares[:, 0], 1)  # the loss if only the modality learned second were known
+    others = np.where(rates[:, 0] > 1, shares[:, 0], 1)  # the loss with only the second modality learned
     claims += [
         Claim("preference: t_B / t_A over theory with its start, each task and seed", 1.0,
               times[:, 1] / times[:, 0] * known[:, 0] / known[:, 1], 0.03, source="r^2 w_A/w_B and the start"),
@@ -342,7 +342,7 @@ def errors(settings: Settings, run: Trajectories) -> Float[np.ndarray, "M S"]:
 
 
 def sample_claims(settings: Settings, run: Trajectories) -> list[Claim]:
-    """Few data: early stopping leaves B out. Many: it costs nothing."""
+    """With few data early stopping leaves B out; with many it has no cost."""
     error = errors(settings, run)
     least, stop, half = error.min(0), error.argmin(0), settings.dimensions
     size = np.linalg.norm(run.read[..., half:], axis=2)

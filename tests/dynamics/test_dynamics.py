@@ -23,7 +23,7 @@ from dixit.config import build, read_tree
 from eval.dynamics.__main__ import find_probe, main, probe_names, report, run_probe
 from eval.dynamics.pages import INDEX, PAGES, ClaimRow, pages
 from eval.dynamics.probe import Claim, Networks, simulate, table
-from eval.figures import MOST_BYTES
+from eval.figures import MAX_BYTES
 from eval.tables import read_cells, read_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +185,7 @@ def test_pages_are_generated_from_the_tables():
 def test_every_page_shows_its_figures():
     shown = {(ROOT / PAGES / target).resolve() for text in pages(ROOT).values() for target in PICTURE.findall(text)}
     assert shown == set((ROOT / "eval/results/dynamics").glob("**/*.png"))
-    assert max(path.stat().st_size for path in shown) <= MOST_BYTES
+    assert max(path.stat().st_size for path in shown) <= MAX_BYTES
 
 
 def test_a_failing_claim_ends_the_command_with_1(command, tmp_path):

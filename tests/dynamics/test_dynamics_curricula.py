@@ -161,17 +161,17 @@ def test_samples_belong_to_seed_and_step():
 
 def test_a_run_is_the_networks_of_its_widths_and_arms_one_by_one():
     """Losses and accuracies against a plain network on the same samples."""
-    some = students(2)
-    inputs, z, y = some.samples(7)
+    reference = students(2)
+    inputs, z, y = reference.samples(7)
     total = 0.0
     for arm in range(4):
-        x = inputs[4, 0] + some.noise[4, arm, 7] * z[4, 0]
+        x = inputs[4, 0] + reference.noise[4, arm, 7] * z[4, 0]
         for g, units in enumerate((slice(0, 4), slice(4, 6))):
-            w, v = some.weight[4, arm, :, units], some.readout[4, arm, units]
+            w, v = reference.weight[4, arm, :, units], reference.readout[4, arm, units]
             total += float(torch.nn.functional.softplus(-y[4, 0] * ((x @ w).relu() @ v)).detach())
-            right = ((some.test_inputs @ w).relu() @ v * some.test_labels > 0).float().mean()
-            assert float(some.accuracy()[4, arm, g]) == pytest.approx(float(right))
-    assert float(some(7)[4].detach()) == pytest.approx(total, rel=1e-5)
+            right = ((reference.test_inputs @ w).relu() @ v * reference.test_labels > 0).float().mean()
+            assert float(reference.accuracy()[4, arm, g]) == pytest.approx(float(right))
+    assert float(reference(7)[4].detach()) == pytest.approx(total, rel=1e-5)
 
 
 def test_effects_are_paired_and_tell_their_sign():

@@ -135,10 +135,10 @@ def test_task_units_of_every_phase():
     np.testing.assert_array_equal(task_units(blocked, task), [[2, 0], [2, 0], [-2, 2], [-2, 2], [2, 0]])
     np.testing.assert_array_equal(task_units(blocked, task, test=True), task_units(centred, task))
     slow = plain.sluggish(0.25)
-    told, said = task_units(slow, task), task_units(plain, task)[0]
+    requested, sampled = task_units(slow, task), task_units(plain, task)[0]
     for i, now in enumerate(task_units(plain, task)):
-        said = 0.25 * now + 0.75 * said
-        np.testing.assert_allclose(told[i], said)
+        sampled = 0.25 * now + 0.75 * sampled
+        np.testing.assert_allclose(requested[i], sampled)
     np.testing.assert_array_equal(task_units(slow, task, test=True), task_units(plain, task))
 
 

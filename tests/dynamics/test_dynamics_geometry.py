@@ -90,7 +90,7 @@ def test_networks_are_what_their_kind_says(tmp_path, monkeypatch):
     assert (run.end["first"][2] ** 2).sum() < (run.end["first"][0] ** 2).sum() * (1 - 0.015)
     hidden = np.maximum(inputs() @ first[0].T + 0.1, 0)
     np.testing.assert_allclose(run.start["hidden"][0], hidden, atol=1e-14)
-    np.testing.assert_allclose(run.answers[0, 0], hidden @ last[0] + 0.1, atol=1e-14)
+    np.testing.assert_allclose(run.outputs[0, 0], hidden @ last[0] + 0.1, atol=1e-14)
     assert np.isnan(run.converged(0)) and Mlps(TINY, nets)(0)[2] > Mlps(TINY, nets)(0)[0]
 
 

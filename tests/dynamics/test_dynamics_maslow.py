@@ -21,8 +21,8 @@ from eval.dynamics.networks.mixtures import (
     ImageNetworks,
     Manner,
     Mixtures,
-    beginning,
     epochs,
+    initialise,
     mixtures,
     whitening,
 )
@@ -67,8 +67,8 @@ def test_rates_by_quadrature():
     """An idle unit: U' = h E[g'(0) u y], h' = E[g'(0) l y] with l = U u, y = g(u); a re-used one: h' = E[g(l) y]."""
     assert expectation(lambda u, _: np.sqrt(2 / np.pi) * u * g(u)) == pytest.approx(GROWTH, rel=1e-8)
     for v in (0.2, 0.7, 0.95):
-        found = expectation(lambda x, y, v=v: g(x) * g(v * x + np.sqrt(1 - v ** 2) * y))
-        assert reuse_rate(np.array([v]))[0] == pytest.approx(found, rel=1e-4)
+        results = expectation(lambda x, y, v=v: g(x) * g(v * x + np.sqrt(1 - v ** 2) * y))
+        assert reuse_rate(np.array([v]))[0] == pytest.approx(results, rel=1e-4)
 
 
 def test_the_law_of_the_crossover():
@@ -91,10 +91,10 @@ def test_fisher_information_is_of_nodes():
 
 def test_against_an_independent_integration():
     """Forgetting and re-use for V = 0, 0.1 ... 1, from other code, to the digits that were kept."""
-    found = learn_second(idle(np.linspace(0, 1, 11), 0.05), 0.5, 150.0, 1.0).at(0)
+    results = learn_second(idle(np.linspace(0, 1, 11), 0.05), 0.5, 150.0, 1.0).at(0)
     known = [0, 0.010, 0.046, 0.107, 0.144, 0.145, 0.126, 0.099, 0.068, 0.035, 0]
-    np.testing.assert_allclose(found.forgotten, known, atol=1e-3)
-    np.testing.assert_allclose(reuse(found.shares), [0, 0, 0.01, 0.16, 0.63, 0.90, 0.97, 0.99, 1, 1, 1], atol=6e-3)
+    np.testing.assert_allclose(results.forgotten, known, atol=1e-3)
+    np.testing.assert_allclose(reuse(results.shares), [0, 0, 0.01, 0.16, 0.63, 0.90, 0.97, 0.99, 1, 1, 1], atol=6e-3)
 
 
 def test_a_unit_of_size_zero_is_no_unit():
@@ -167,7 +167,7 @@ def test_epochs_show_every_image_once():
 def test_image_networks_learn_at_the_rates_they_say(tmp_path, manner: Manner):
     """One step of b images is the sum of the updates of each at the start, or the step of an ordinary PyTorch model."""
     d, n, b, settings = 9, 20, 5, dataclasses.replace(SMALL, units=4)
-    start = beginning(settings, manner, d, 3, "x")
+    start = initialise(settings, manner, d, 3, "x")
     x = rng("test", "x").standard_normal((3, n, d)).astype(np.float32)
     rows = np.stack([epochs(n, 2, b, i) for i in range(3)])
     net = ImageNetworks(settings, manner.official, start, x, np.arange(3), rows, np.arange(3))
@@ -189,8 +189,8 @@ def test_image_networks_learn_at_the_rates_they_say(tmp_path, manner: Manner):
             torch.optim.SGD(model.parameters(), lr).step()
             after = [part.detach().numpy() for part in model.parameters()]
             for value, name in zip(after, ("weight", "bias", "head", "offset"), strict=True):
-                found = getattr(net, name)[i].detach()
-                np.testing.assert_allclose(found, value.reshape(found.shape), atol=1e-5)
+                results = getattr(net, name)[i].detach()
+                np.testing.assert_allclose(results, value.reshape(results.shape), atol=1e-5)
         else:
             fields, head = batch @ before["weight"][i].T / np.sqrt(d), before["head"][i] * scale
             error = (g(fields) @ head - (2.0 * second - 1))[:, None]

@@ -13,12 +13,12 @@ from eval.dynamics.ocs import Settings, run
 from eval.dynamics.theory.ocs import (
     BASE_RATES,
     condition_inputs,
+    exact_outputs,
     half_time,
     labels,
     mode_constants,
     ocs_distance,
     output_bias,
-    outputs,
     singular_values,
     strengths,
     tree_modes,
@@ -115,13 +115,13 @@ def test_outputs_against_gradient_flow_in_all_weights(condition):
     times = np.linspace(0, 30, 7)
     states = solve_ivp(slope, (0, 30), start, "DOP853", times, rtol=1e-9, atol=1e-12).y.T
     flow = [x @ first @ last + bias for first, last, bias in map(unpack, states)]
-    np.testing.assert_allclose(outputs(times, condition, 1e-3), np.stack(flow), atol=1e-6)
+    np.testing.assert_allclose(exact_outputs(times, condition, 1e-3), np.stack(flow), atol=1e-6)
 
 
 def test_measures_at_the_ocs_and_at_the_truth():
-    answers = np.stack([np.broadcast_to(labels().mean(0), (8, 14)), labels()])
-    np.testing.assert_allclose(ocs_distance(answers), [0, 2.125 / 0.875])  # (3 - |y|^2) / |y|^2
-    np.testing.assert_allclose(true_negatives(answers, labels()), [BASE_RATES, [1, 1, 1]])
+    outputs = np.stack([np.broadcast_to(labels().mean(0), (8, 14)), labels()])
+    np.testing.assert_allclose(ocs_distance(outputs), [0, 2.125 / 0.875])  # (3 - |y|^2) / |y|^2
+    np.testing.assert_allclose(true_negatives(outputs, labels()), [BASE_RATES, [1, 1, 1]])
     np.testing.assert_allclose(BASE_RATES, [0.5, 0.75, 0.875])
 
 

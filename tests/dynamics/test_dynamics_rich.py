@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 from dixit.common import rng
 from eval.dynamics import rich_applied as applied
-from eval.dynamics.rich import AT_ZERO, SIZES, Settings, Student, paced, relu_kernel
+from eval.dynamics.rich import AT_ZERO, SIZES, Settings, Student, relu_kernel, scale_gradient
 from eval.dynamics.theory.rich import (
     half_rise,
     implicit_bias,
@@ -165,7 +165,7 @@ def test_three_step_sizes_make_one_of_zero():
 
 def test_a_pace_is_a_learning_rate_of_its_own():
     weight = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
-    value = paced(weight, torch.tensor(0.25))
+    value = scale_gradient(weight, torch.tensor(0.25))
     value.pow(2).sum().backward()
     assert value.tolist() == [2.0, 3.0] and weight.grad is not None and weight.grad.tolist() == [1.0, 1.5]
 
@@ -220,8 +220,8 @@ def test_a_grammar_is_unambiguous_and_every_number_is_a_sentence():
 def test_the_transformer_is_one_layer_of_attention():
     """Pair by pair with torch's own attention, and the same at every alpha."""
     nets = applied.Transformers(SMALL, 1)
-    answers = nets.answers()
-    np.testing.assert_allclose(answers[0].detach(), answers[2].detach(), atol=1e-4)
+    outputs = nets.outputs()
+    np.testing.assert_allclose(outputs[0].detach(), outputs[2].detach(), atol=1e-4)
     w = {name: value[0].detach() for name, value in nets.named_parameters()}
     norm = applied.normed
     for a, b in (0, 3), (4, 4):
@@ -230,7 +230,7 @@ def test_the_transformer_is_one_layer_of_attention():
         heard = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(0, 1).flatten(1)[2]
         h = x[2] + heard @ w["out"]
         h = h + (norm(h) @ w["up"]).relu() @ w["down"]
-        np.testing.assert_allclose(answers[0, a, b].detach(), norm(h) @ w["read"], atol=1e-5)
+        np.testing.assert_allclose(outputs[0, a, b].detach(), norm(h) @ w["read"], atol=1e-5)
 
 
 def test_equal_speed_and_the_same_function_at_every_alpha():
@@ -249,8 +249,8 @@ def test_equal_speed_and_the_same_function_at_every_alpha():
 
 
 def test_how_many_are_needed_and_when_it_is_reached():
-    assert applied.needed((100, 400), np.array([0.5, 0.1]), 0.3) == pytest.approx(200)
-    assert applied.needed((100, 400), np.array([0.5, 0.4]), 0.3) == 400
-    assert applied.needed((100, 400), np.array([0.2, 0.1]), 0.3) == 100
+    assert applied.examples_needed((100, 400), np.array([0.5, 0.1]), 0.3) == pytest.approx(200)
+    assert applied.examples_needed((100, 400), np.array([0.5, 0.4]), 0.3) == 400
+    assert applied.examples_needed((100, 400), np.array([0.2, 0.1]), 0.3) == 100
     values = np.array([[0.0, 0.0], [0.9, 0.1], [1.0, 0.2]])
-    assert applied.reached(np.array([0, 5, 10]), values, 0.9).tolist() == [5, 10]
+    assert applied.first_step_at(np.array([0, 5, 10]), values, 0.9).tolist() == [5, 10]

@@ -118,8 +118,8 @@ def test_command_and_report(home, tmp_path):
 
 def test_the_same_seed_gives_the_same_numbers(home, tmp_path):
     settings = tiny_settings(unimodal, home)
-    first, again = (unimodal.run(settings, 1, tmp_path / "run")[0] for _ in range(2))
-    assert [f.row() for f in first] == [f.row() for f in again]
+    first, with_config = (unimodal.run(settings, 1, tmp_path / "run")[0] for _ in range(2))
+    assert [f.row() for f in first] == [f.row() for f in with_config]
 
 
 # ---- ocs -------------------------------------------------------------------------------------------------
@@ -165,8 +165,9 @@ def test_an_output_bias_of_zero_changes_nothing_and_is_trained(home, tmp_path):
     task, config = tiny_task(ocs.OcsCaptions, home, tmp_path, "speaker.max_tokens=6")
     task.prepare(ocs.TINY)
     plain = measure.new_adapter(task, config)
-    biased = measure.again(task, config, ocs.WithBias(plain, len(task.speaker.llm.get_input_embeddings().weight), 9.0))
-    task = measure.again(task, config, plain)
+    vocabulary = len(task.speaker.llm.get_input_embeddings().weight)
+    biased = measure.with_config(task, config, ocs.OutputBias(plain, vocabulary, 9.0))
+    task = measure.with_config(task, config, plain)
     loss, other = task.loss(0, 0)[0], biased.loss(0, 0)[0]
     torch.testing.assert_close(loss, other, rtol=1e-4, atol=1e-4)
     for name, value in task.validate(0).items():
@@ -179,11 +180,11 @@ def test_an_output_bias_of_zero_changes_nothing_and_is_trained(home, tmp_path):
 
 def test_a_blind_game_pays_for_another_image(home, tmp_path):
     config = measure.configure(str(home.game_config), 0, tmp_path, "speaker.init=''")
-    play = ocs.MessageGame(config, measure.accelerator(tmp_path))
+    task = ocs.MessageGame(config, measure.accelerator(tmp_path))
     index = np.array([3, 5, 8])
-    assert play.candidates(0, index)[:, 0, 0].tolist() == [3, 5, 8]
-    play.blind = True
-    assert play.candidates(0, index)[:, 0, 0].tolist() == [8, 3, 5]
+    assert task.candidates(0, index)[:, 0, 0].tolist() == [3, 5, 8]
+    task.blind = True
+    assert task.candidates(0, index)[:, 0, 0].tolist() == [8, 3, 5]
 
 
 def ocs_curves(slope: float, seen: float) -> dict[str, np.ndarray]:
@@ -230,13 +231,13 @@ def test_the_linear_partner_and_its_rate(home, tmp_path):
     torch.testing.assert_close(relu.first, 2 ** 0.5 * linear.first)
     losses = []
     for adapter in (relu, linear):
-        one = measure.again(task, config, adapter)
+        one = measure.with_config(task, config, adapter)
         losses.append(one.loss(0, 0)[0])
         losses[-1].backward()
     full = linear.second.grad.clone()
     linear.second.grad = None
     linear.rate = 1.0
-    measure.again(task, config, linear).loss(0, 0)[0].backward()
+    measure.with_config(task, config, linear).loss(0, 0)[0].backward()
     torch.testing.assert_close(linear.second.grad, 2 * full)
     z, target = task.odd_target(settings, 0)
     assert torch.linalg.matrix_rank(target) == 1
@@ -278,7 +279,7 @@ def test_what_gradient_descent_conserves(home, tmp_path):
     drift = rich.drifts(before, after, 0)
     assert set(drift) == {*rich.EXACT, "MLP"} and all(drift[name] < 1e-2 for name in rich.EXACT), drift
     assert drift["MLP"] > 0.1
-    random = rich.in_random_order(before, after, 1)
+    random = rich.shuffled_move(before, after, 1)
     assert all(rich.drifts(before, random, 0)[name] > 0.3 for name in rich.EXACT)
 
 
@@ -334,16 +335,16 @@ def test_arms_have_as_many_hard_steps():
 
 def test_hard_steps_draw_from_the_nearest(home, tmp_path):
     config = measure.configure(str(home.game_config), 0, tmp_path, "speaker.init=''", "game.candidates=3")
-    play = curricula.CurriculumGame(config, measure.accelerator(tmp_path))
-    play.prepare(dataclasses.replace(curricula.TINY, candidates=2))
-    assert all(len(json.loads(record)["objects"]) == 1 for record in play.data["record"])
-    assert len(play.store) == len(play.data) == len(play.listeners[0].images)
-    play.near = play.near[:, :2]
-    play.hard = np.array([True, False])
-    index = np.arange(len(play.data))
-    hard, easy = (play.candidates(step, index)[:, 0, 1:].numpy() for step in (0, 1))
-    near = (play.near[:, :, None] == hard[:, None]).any(1)
-    assert near.all() and not (play.near[:, :, None] == easy[:, None]).any(1).all()
+    task = curricula.CurriculumGame(config, measure.accelerator(tmp_path))
+    task.prepare(dataclasses.replace(curricula.TINY, candidates=2))
+    assert all(len(json.loads(record)["objects"]) == 1 for record in task.data["record"])
+    assert len(task.store) == len(task.data) == len(task.listeners[0].images)
+    task.near = task.near[:, :2]
+    task.hard = np.array([True, False])
+    index = np.arange(len(task.data))
+    hard, easy = (task.candidates(step, index)[:, 0, 1:].numpy() for step in (0, 1))
+    near = (task.near[:, :, None] == hard[:, None]).any(1)
+    assert near.all() and not (task.near[:, :, None] == easy[:, None]).any(1).all()
 
 
 def test_every_width_starts_as_the_trained_speaker(home, tmp_path):
@@ -391,9 +392,9 @@ def test_where_the_image_enters(home, tmp_path, kind):
     task, config = tiny_task(unimodal.HintedCaptions, home, tmp_path, "speaker.max_tokens=8")
     task.prepare(unimodal.TINY, True)
     width = task.speaker.llm.get_input_embeddings().weight.shape[1]
-    some = patch_batch(task.store, np.arange(8), task.speaker.device)
-    module = unimodal.Fusion(measure.new_adapter(task, config), some, kind, 0.5)
-    one = measure.again(task, config, module)
+    reference = patch_batch(task.store, np.arange(8), task.speaker.device)
+    module = unimodal.Fusion(measure.new_adapter(task, config), reference, kind, 0.5)
+    one = measure.with_config(task, config, module)
     patches = patch_batch(task.validation_store, np.arange(3), task.speaker.device)
     tokens, mask = task.speaker.encode(task.held_texts[:3])
     hints = torch.tensor([0, 1, 2])

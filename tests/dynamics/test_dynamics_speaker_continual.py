@@ -91,11 +91,11 @@ def test_the_game_is_resumed_and_shares_first_blocks(home, game, caption_run, tm
     assert cell("replay_0", tmp_path / "alone") == cell("replay_0")
 
     path = tmp_path / "none_0" / "cell.json"  # what is there is not made again
-    kept = json.loads(path.read_text())
-    kept["values"][-1]["gap/0"] = 7.0
-    path.write_text(json.dumps(kept))
-    again = {f.name: f for f in continual.run(settings, 1, tmp_path)[0]}
-    assert list(again["none: gap of audience 1 at the end"].values) == [7.0]
+    load_cached = json.loads(path.read_text())
+    load_cached["values"][-1]["gap/0"] = 7.0
+    path.write_text(json.dumps(load_cached))
+    with_config = {f.name: f for f in continual.run(settings, 1, tmp_path)[0]}
+    assert list(with_config["none: gap of audience 1 at the end"].values) == [7.0]
     other = dataclasses.replace(settings, lr=0.02, conditions=("none",))  # but what is of other settings is
     assert continual.run(other, 1, tmp_path)[0] and cell("none_0")[-1]["gap/0"] != 7.0
 
@@ -119,25 +119,25 @@ def test_forgetting_against_similarity_in_the_game(home, game, caption_run, tmp_
 
 def test_private_heads_are_put_in_and_out(home, game, caption_run, tmp_path):
     settings = dataclasses.replace(forgetting.TINY, game=str(game), init=str(caption_run))
-    play = forgetting.ForgettingGame(forgetting.game_of(settings, "private heads", 1.0, 0, tmp_path),
+    task = forgetting.ForgettingGame(forgetting.game_of(settings, "private heads", 1.0, 0, tmp_path),
                                      accelerator(tmp_path))
-    play.prepare(settings)
-    play.arm = "private heads, paired"
-    before = play.speaker.trained(patch_batch(play.store, np.arange(2), play.speaker.device), torch.zeros(2, 2))
-    play.begin()
-    after = play.speaker.trained(patch_batch(play.store, np.arange(2), play.speaker.device), torch.zeros(2, 2))
-    assert torch.allclose(before, after, atol=1e-4) and play.start[0].std() > 0.05  # pairs of units cancel
-    assert not play.names.any() and not play.audience_inputs(0).any()
-    first = [torch.full_like(head, 3.0) for head in play.start]
-    play._put(first)
-    play.loss(settings.block, 0)  # the second audience comes
-    pairs = zip(play.remedy.units, play.start, strict=True)
+    task.prepare(settings)
+    task.arm = "private heads, paired"
+    before = task.speaker.trained(patch_batch(task.store, np.arange(2), task.speaker.device), torch.zeros(2, 2))
+    task.begin()
+    after = task.speaker.trained(patch_batch(task.store, np.arange(2), task.speaker.device), torch.zeros(2, 2))
+    assert torch.allclose(before, after, atol=1e-4) and task.start[0].std() > 0.05  # pairs of units cancel
+    assert not task.names.any() and not task.audience_inputs(0).any()
+    first = [torch.full_like(head, 3.0) for head in task.start]
+    task._put(first)
+    task.loss(settings.block, 0)  # the second audience comes
+    pairs = zip(task.remedy.units, task.start, strict=True)
     assert all(torch.equal(units.outputs.weight, head) for units, head in pairs)
-    with play.head(0):
-        assert all((units.outputs.weight == 3).all() for units in play.remedy.units)
-    with play.head(1):
-        assert not (play.remedy.units[0].outputs.weight == 3).any()
-    assert torch.equal(play.remedy.units[0].outputs.weight, play.start[0])
+    with task.head(0):
+        assert all((units.outputs.weight == 3).all() for units in task.remedy.units)
+    with task.head(1):
+        assert not (task.remedy.units[0].outputs.weight == 3).any()
+    assert torch.equal(task.remedy.units[0].outputs.weight, task.start[0])
 
 
 def test_no_such_condition():
@@ -171,31 +171,31 @@ def test_what_a_lagging_context_costs():
 def small_speaker(home, game, caption_run, tmp_path):
     """A game, the trained adapter, held-out patches and records, and their expansion."""
     rules = continual.Settings(game=str(game), tokens=6, candidates=3, pools=1)
-    play = continual.ContinualGame(continual.config_of(rules, "none", 0, tmp_path), accelerator(tmp_path))
-    play.prepare(rules)
-    adapter = new_adapter(play, play.config, str(caption_run)).requires_grad_(False)
-    rows, records = first_order.sayable(play.data, 26)
+    task = continual.ContinualGame(continual.config_of(rules, "none", 0, tmp_path), accelerator(tmp_path))
+    task.prepare(rules)
+    adapter = new_adapter(task, task.config, str(caption_run)).requires_grad_(False)
+    rows, records = first_order.nameable_scenes(task.data, 26)
     assert len(rows) == 26 and not any(r["objects"][0]["colour"] == "orange" for r in records)
-    patches = patch_batch(play.store, np.array(rows), play.speaker.device)
-    return play, adapter, patches, records, first_order.expand(play, adapter, play.store[rows], records)
+    patches = patch_batch(task.store, np.array(rows), task.speaker.device)
+    return task, adapter, patches, records, first_order.expand(task, adapter, task.store[rows], records)
 
 
 def test_the_expansion_is_the_speaker_to_first_order(small_speaker):
-    play, adapter, patches, records, data = small_speaker
+    task, adapter, patches, records, data = small_speaker
     silent = torch.zeros(len(records), 2)
     with torch.no_grad():
-        assert torch.allclose(first_order.preference(play, adapter, patches, records, silent), data.bias, atol=1e-5)
+        assert torch.allclose(first_order.preference(task, adapter, patches, records, silent), data.bias, atol=1e-5)
         step = 1e-3 * torch.randn(data.slopes.shape, generator=torch.Generator().manual_seed(0))
         ends = []
         for sign in 1, -1:
             handle = adapter.gated_units[-1].register_forward_hook(lambda _, __, out, sign=sign: out + sign * step)
-            ends.append(first_order.preference(play, adapter, patches, records, silent))
+            ends.append(first_order.preference(task, adapter, patches, records, silent))
             handle.remove()
     assert torch.allclose((ends[0] - ends[1]) / 2, (data.slopes * step).sum((1, 2)), atol=2e-5, rtol=0.02)
 
 
 def test_small_units_score_in_the_speaker_as_in_the_first_order(small_speaker):
-    play, adapter, patches, records, data = small_speaker
+    task, adapter, patches, records, data = small_speaker
     settings = dataclasses.replace(similarity.TINY, small=0.1)
     plans = [Plan(start="small", private=True), Plan(start="small", similarity=0.5)]
     networks = FirstOrder(data, data, plans, settings, 0, 2)
@@ -204,8 +204,8 @@ def test_small_units_score_in_the_speaker_as_in_the_first_order(small_speaker):
         score = networks.measure()["score"].detach()
     for which in range(2):
         for audience in range(2):
-            itself = networks.itself(play, adapter, which, audience, patches, records)
-            assert itself == pytest.approx(float(score[which, audience]), rel=0.1) and abs(itself) > 1e-5
+            measured = networks.speaker_score(task, adapter, which, audience, patches, records)
+            assert measured == pytest.approx(float(score[which, audience]), rel=0.1) and abs(measured) > 1e-5
 
 
 def random_expansion(n=30, prefix=3, width=16, seed=0):
@@ -227,12 +227,12 @@ def test_features_are_white_and_alike_audiences_are_estimated_so():
     assert torch.equal(first, same) and torch.allclose(torch.cov(first.T), torch.eye(4), atol=1e-4)
     data = dataclasses.replace(data, bias=torch.zeros(200))
     one, other = first[:, 0], first[:, 1]
-    for what, value in first_order.alike(data, one, one).items():
+    for what, value in first_order.estimate_similarity(data, one, one).items():
         assert value == pytest.approx(1, abs=1e-5), what
-    opposite = first_order.alike(data, one, -one)
+    opposite = first_order.estimate_similarity(data, one, -one)
     assert opposite["gradient"] == pytest.approx(-1, abs=1e-5) and opposite["features"] == pytest.approx(1, abs=1e-5)
     flat = dataclasses.replace(data, slopes=torch.ones(200, 3, 16))  # one readout: features alone tell them apart
-    found = first_order.alike(flat, one, other)
+    found = first_order.estimate_similarity(flat, one, other)
     assert found["readout"] == pytest.approx(1, abs=1e-4) and abs(found["gradient"]) < 0.2 and found["features"] < 0.2
 
 

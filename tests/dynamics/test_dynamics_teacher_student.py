@@ -11,7 +11,7 @@ from scipy.special import erf
 
 from dixit.common import rng
 from eval.dynamics.probe import simulate
-from eval.dynamics.teacher_student import ARMS, STARTS, Settings, Students, drawn
+from eval.dynamics.teacher_student import ARMS, STARTS, Settings, Students, draw_student
 from eval.dynamics.theory.teacher_student import (
     Overlaps,
     early_forgetting,
@@ -194,7 +194,7 @@ def test_use_of_nodes():
 
 def test_teachers_are_as_similar_as_asked():
     similarity = np.array([0.0, 0.3, 1.0])
-    w, h, teachers = drawn(50, 3, STARTS[0], similarity, np.ones((2, 2)), "test")
+    w, h, teachers = draw_student(50, 3, STARTS[0], similarity, np.ones((2, 2)), "test")
     gram = overlaps_of(w, h, teachers, np.ones((2, 2))).gram[:, 3:, 3:]
     across = similarity[:, None, None] * np.eye(2)
     np.testing.assert_allclose(gram, np.block([[np.tile(np.eye(2), (3, 1, 1)), across],
@@ -221,7 +221,7 @@ def test_students_learn_by_online_sgd_and_arms_differ_where_they_should(tmp_path
     for i in (1, 5):
         w, h, x = students.weights[i].detach(), students.heads[i, 0].detach(), students.x[0, i % 2]
         field = w @ x
-        gap = h @ torch.erf(field / 2 ** 0.5) - students.answers[0, i]
+        gap = h @ torch.erf(field / 2 ** 0.5) - students.outputs[0, i]
         pull = (2 / np.pi) ** 0.5 * torch.exp(-field ** 2 / 2)
         torch.testing.assert_close(students.weights.grad[i], (gap * h * pull)[:, None] * x)
         torch.testing.assert_close(students.heads.grad[i, 0], gap * torch.erf(field / 2 ** 0.5))

@@ -10,13 +10,13 @@ from scipy.stats import norm
 
 from dixit.common import rng
 from eval.dynamics.networks.fusion import (
-    answer,
-    apart,
     balanced,
-    condensed,
+    equivalent_points,
     gaussian,
     linear_data,
     mixes,
+    network_output,
+    split_modalities,
     symmetric_data,
     views,
     xor_data,
@@ -112,8 +112,8 @@ def test_a_balanced_network_follows_the_reduced_equations(fusion):
 
 def test_misattribution_is_the_least_squares_weight_of_one_modality():
     x = symmetric_data(2.0, 0.6, 0)["features"]
-    alone = np.linalg.lstsq(x[:, :1], x.sum(1), rcond=None)[0][0]
-    assert alone == pytest.approx(1 + 0.6 / 2)
+    accuracy_alone = np.linalg.lstsq(x[:, :1], x.sum(1), rcond=None)[0][0]
+    assert accuracy_alone == pytest.approx(1 + 0.6 / 2)
     times = np.array([0.0, 8.0])  # A is learned at 4, B at 20
     assert reduced(times, np.full(2, 1e-9), 2, 2, covariance(2.0, 0.6), ONES)[-1, 0] == pytest.approx(1.3, abs=1e-3)
 
@@ -130,7 +130,7 @@ def test_log_sizes_count_what_grows():
 def test_streams_meet_at_the_fusion_layer(fusion, relu):
     """Against a plain network that concatenates, as in the paper's code."""
     weights, x = gaussian([2, 5, 5, 3], [1.0] * 3, "test"), rng("test").standard_normal((2, 7, 2))
-    out = answer(torch.from_numpy(x)[None], [torch.from_numpy(w)[None] for w in weights],
+    out = network_output(torch.from_numpy(x)[None], [torch.from_numpy(w)[None] for w in weights],
                  torch.from_numpy(mixes(3, fusion))[None], relu)[0].numpy()
     act = (lambda h: np.maximum(h, 0)) if relu else (lambda h: h)
     a, b = x
@@ -145,7 +145,7 @@ def test_streams_meet_at_the_fusion_layer(fusion, relu):
 def test_condensed_data_have_the_same_moments():
     for count in (6, 40):
         x, y = rng("x", count).standard_normal((count, 10)), rng("y", count).standard_normal(count)
-        small, target = condensed(x, y, 10)
+        small, target = equivalent_points(x, y, 10)
         np.testing.assert_allclose(small.T @ small / 10, x.T @ x / count, atol=1e-12)
         np.testing.assert_allclose(small.T @ target / 10, x.T @ y / count, atol=1e-12)
 
@@ -160,7 +160,7 @@ def test_data_have_the_moments_that_theory_assumes():
     parts = xor["features"]
     np.testing.assert_allclose(parts.T @ parts / len(parts), np.diag([1, 1.4]), atol=1e-12)
     np.testing.assert_allclose(xor["x"][0].mean(0), 0, atol=1e-12)
-    assert apart(np.arange(8.0).reshape(2, 4))[1].tolist() == [[2, 3], [6, 7]]
+    assert split_modalities(np.arange(8.0).reshape(2, 4))[1].tolist() == [[2, 3], [6, 7]]
 
 
 def test_xor_units_grow_fastest_on_the_diagonals():

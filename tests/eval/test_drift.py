@@ -115,8 +115,8 @@ def test_faithfulness_by_hand():
     found = drift.faithfulness(list(shares), [RECORD] * len(shares))
     assert found["phrases"].tolist() == pytest.approx([phrases for phrases, _ in shares.values()])
     assert found["words"].tolist() == pytest.approx([said for _, said in shares.values()])
-    silent = drift.faithfulness(["A thing.", ""], [RECORD, RECORD])
-    assert silent["phrases"].isnan().all() and silent["words"].isnan().all()
+    empty = drift.faithfulness(["A thing.", ""], [RECORD, RECORD])
+    assert empty["phrases"].isnan().all() and empty["words"].isnan().all()
 
 
 def test_captions_of_the_grammar_are_faithful_however_they_are_rewritten():
@@ -146,9 +146,9 @@ def test_rewrites_by_hand():
 
 
 def test_the_share_kept_by_hand():
-    found = drift.kept({"mean": 0.4, "se": 0.1, "n": 9}, {"mean": 0.2, "se": 0.1, "n": 9})
+    found = drift.share_kept({"mean": 0.4, "se": 0.1, "n": 9}, {"mean": 0.2, "se": 0.1, "n": 9})
     assert found == {"mean": pytest.approx(0.5), "se": pytest.approx(math.hypot(0.1, 0.05) / 0.4), "n": 9}
-    assert drift.kept({"mean": 0.2, "se": 0.1, "n": 9}, {"mean": 0.2, "se": 0.1, "n": 9}) is None
+    assert drift.share_kept({"mean": 0.2, "se": 0.1, "n": 9}, {"mean": 0.2, "se": 0.1, "n": 9}) is None
 
 
 def test_word_shift_by_hand():

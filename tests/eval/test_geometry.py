@@ -169,7 +169,7 @@ def test_points_in_general_position_shatter_and_a_line_does_not():
     x = rng("general").standard_normal((8, 20))
     assert geo.shattering_dimension(x, 1e-3) == pytest.approx(1)
     assert geo.shattering_dimension(np.arange(8.0)[:, None], 1e-3, criterion=0.999) == pytest.approx(1 / 35)
-    assert len(geo.dichotomy_accuracies(rng("many").standard_normal((50, 5)), 1.0, most=40)) == 40
+    assert len(geo.dichotomy_accuracies(rng("many").standard_normal((50, 5)), 1.0, max_count=40)) == 40
 
 
 def test_without_signal_decoding_is_chance_not_dust():

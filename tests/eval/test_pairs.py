@@ -18,38 +18,48 @@ from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run
 from eval import pairs
-from eval.baselines import best_of, contrastive, judge, untrained_speakers
+from eval.baselines import best_of, contrastive, mean_reward, untrained_speakers
 from eval.evaluate import dataset_of, generate_captions, measure
 from eval.pages import results_page, summary
-from eval.pairs import Made, base_captions, ceilings, keep, make, overrides_of, variant, why_anew
+from eval.pairs import (
+    CellResult,
+    base_captions,
+    ceilings,
+    keep,
+    overrides_of,
+    reason_to_run,
+    run_cell,
+    variant_name,
+)
 from eval.tables import RESULTS, Cell, Row, find, find_cell, look_up, over_seeds, read_cells, read_rows
 
 
-def made(seed: int, base: float, trained: float, se: float = 0.02, pair: str = "p") -> Made:
+def result(seed: int, base: float, trained: float, se: float = 0.02, pair: str = "p") -> CellResult:
     def figure(mean: float) -> dict:
         return {"mean": mean, "se": se, "n": 100}
-    return Made(Cell("pairs", pair, str(seed), f"scripts/run_pairs p --seeds {seed}", "0123456789ab", "abc", "def", 2.5,
-                     "60 steps, 100 images"),
-                {"base": {"training/gap": figure(base), "faithful/words": figure(0.8),
-                          "training/accuracy/one": figure(0.5), "bleu_4": 0.2},
-                 "trained": {"training/gap": figure(trained), "faithful/words": figure(0.72),
-                             "training/gap_over_base": figure(trained - base),
-                             "heldout/gap_over_base": figure((trained - base) / 2),
-                             "training/accuracy/one": figure(0.7)},
-                 "oracle": {"training/gap": figure(base + 0.04)}},
-                {"seed": str(seed), "gained": [["red", 4.0]], "lost": [["<big>", -3.0]],
-                 "rounds": [{"base": {"caption": "a", "found_by": []},
-                             "trained": {"caption": f"red {seed}", "found_by": ["one"]}}]})
+    cell = Cell("pairs", pair, str(seed), f"scripts/run_pairs p --seeds {seed}", "0123456789ab", "abc", "def", 2.5,
+                "60 steps, 100 images")
+    return CellResult(cell,
+                      {"base": {"training/gap": figure(base), "faithful/words": figure(0.8),
+                                "training/accuracy/one": figure(0.5), "bleu_4": 0.2},
+                       "trained": {"training/gap": figure(trained), "faithful/words": figure(0.72),
+                                   "training/gap_over_base": figure(trained - base),
+                                   "heldout/gap_over_base": figure((trained - base) / 2),
+                                   "training/accuracy/one": figure(0.7)},
+                       "oracle": {"training/gap": figure(base + 0.04)}},
+                      {"seed": str(seed), "gained": [["red", 4.0]], "lost": [["<big>", -3.0]],
+                       "rounds": [{"base": {"caption": "a", "found_by": []},
+                                   "trained": {"caption": f"red {seed}", "found_by": ["one"]}}]})
 
 
-def rows_of(cells: list[Made], folder: Path) -> list[Row]:
+def rows_of(cells: list[CellResult], folder: Path) -> list[Row]:
     for one in cells:
         keep(one, folder)
     return read_rows(folder / "pairs.csv")
 
 
 def test_the_error_over_seeds_keeps_that_of_the_shared_images(tmp_path):
-    rows = rows_of([made(0, 0.1, 0.3), made(1, 0.1, 0.5)], tmp_path)
+    rows = rows_of([result(0, 0.1, 0.3), result(1, 0.1, 0.5)], tmp_path)
     found = over_seeds(rows, "trained", "training/gap")
     assert found["mean"] == pytest.approx(0.4)
     assert found["se"] == pytest.approx(math.hypot(0.1, 0.02))  # between seeds .1, from the images .02
@@ -59,15 +69,15 @@ def test_the_error_over_seeds_keeps_that_of_the_shared_images(tmp_path):
 
 
 def test_significance_learnability_and_what_held_out_listeners_keep(tmp_path):
-    steady = summary(rows_of([made(0, 0.1, 0.3), made(1, 0.1, 0.3)], tmp_path / "steady"))
-    torn = summary(rows_of([made(0, 0.1, 0.0), made(1, 0.1, 0.4)], tmp_path / "torn"))
+    steady = summary(rows_of([result(0, 0.1, 0.3), result(1, 0.1, 0.3)], tmp_path / "steady"))
+    torn = summary(rows_of([result(0, 0.1, 0.0), result(1, 0.1, 0.4)], tmp_path / "torn"))
     assert steady["seeds"] == 2 and steady["significant"] and not torn["significant"]
     assert steady["kept"]["mean"] == pytest.approx(0.5) and torn["kept"] is None
     assert steady["kept"]["se"] == pytest.approx(math.hypot(0.02, 0.5 * 0.02) / 0.2)  # changes .2 ± .02 and .1 ± .02
     assert steady["words"] == pytest.approx(0.9) and steady["phrases"] is None
     assert steady["learnable"] is False  # the oracle gains .04 only
     assert steady["oracle_heldout_change"] is None
-    with_heldout = made(0, 0.1, 0.3)
+    with_heldout = result(0, 0.1, 0.3)
     with_heldout.figures["base"]["heldout/gap"] = {"mean": 0.3, "se": 0.02}
     with_heldout.figures["oracle"]["heldout/gap"] = {"mean": 0.45, "se": 0.02}
     found = summary(rows_of([with_heldout], tmp_path / "heldout"))
@@ -75,7 +85,7 @@ def test_significance_learnability_and_what_held_out_listeners_keep(tmp_path):
 
 
 def test_the_page_comes_from_the_tables_alone(tmp_path):
-    rows = rows_of([made(1, 0.1, 0.3), made(0, 0.1, 0.3), made(0, 0.1, 0.2, pair="p+game.kl_cost=1")], tmp_path)
+    rows = rows_of([result(1, 0.1, 0.3), result(0, 0.1, 0.3), result(0, 0.1, 0.2, pair="p+game.kl_cost=1")], tmp_path)
     page = results_page(tmp_path)
     row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 ± 11 % "
            "|  | no | 0.90 |  |")
@@ -105,10 +115,10 @@ def test_a_cell_is_made_anew_only_if_its_config_changes(home, tmp_path, monkeypa
     shutil.copy(home.game_config, path)
 
     def reason(baselines: bool = False) -> str:
-        return why_anew("p", 0, settings_hash(load_config(path, overrides_of(0, False, []))), baselines, tmp_path)
+        return reason_to_run("p", 0, settings_hash(load_config(path, overrides_of(0, False, []))), baselines, tmp_path)
 
     assert reason() == "not made yet"
-    one = made(0, 0.1, 0.3)
+    one = result(0, 0.1, 0.3)
     digest = settings_hash(load_config(path, overrides_of(0, False, [])))
     keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), tmp_path)
     assert reason() == ""
@@ -129,7 +139,7 @@ def test_the_command_says_which_cell_is_made_anew_and_skips_the_others(home, gam
     monkeypatch.setattr(pairs, "configs_folder", lambda: tmp_path)
     monkeypatch.setattr(pairs, "PAIRS", ["p"])
     monkeypatch.setattr("sys.argv", ["run_pairs", "p", "--seeds", "0", "--quick", "--runs", str(runs)])
-    one = made(0, 0.1, 0.3)
+    one = result(0, 0.1, 0.3)
     digest = settings_hash(load_config(path, overrides_of(0, True, [])))
     keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), runs / "results")
     pairs.main()
@@ -152,8 +162,8 @@ def test_the_hash_of_settings():
 
 def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     shutil.copytree(game_run, tmp_path / "game_0")
-    found = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
-    again = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+    found = run_cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
+    again = run_cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
     assert found.figures == again.figures and found.examples == again.examples
     run = load_run(game_run)
     dataset = dataset_of(run, run.config.data, "test", 24)
@@ -167,13 +177,13 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     assert "faithful/words" in found.figures["oracle"] and "best of 8" not in found.figures
 
     changed = "game.kl_cost=0.1"
-    assert variant("game", [changed]) == f"game+{changed}"
+    assert variant_name("game", [changed]) == f"game+{changed}"
     shutil.copytree(game_run, tmp_path / f"game+{changed}_0")
     with pytest.raises(DixitError, match="was trained with another game than this cell names"):
-        make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
+        run_cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
     shutil.rmtree(tmp_path / f"game+{changed}_0")
     train(home.game_config, tmp_path / f"game+{changed}_0", changed, f"speaker.init={caption_run}")
-    other = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
+    other = run_cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[changed], baselines=True)
     assert other.figures["best of 8"]["training/gap"]["n"] == 24
     assert other.cell.command == f"scripts/run_pairs game --seeds 0 --baselines --set {changed}"
     for one in found, other:
@@ -182,8 +192,8 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
             ("game", found.cell.config_hash, False, ""), (f"game+{changed}", other.cell.config_hash, True, ""),
             ("game", found.cell.config_hash, True, "made without --baselines"),
             ("game", other.cell.config_hash, False, "its config has changed since")):
-        assert why_anew(condition, 0, digest, baselines, tmp_path).startswith(wanted)
-        assert bool(why_anew(condition, 0, digest, baselines, tmp_path)) == bool(wanted)
+        assert reason_to_run(condition, 0, digest, baselines, tmp_path).startswith(wanted)
+        assert bool(reason_to_run(condition, 0, digest, baselines, tmp_path)) == bool(wanted)
     gap = look_up("pairs", "game", "0", "trained", "training/gap", folder=tmp_path)
     assert gap == pytest.approx(gaps[0], abs=1e-5)
     assert find_cell("pairs", "game", "0", tmp_path) == found.cell
@@ -216,13 +226,14 @@ def test_more_samples_are_judged_better_and_one_is_the_first(home, game_run):
     pools = draw_candidates(np.repeat(everyone, 3), everyone, 4, "t").unflatten(0, (-1, 3))
     with torch.no_grad():
         prefix = run.base(torch.randn(12, *_patches(run), generator=torch.Generator().manual_seed(0)))
-        rewards = [float(judge(run, listeners, best_of(run, prefix, listeners, pools, n, 0), pools).mean())
+        rewards = [float(mean_reward(run, listeners, best_of(run, prefix, listeners, pools, n, 0), pools).mean())
                    for n in (1, 16)]
         assert rewards[1] > rewards[0]
         greedy = run.speaker.decode(*run.speaker.sample(prefix)[:2])
         assert contrastive(run, prefix, listeners, pools, 3, 0.0) == greedy  # without listeners: plain decoding
         steered = contrastive(run, prefix, listeners, pools, 3, 1e4)
-    assert float(judge(run, listeners, steered, pools).mean()) > float(judge(run, listeners, greedy, pools).mean())
+    rewards = [float(mean_reward(run, listeners, texts, pools).mean()) for texts in (steered, greedy)]
+    assert rewards[0] > rewards[1]
 
 
 def _patches(run) -> tuple[int, int]:
@@ -241,7 +252,7 @@ def test_baselines_speak_for_every_image(home, game_run):
 def test_ceilings_are_those_of_the_evaluation(home, game_run, tmp_path):
     """The trained speaker of a run as base: its gap and the oracle's are those that its own cell gives."""
     shutil.copytree(game_run, tmp_path / "game_0")
-    figures = make(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False).figures
+    figures = run_cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False).figures
     ceilings(game_run, [game_run / "config.yaml"], tmp_path / "results")
     name = load_run(game_run).config.name
     for ours, theirs in ("base", "trained"), ("oracle", "oracle"), ("ground truth", "ground truth"):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dixit.common import DixitError
 from eval import audiences
-from eval.figures import MOST_BYTES, keep_picture
+from eval.figures import MAX_BYTES, save_small_png
 from eval.tables import Cell, Row, find, find_cell, look_up, put, read_cells, read_rows, rows_of
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_table_is_one_line(tmp_path):
 def test_a_large_picture_is_kept_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, size=(900, 1600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
-    keep_picture(tmp_path / "large.png", tmp_path / "small.png")
-    assert (tmp_path / "small.png").stat().st_size <= MOST_BYTES < (tmp_path / "large.png").stat().st_size
+    save_small_png(tmp_path / "large.png", tmp_path / "small.png")
+    assert (tmp_path / "small.png").stat().st_size <= MAX_BYTES < (tmp_path / "large.png").stat().st_size
     with Image.open(tmp_path / "small.png") as small:
         assert small.width / small.height == pytest.approx(16 / 9, rel=0.02)

@@ -12,7 +12,7 @@ from dixit.data.images import load
 from dixit.training import audiences, game
 from dixit.training.checkpoints import trained_weights
 from dixit.training.runs import load_run
-from eval.audiences import audiences_of, play, summarise, table
+from eval.audiences import audiences_of, measure_gaps, summarise, table
 
 LISTENERS = ("listeners=[{name: colours, clip: EYE, domain: colour}, {name: shapes, clip: EYE, domain: shape}, "
              "{name: all, clip: EYE}]")
@@ -114,7 +114,7 @@ def test_the_evaluation_for_many_audiences(home, train, caption_run, attributes_
     assert audiences_of(pair.config, run.config) == (("all", "shapes"),)
     assert audiences_of(one.config, run.config) == (("all", "colours"),)
     dataset, validation = load(run.config.data, "test").select(range(10)), load(run.config.data, "validation")
-    gaps, said = play(run, dataset, validation, [one, deaf])
+    gaps, said = measure_gaps(run, dataset, validation, [one, deaf])
     gap = gaps["training"]
     assert gap.keys() == {"base", "0 picks", "16 picks", "ceiling", "specialist", "uninformed"}
     assert all(values.shape == (3, 10) for values in gap.values())

@@ -20,14 +20,14 @@ from dixit.training.checkpoints import checkpoints, trained_weights
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from hosts import INTERFACE, Hosts, enter, why_not  # noqa: E402
+from hosts import INTERFACE, Hosts, enter, unavailable_reason  # noqa: E402
 
 TIMEOUT = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
 def permitted():
-    if reason := why_not():
+    if reason := unavailable_reason():
         pytest.skip(reason)
     yield
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout

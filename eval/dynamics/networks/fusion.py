@@ -30,12 +30,12 @@ from .images import image_set
 # ---- tasks -----------------------------------------------------------------------------------------------
 
 
-def apart(points: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "2 n D"]:
+def split_modalities(points: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "2 n D"]:
     """Split points into modalities: the first half of the columns is A, the second B."""
     return np.ascontiguousarray(points.reshape(len(points), 2, -1).transpose(1, 0, 2))
 
 
-def condensed(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], count: int,
+def equivalent_points(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], count: int,
               ) -> tuple[Float[np.ndarray, "count D"], Float[np.ndarray, "count"]]:
     """`count` >= min(n, D) points with the moments x x and x y of the data, equivalent for a linear network."""
     q, r = np.linalg.qr(x)
@@ -47,7 +47,8 @@ def condensed(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"], count: int
 def linear_data(sigma: Float[np.ndarray, "D D"], w: Float[np.ndarray, "D"]) -> dict[str, np.ndarray]:
     """D points with exactly these second moments, y = w x; the weights of the linear map are read off."""
     x = np.sqrt(len(w)) * np.linalg.cholesky(sigma).T
-    return {"x": apart(x), "y": x @ w, "look": apart(np.eye(len(w))), "features": np.eye(len(w))}
+    units = np.eye(len(w))
+    return {"x": split_modalities(x), "y": x @ w, "record_points": split_modalities(units), "features": units}
 
 
 def symmetric_data(ratio: float, rho: float, seed: int, pairs: int = 32) -> dict[str, np.ndarray]:
@@ -58,8 +59,8 @@ def symmetric_data(ratio: float, rho: float, seed: int, pairs: int = 32) -> dict
     x = rng("unimodal", "points", seed).standard_normal((pairs, 2))
     x = np.linalg.solve(np.linalg.cholesky(x.T @ x / pairs), x.T).T @ np.linalg.cholesky(covariance(ratio, rho)).T
     x = np.concatenate([x, -x])
-    wide = apart(np.stack([x[:, 0], 0 * x[:, 0], x[:, 1], 0 * x[:, 1]], 1))
-    return {"x": wide, "y": x.sum(1), "look": wide, "features": x}
+    wide = split_modalities(np.stack([x[:, 0], 0 * x[:, 0], x[:, 1], 0 * x[:, 1]], 1))
+    return {"x": wide, "y": x.sum(1), "record_points": wide, "features": x}
 
 
 def xor_data(variance: float, values: int = 16) -> dict[str, np.ndarray]:
@@ -70,8 +71,8 @@ def xor_data(variance: float, values: int = 16) -> dict[str, np.ndarray]:
     a = np.repeat([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], values, axis=0)
     b = np.tile(quantiles, 4)
     parts = np.stack([-a.prod(1), b], 1)
-    points = apart(np.stack([*a.T, b, 0 * b], 1))
-    return {"x": points, "y": parts.sum(1), "look": points, "features": parts}
+    points = split_modalities(np.stack([*a.T, b, 0 * b], 1))
+    return {"x": points, "y": parts.sum(1), "record_points": points, "features": parts}
 
 
 
@@ -79,11 +80,12 @@ def xor_data(variance: float, values: int = 16) -> dict[str, np.ndarray]:
 
 
 def mixes(depth: int, fusion: int) -> Float[np.ndarray, "L 2 2"]:
-    """How the streams of A and B mix after each layer: not before L_f, summed at L_f, both the stream of A after it."""
+    """The mixing of the streams of A and B after each layer: none before L_f, their sum at L_f, the sum only after
+    it."""
     return np.stack([np.eye(2)] * (fusion - 1) + [np.ones((2, 2))] + [np.array([[1.0, 0], [1, 0]])] * (depth - fusion))
 
 
-def answer(x: Float[Tensor, "*S 2 n D"], weights: list[Tensor], mix: Float[Tensor, "S L 2 2"], relu: bool,
+def network_output(x: Float[Tensor, "*S 2 n D"], weights: list[Tensor], mix: Float[Tensor, "S L 2 2"], relu: bool,
            ) -> Float[Tensor, "S n K"]:
     """Outputs of networks whose layers are (S, 2, in, out); after the fusion only those of A are used."""
     h = x
@@ -123,8 +125,8 @@ class Net:
     weights: list[np.ndarray]  # (2, in, out) each
     x: np.ndarray  # (2, n, D)
     y: np.ndarray  # (n,)
-    look: np.ndarray  # (2, m, D): points of the record
-    features: np.ndarray  # (m, F): the outputs at `look` are regressed on them
+    record_points: np.ndarray  # (2, m, D): points of the record
+    features: np.ndarray  # (m, F): the outputs at `record_points` are regressed on them
     ends: tuple[float, float]  # times at which the two halves of the steps end
     case: tuple[float, ...] = ()  # the parameters of its task
 
@@ -145,7 +147,7 @@ class FusionNetworks(Networks):
 
     x: Tensor
     y: Tensor
-    look: Tensor
+    record_points: Tensor
     reader: Tensor
     mix: Tensor
     rate: Tensor
@@ -157,7 +159,7 @@ class FusionNetworks(Networks):
         self.weights = nn.ParameterList(torch.from_numpy(np.stack(layer)) for layer in layers)
         rates = [[net.ends[0], net.ends[1] - net.ends[0]] for net in nets]
         stacks: dict[str, list[np.ndarray]] = {"x": [net.x for net in nets], "y": [net.y for net in nets],
-                                               "look": [net.look for net in nets],
+                                               "record_points": [net.record_points for net in nets],
                                                "reader": [np.linalg.pinv(net.features) for net in nets],
                                                "mix": [mixes(len(net.weights), net.fusion) for net in nets],
                                                "rate": list(np.array(rates) * 2 / steps)}
@@ -165,15 +167,15 @@ class FusionNetworks(Networks):
             self.register_buffer(name, torch.from_numpy(np.stack(values)))
 
     def losses(self) -> Float[Tensor, "S"]:
-        answers = answer(self.x, list(self.weights), self.mix, self.relu)[..., 0]
-        return ((answers - self.y) ** 2).mean(1) / 2
+        outputs = network_output(self.x, list(self.weights), self.mix, self.relu)[..., 0]
+        return ((outputs - self.y) ** 2).mean(1) / 2
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
         return self.rate[:, int(2 * step >= self.steps)] * self.losses()
 
     def measure(self) -> dict[str, Tensor]:
-        answers = answer(self.look, list(self.weights), self.mix, self.relu)
-        return {"read": (self.reader @ answers)[..., 0], "loss": self.losses()}
+        outputs = network_output(self.record_points, list(self.weights), self.mix, self.relu)
+        return {"read": (self.reader @ outputs)[..., 0], "loss": self.losses()}
 
 
 
@@ -220,7 +222,7 @@ class DigitNetworks(Networks):
         self.register_buffer("mix", torch.from_numpy(mix).float())
 
     def logits(self, x: Float[Tensor, "2 n P"]) -> Float[Tensor, "S n 8"]:
-        return answer(x.to(self.mix.device), list(self.weights), self.mix, True)
+        return network_output(x.to(self.mix.device), list(self.weights), self.mix, True)
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
         draw = rng("unimodal", "batch", step)
@@ -251,5 +253,5 @@ class Digits:
         return times[..., 1] / times[..., 0]
 
     def gap(self) -> Float[np.ndarray, "fusions seeds"]:
-        """Accuracy with A alone less with B alone, mean over training."""
+        """Accuracy with A alone minus that with B alone, mean over training."""
         return (self.alone[..., 0] - self.alone[..., 1]).mean(0)

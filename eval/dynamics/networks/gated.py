@@ -69,7 +69,7 @@ def blobs() -> Stimuli:
 
 
 def tree(branchiness: int, leafiness: int, *key: int | str, size: int = 18, zoom: int = 4) -> Image.Image:
-    """A tree that forks the more often the branchier it is, and has the more leaves on each branch the leafier."""
+    """Draw a tree: `branchiness` sets how often it forks, `leafiness` the number of leaves per branch."""
     draw, wide = rng("gating", "tree", branchiness, leafiness, *key), size * zoom
     canvas = Image.new("RGB", (wide, wide), (170, 200, 230))
     pen, leaves = ImageDraw.Draw(canvas), []
@@ -89,7 +89,7 @@ def tree(branchiness: int, leafiness: int, *key: int | str, size: int = 18, zoom
 
 
 def trees(sets: int, tests: int, reward: float) -> Stimuli:
-    """A set of trees for each pass, and others to test with: task A is branchiness, task B leafiness."""
+    """A set of trees for each pass, and test sets: task A is branchiness, task B leafiness."""
     training, testing = (np.stack([np.asarray(tree(b, leaf, part, number), float).ravel() / 255
                                    for number in range(count) for b in range(5) for leaf in range(5)])
                          for part, count in (("train", sets), ("test", tests)))
@@ -123,7 +123,8 @@ def task_units(condition: Condition, task: Int[np.ndarray, "T"], test: bool = Fa
 
 
 class GatedNetworks(Networks):
-    """ReLU networks with two task units and one answer y; reward is won with probability sigmoid(y); one item a step.
+    """ReLU networks with two task units and one output y; the reward is won with probability sigmoid(y); one item a
+    step.
 
     Plain gradient descent at each network's own rate, then Oja's rule on first weights for the same item, float32.
     """
@@ -163,15 +164,15 @@ class GatedNetworks(Networks):
         self.first, self.last = (nn.Parameter(torch.from_numpy(np.stack(w)).float()) for w in weights.values())
         self.middle = nn.ParameterList(torch.from_numpy(np.stack(w)).float() for w in zip(*middle, strict=True))
         self.offset = nn.Parameter(torch.zeros(len(nets), 1, 1))
-        who = [condition for condition, _ in nets]
-        buffers |= {"centre": [stimuli.images.mean(0) * c.centred for c in who],
-                 "rate": [np.array(c.lr) for c in who], "hebb": [np.array([[c.hebb]]) for c in who],
-                 "bias": [np.array([[bias * (c.gate != "manual")]]) for c in who],
-                 "mask": [np.array([[float(c.gate != "context")]] * pixels + [[1.0]] * 2) for c in who]}
+        conditions = [condition for condition, _ in nets]
+        buffers |= {"centre": [stimuli.images.mean(0) * c.centred for c in conditions],
+                 "rate": [np.array(c.lr) for c in conditions], "hebb": [np.array([[c.hebb]]) for c in conditions],
+                 "bias": [np.array([[bias * (c.gate != "manual")]]) for c in conditions],
+                 "mask": [np.array([[float(c.gate != "context")]] * pixels + [[1.0]] * 2) for c in conditions]}
         for name, values in buffers.items():
             both = torch.from_numpy(np.stack(values))
             self.register_buffer(name, both if name == "image" else both.float(), persistent=False)
-        self.start = 0 if any(c.gate == "all" for c in who) else pixels  # the first row that Oja's rule changes
+        self.start = 0 if any(c.gate == "all" for c in conditions) else pixels  # the first row that Oja's rule changes
 
     def inputs(self, step: int) -> Float[Tensor, "S 1 E"]:
         x = self.images.to(self.first.device)[self.image[:, step]] - self.centre
@@ -186,14 +187,14 @@ class GatedNetworks(Networks):
         """The first layer, which task units project to."""
         return torch.relu(x @ self.first + self.bias)
 
-    def answers(self, x: Float[Tensor, "S n E"]) -> Float[Tensor, "S n"]:
+    def outputs(self, x: Float[Tensor, "S n E"]) -> Float[Tensor, "S n"]:
         h = self.hidden(x)
         for weight in self.middle:
             h = torch.relu(h @ weight + self.bias)
         return (h @ self.last + self.offset)[..., 0]
 
     def forward(self, step: int) -> Float[Tensor, "S"]:
-        return -self.rate * self.answers(self.inputs(step)).sigmoid()[:, 0] * self.reward[:, step]
+        return -self.rate * self.outputs(self.inputs(step)).sigmoid()[:, 0] * self.reward[:, step]
 
     def after_step(self, step: int) -> None:
         """Oja's rule: w += hebb y (x - y w), y = w x before bias and ReLU."""
@@ -203,4 +204,4 @@ class GatedNetworks(Networks):
         w += self.hebb * y * (x - mask * y * w)
 
     def measure(self) -> dict[str, Tensor]:
-        return {"answers": self.answers(self.test_inputs()), "context": self.first[:, -2:]}
+        return {"outputs": self.outputs(self.test_inputs()), "context": self.first[:, -2:]}

@@ -102,16 +102,16 @@ def mixtures(settings: ImageSettings, pair: tuple[int, ...], runs: int, coordina
     """Mixtures m x1 + (1 - m) x2 of images, each whitened by its own training images."""
     if settings.mixtures[-1] != 1:
         raise DixitError(f"mixtures must end in 1, which is task 1, not in {settings.mixtures[-1]}")
-    found: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    results: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for run in range(runs):
         splits = [pictures(settings, pair, "train", settings.per_class, run),
                   pictures(settings, pair, "test", settings.test_per_class, run)]
         for m in settings.mixtures:
             mixed = [np.concatenate(list(m * one + (1 - m) * other)) for one, other in splits]
             mean, matrix = whitening(mixed[0], settings.ridge, coordinates)
-            for place, x in zip(found, mixed, strict=True):
+            for place, x in zip(results, mixed, strict=True):
                 place.append((x - mean) @ matrix)
-    return Mixtures(*(np.stack(part).reshape(runs, len(settings.mixtures), *part[0].shape) for part in found))
+    return Mixtures(*(np.stack(part).reshape(runs, len(settings.mixtures), *part[0].shape) for part in results))
 
 
 # ---- networks --------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class ImageNetworks(Networks):
         if not official:
             self.scale, self.head_scale = d ** -0.5, (settings.head_rate / settings.weight_rate / d) ** 0.5
 
-    def answers(self, x: Float[Tensor, "S b d"], weight: Tensor, bias: Tensor, head: Tensor, offset: Tensor
+    def outputs(self, x: Float[Tensor, "S b d"], weight: Tensor, bias: Tensor, head: Tensor, offset: Tensor
                 ) -> Float[Tensor, "S b"]:
         fields = weight @ x.mT * self.scale + self.official * bias[:, :, None]
         units = fields.sigmoid() if self.official else torch.erf(fields / 2 ** 0.5)
@@ -159,19 +159,19 @@ class ImageNetworks(Networks):
         self.x, self.rows = self.x.to(here), self.rows.to(here)
         rows = self.rows[self.order, step].long()
         x = self.x.flatten(0, 1).index_select(0, (rows + n * self.place[:, None]).flatten())  # faster than x[p, rows]
-        answers = self.answers(x.view(*rows.shape, -1), *(getattr(self, name) for name in PARTS))
-        return ((answers - self.targets(rows >= n // 2)) ** 2).mean(1) / 2
+        outputs = self.outputs(x.view(*rows.shape, -1), *(getattr(self, name) for name in PARTS))
+        return ((outputs - self.targets(rows >= n // 2)) ** 2).mean(1) / 2
 
     def measure(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in PARTS}
 
-    def judge(self, parts: Parts, x: Float[np.ndarray, "S n d"]
+    def evaluate(self, parts: Parts, x: Float[np.ndarray, "S n d"]
               ) -> tuple[Float[np.ndarray, "S"], Float[np.ndarray, "S"]]:
         """Half the mean squared error and the accuracy of given weights."""
         second = torch.arange(x.shape[1]) >= x.shape[1] // 2
-        answers = self.answers(torch.from_numpy(x), *(torch.from_numpy(parts[name]) for name in PARTS))
+        outputs = self.outputs(torch.from_numpy(x), *(torch.from_numpy(parts[name]) for name in PARTS))
         target, middle = self.targets(second), self.targets(torch.tensor([False, True])).mean()
-        error, right = (answers - target) ** 2 / 2, (answers > middle) == second
+        error, right = (outputs - target) ** 2 / 2, (outputs > middle) == second
         return error.double().mean(1).numpy(), right.double().mean(1).numpy()
 
     def gram(self, parts: Parts) -> Float[np.ndarray, "S K K"]:
@@ -187,7 +187,7 @@ class ImageNetworks(Networks):
         return scale * parts["head"][..., None] ** 2 * ((slope ** 2).swapaxes(1, 2) @ x ** 2)
 
 
-def beginning(settings: ImageSettings, manner: Manner, d: int, runs: int, *key: int | str) -> Parts:
+def initialise(settings: ImageSettings, manner: Manner, d: int, runs: int, *key: int | str) -> Parts:
     """Weights and a head. Dormant heads have the standard deviation `new_heads`; see ImageNetworks for their units."""
     draws, k = [rng("maslow", "weights", run, *key) for run in range(runs)], settings.units
     shapes = {"weight": (k, d), "bias": (k,), "head": (k,), "offset": ()}
@@ -201,7 +201,7 @@ def beginning(settings: ImageSettings, manner: Manner, d: int, runs: int, *key: 
 
 
 def epochs(n: int, steps: int, batch: int, *key: int | str) -> Int[np.ndarray, "t b"]:
-    """The images of every batch: n images, shuffled anew for every pass."""
+    """The image indices of every batch: n images, reshuffled for every pass."""
     draw = rng("maslow", "epochs", *key)
     rows = [draw.permutation(n).astype(np.int16) for _ in range(-(-steps * batch // n))]
     return np.concatenate(rows)[:steps * batch].reshape(steps, batch)
@@ -230,7 +230,8 @@ class Forgetting:
         return np.asarray(reuse(self.shares))
 
 
-def learn_images(settings: ImageSettings, manners: Sequence[Manner], data: Mixtures, folder: Path) -> list[Forgetting]:
+def train_on_images(settings: ImageSettings, manners: Sequence[Manner], data: Mixtures, folder: Path,
+                    ) -> list[Forgetting]:
     """Train on task 1 once a run, then from there on task 2 of every mixture; all manners are official, or none is."""
     (runs, many, n, d), official, kinds = data.train.shape, manners[0].official, len(manners)
     if official:
@@ -239,7 +240,7 @@ def learn_images(settings: ImageSettings, manners: Sequence[Manner], data: Mixtu
         batch, lr = settings.batch, settings.weight_rate * settings.batch
         steps = round(settings.image_time * d / batch)
 
-    def learn(task: int, start: list[Parts], x: np.ndarray) -> tuple[ImageNetworks, list[Parts]]:
+    def train_networks(task: int, start: list[Parts], x: np.ndarray) -> tuple[ImageNetworks, list[Parts]]:
         each = len(x) // runs
         rows = np.stack([epochs(n, steps, batch, run, task) for run in range(runs)])
         place, order = np.tile(np.arange(len(x)), kinds), np.tile(np.repeat(np.arange(runs), each), kinds)
@@ -251,21 +252,22 @@ def learn_images(settings: ImageSettings, manners: Sequence[Manner], data: Mixtu
     def repeated(parts: Parts) -> Parts:
         return {name: np.repeat(value, many, 0) for name, value in parts.items()}
 
-    first, second = ([beginning(settings, manner, d, runs, task) for manner in manners] for task in ("first", "second"))
-    networks, learned = learn(1, first, data.train[:, -1])
+    first, second = (
+        [initialise(settings, manner, d, runs, task) for manner in manners] for task in ("first", "second"))
+    networks, learned = train_networks(1, first, data.train[:, -1])
     new = [head | {name: one[name] for name in ("weight", "bias")} for head, one in zip(second, learned, strict=True)]
-    networks, final = learn(2, [repeated(one) for one in new], data.train.reshape(-1, n, d))
+    networks, final = train_networks(2, [repeated(one) for one in new], data.train.reshape(-1, n, d))
     first_task, second_task = data.test[:, -1], data.test.reshape(runs * many, -1, d)
-    found = []
+    results = []
     for before, after in zip(learned, final, strict=True):
-        first_error, first_accuracy = networks.judge(before, first_task)
+        first_error, first_accuracy = networks.evaluate(before, first_task)
         old = repeated({name: before[name] for name in ("head", "offset")})
         late_error, late_accuracy, error, accuracy = (
-            part.reshape(runs, many) for part in (*networks.judge(after | old, np.repeat(first_task, many, 0)),
-                                                  *networks.judge(after, second_task)))
+            part.reshape(runs, many) for part in (*networks.evaluate(after | old, np.repeat(first_task, many, 0)),
+                                                  *networks.evaluate(after, second_task)))
         shares = np.stack([usage(networks.gram(one), np.stack([one["head"]] * 2, 1))[:, 0]
                            for one in (repeated(before), after)], 1)
-        found.append(Forgetting(late_error - first_error[:, None], first_accuracy[:, None] - late_accuracy, error,
+        results.append(Forgetting(late_error - first_error[:, None], first_accuracy[:, None] - late_accuracy, error,
                                 accuracy, first_error, first_accuracy, shares.reshape(runs, many, 2, -1).astype(float),
                                 networks.fisher(before, first_task), data.similarity()))
-    return found
+    return results

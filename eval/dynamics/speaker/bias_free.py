@@ -2,7 +2,7 @@
 
 The adapter is a two-layer network f on the mean patch z of an image, centred and scaled; the prefix is a fixed random
 one plus f(z). On symmetric data a bias-free ReLU network learns as a linear one of half the rate and 1/sqrt(2) of the
-weights does (probe bias_free), and the even part of what it learns goes to 0. What images call for is not odd in z:
+weights does (probe bias_free), and the even part of what it learns goes to 0. The target for images is not odd in z:
 what all captions share is even, and with z centred a linear map cannot express it. So a departure is expected. It is
 measured by the even share E = |f(z) + f(-z)|^2 / (|f(z) + f(-z)|^2 + |f(z) - f(-z)|^2) on held-out images, and the loss
 of the ReLU network less that of its linear partner, at the same steps on the same batches, by plain gradient descent
@@ -36,7 +36,7 @@ from dixit.training import game
 from dixit.training.runs import patch_batch
 from dixit.training.task import Task
 
-from .measure import Finding, ShortWords, accelerator, again, configure, curve, losses, plot_seeds, teach
+from .measure import Finding, ShortWords, accelerator, configure, curve, losses, plot_seeds, run_training, with_config
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -140,11 +140,11 @@ class MlpWords(ShortWords):
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         loss, figures = super().loss(step, part)
-        return slowed(loss, self.trained), figures
+        return scale_gradient(loss, self.trained), figures
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        return even_of(self.trained, self.held_z)
+        return even_shares(self.trained, self.held_z)
 
     def odd_target(self, settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
         """(z, target) of some training images: the leading linear mode of minus the gradient of their loss in f, at
@@ -153,13 +153,13 @@ class MlpWords(ShortWords):
         index = game.batch_indices(seed, 0, min(settings.images, len(self.data)), len(self.data))
         z = adapter.features(patch_batch(self.store, index, self.speaker.device))
         f = torch.zeros(len(z), adapter.second.shape[1], requires_grad=True)
-        one = again(self, self.config, Given(adapter, f))
+        one = with_config(self, self.config, FixedOutput(adapter, f))
         slope, = torch.autograd.grad(one._loss(self.store, self.targets, index).sum(), f)
         return z, z @ leading_mode(-slope, z)
 
 
-class Given(nn.Module):
-    """An adapter whose f is given, whatever the image."""
+class FixedOutput(nn.Module):
+    """An adapter with a fixed f, independent of the image."""
 
     def __init__(self, adapter: MlpAdapter, f: Float[Tensor, "B E"]):
         super().__init__()
@@ -178,19 +178,19 @@ class OddRegression(Task):
 
     def loss(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         adapter: Any = self.trained
-        return slowed((adapter.map(self.z) - self.target).square().sum(1).mean() / 2, adapter), {}
+        return scale_gradient((adapter.map(self.z) - self.target).square().sum(1).mean() / 2, adapter), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        return even_of(self.trained, self.z)
+        return even_shares(self.trained, self.z)
 
 
-def slowed(loss: Tensor, adapter: Any) -> Tensor:
-    """The loss as it is, with `rate` times its gradient: the log shows the one, the optimiser takes the other."""
+def scale_gradient(loss: Tensor, adapter: Any) -> Tensor:
+    """The loss with the same value and `rate` times its gradient, which scales the adapter's learning rate."""
     return loss.detach() + adapter.rate * (loss - loss.detach())
 
 
-def even_of(adapter: Any, z: Float[Tensor, "N Z"]) -> dict[str, float]:
+def even_shares(adapter: Any, z: Float[Tensor, "N Z"]) -> dict[str, float]:
     return {"E": even_share(adapter.map(z).double().cpu().numpy(), adapter.map(-z).double().cpu().numpy())}
 
 
@@ -270,11 +270,11 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
                 adapter, name = task.adapter(settings, seed, arm), f"{kind}_{arm}_{seed}"
                 if kind == "words":
                     config = config_of(name, seed, settings.steps, settings.every, settings.lr)
-                    one: Any = again(task, config, adapter)
+                    one: Any = with_config(task, config, adapter)
                 else:
                     config = config_of(name, seed, settings.null_steps, settings.null_steps // 8, settings.null_lr)
                     one = OddRegression(adapter, z, target)
-                records[kind][arm].append(teach(one, config))
+                records[kind][arm].append(run_training(one, config))
                 curves[kind][arm].append(losses(config.folder))
     words, null = ({arm: {"step": curve(rows, "step"), "E": curve(rows, "E"), "loss": np.stack(curves[kind][arm])}
                     for arm, rows in records[kind].items()} for kind in arms)

@@ -1,24 +1,24 @@
-"""Audiences met one after another in the game: what the speaker forgets, and what keeps it from forgetting.
+"""Continual learning in the game: how much of earlier audiences the speaker forgets, with and without remedies.
 
-Rewards only, scenes of one object. First colours must serve and shapes must not, then shapes must and places must not;
-only the audience units behind the frozen speaker `init` are trained (training/continual.py), by each remedy, in blocks
-or interleaved. Recorded: the gap of every audience j after training on i, hence forgetting, backward and forward
-transfer; which units an audience uses (Fisher information of its captions on a unit's activation), the overlap of two
-audiences' shares, sum of min(p1, p2), and their entropy; how far the units' states tell audiences apart; and, at every
-observation, the geometry of the prefix: its dimensions, and whether it varies with the attribute that serves an
-audience or with the one that hinders. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch et al.
-(2023).
+Rewards only, scenes of one object. The first audience must understand colours and not shapes, the second shapes and not
+places. Only the gated units behind the frozen speaker `init` are trained (training/continual.py), with each remedy, in
+blocks or interleaved. Recorded: the gap of every audience j after training on i, and from it forgetting, backward and
+forward transfer; which units an audience uses (Fisher information of its captions about a unit's activation), the
+overlap of two audiences' shares, sum of min(p1, p2), and their entropy; how well the units' states separate audiences;
+and, at every validation, the geometry of the prefix: its dimensions, and whether it varies with the attribute that
+serves an audience or with the one that hinders. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch
+et al. (2023).
 
 The practical claim, its bars declared before the runs: Hebbian gating keeps 90 % of every earlier audience's gap, where
-plain training loses a third, at a cost of at most 5 % of the newest audience's gap. Controls: names that are not
-centred (no gate should form), and audiences interleaved (nothing to forget).
+plain training loses a third, at a cost of at most 5 % of the newest audience's gap. Controls: audience codes that are
+not centred (no gate should form), and audiences interleaved (nothing to forget).
 
 A gap is that of greedy captions on few held-out images; the reward of sampled captions over the last steps of the
-newest audience's training, on many images, is given beside it. Each training is kept in OUT/continual/CONDITION_SEED/
+newest audience's training, on many images, is reported too. Each training is kept in OUT/continual/CONDITION_SEED/
 cell.json and is not run again unless its settings change: a measurement may be stopped and run again, and seeds or
-conditions may be added. Remedies whose first block is that of another condition begin at its end. Sizes and rates are
-[stand-in]. Leaves out what the likeness of audiences does (forgetting.py, similarity.py), lagging contexts
-where audiences are interleaved (sluggish.py), and listeners that change.
+conditions may be added. Remedies whose first block is the same as another condition's start from its end. Sizes and
+rates are [stand-in]. Leaves out the effect of the similarity of audiences (forgetting.py, similarity.py), sluggish
+codes with interleaved audiences (sluggish.py), and listeners that change.
 
 Shapes: n held-out images, A audiences, L listeners, C candidates, H units of all layers, D LLM width.
 """
@@ -55,15 +55,15 @@ from .measure import (
     FromTrained,
     Observed,
     accelerator,
-    again,
     configure,
     curve,
-    forget,
     keep,
-    keep_one_object,
-    kept,
+    keep_single_object_scenes,
+    load_cached,
     new_adapter,
     plot_seeds,
+    remove_training,
+    with_config,
 )
 
 # ---- setting ---------------------------------------------------------------------------------------------
@@ -100,11 +100,11 @@ AT_THE_END = ("reuse", "entropy/0", "entropy/1", "units of one audience", "cosin
 
 
 class ContinualGame(GameTask):
-    """The game on scenes of one object; observes every audience's gap, and what it does to the units."""
+    """The game on scenes of one object; validation measures every audience's gap and its use of the units."""
 
     def prepare(self, settings: Settings) -> None:
-        """Keep the scenes of one object, and draw pools for the held-out ones."""
-        keep_one_object(self)
+        """Keep the scenes of one object, and draw validation pools."""
+        keep_single_object_scenes(self)
         everyone = np.arange(len(self.validation))
         self.rounds = everyone[:settings.rounds]
         self.pools = torch.stack([draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
@@ -115,7 +115,7 @@ class ContinualGame(GameTask):
                        for kind in ATTRIBUTES}
 
     def begin(self) -> None:
-        """What else is done to the units of a new training."""
+        """Change the units of a new training before its first step."""
 
     @property
     def names(self) -> Float[Tensor, "A A"]:
@@ -193,24 +193,28 @@ def condition(name: str) -> list[str]:
             *(f"continual.sluggish={lag}" for lag in lags)]
 
 
-def learn(play: ContinualGame, settings: Settings, config: Config, init: str, start: Path) -> list[dict[str, float]]:
-    """What was observed in a training; from the folder if it was finished before. A training that was stopped goes on
-    from the end of its last block; one whose first block is another's (in `start`) begins at its end."""
+def train_condition(task: ContinualGame, settings: Settings, config: Config, init: str,
+                    start: Path) -> list[dict[str, float]]:
+    """Run a training, or load it from its folder if it is finished; returns its validation figures.
+
+    A training that was stopped continues from the end of its last block. One whose first block is the same as that of
+    the training in `start` starts from the end of that block.
+    """
     folder, block = config.folder, step_name(settings.block)
     key = {"config": config_hash(config), "init": init,
            "seen": [settings.block, settings.every, settings.rounds, settings.pools, settings.used]}
-    values = kept(folder / "cell.json", key)
+    values = load_cached(folder / "cell.json", key)
     if values is not None:
         return values
     if not (folder / "key.json").is_file() or read_json(folder / "key.json") != key:
-        forget(folder)
+        remove_training(folder)
         write_json(folder / "key.json", key)
     if not checkpoints(folder) and (start / "checkpoints" / block).is_dir():
         shutil.copytree(start / "checkpoints" / block, folder / "checkpoints" / block)
         shutil.copyfile(start / "log.jsonl", folder / "log.jsonl")
-    adapter = new_adapter(play, config, init)
+    adapter = new_adapter(task, config, init)
     adapter.requires_grad_(False).gated_units.requires_grad_(True)
-    one = again(play, config, adapter)
+    one = with_config(task, config, adapter)
     one.begin()
     one.base = copy.deepcopy(adapter).requires_grad_(False)
     first = [] if checkpoints(folder) else [{"step": 0.0, **one.validate(0)}]
@@ -234,7 +238,7 @@ def learn(play: ContinualGame, settings: Settings, config: Config, init: str, st
 # ---- findings --------------------------------------------------------------------------------------------
 
 Records = dict[str, Observed]  # by condition
-LEAST = 0.1  # gap after its own block, below which the share kept is not defined
+MIN_GAP = 0.1  # if an audience's gap after its own block is smaller, the share kept is not defined
 
 
 def stages(records: list[dict[str, float]], block: int) -> Float[np.ndarray, "A A"]:
@@ -245,13 +249,13 @@ def stages(records: list[dict[str, float]], block: int) -> Float[np.ndarray, "A 
 
 
 def share_kept(after: Float[np.ndarray, "A A"]) -> float:
-    """The least share of an earlier audience's gap that is left at the end; NaN if one was hardly learned."""
+    """The smallest share of an earlier audience's gap that is left at the end; NaN if one was hardly learned."""
     own = np.diag(after)[:-1]
-    return float((after[-1, :-1] / own).min()) if own.min() >= LEAST else float("nan")
+    return float((after[-1, :-1] / own).min()) if own.min() >= MIN_GAP else float("nan")
 
 
 def blocked_figures(records: list[dict[str, float]], block: int, every: int) -> dict[str, float]:
-    """Of a training in blocks: how the first audience is forgotten, and transfer."""
+    """Figures of a training in blocks: forgetting of the first audience, and transfer."""
     after, first = stages(records, block), [line["gap/0"] for line in records if line["step"] >= block]
     before = np.array([records[0][f"gap/{j}"] for j in range(len(after))])
     return {"gap of the first audience after its block": first[0],
@@ -261,9 +265,9 @@ def blocked_figures(records: list[dict[str, float]], block: int, every: int) -> 
             **{f"{name} transfer": value for name, value in geometry.transfer(after, before).items()}}
 
 
-def tells(rows: Observed, audience: int) -> Float[np.ndarray, "seeds times"]:
-    """How much more of the variance of an audience's prefix goes with the attribute that serves it than with the one
-    that hinders, over images of one object."""
+def selectivity(rows: Observed, audience: int) -> Float[np.ndarray, "seeds times"]:
+    """The share of the variance of an audience's prefix explained by the attribute that serves it, minus that explained
+    by the attribute that hinders, over images of one object."""
     return curve(rows, f"serves/{audience}") - curve(rows, f"hinders/{audience}")
 
 
@@ -273,24 +277,24 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
                             for line in (one[-1] for one in rows)]) for name, rows in records.items()}
     found = [Finding(f"before: gap of audience {j + 1}", [one[0][f"gap/{j}"] for one in next(iter(records.values()))])
              for j in range(next(iter(last.values())).shape[1])]
-    kept: dict[str, np.ndarray] = {}
+    shares_left: dict[str, np.ndarray] = {}
     for name, rows in records.items():
         found += [Finding(f"{name}: gap of audience {j + 1} at the end", last[name][:, j])
                   for j in range(last[name].shape[1])]
         if "interleaved" not in name:
             figures = [blocked_figures(one, settings.block, settings.every) for one in rows]
-            kept[name] = np.array([one["share of an earlier gap that is kept"] for one in figures])
+            shares_left[name] = np.array([one["share of an earlier gap that is kept"] for one in figures])
             found += [Finding(f"{name}: {what}", [one[what] for one in figures]) for what in figures[0]]
         found += [Finding(f"{name}: {what} at the end", [one[-1][what] for one in rows]) for what in AT_THE_END]
         found += [Finding(f"{name}: variance of audience {j + 1}'s prefix by what serves less that by what hinders, at "
-                          "the end (null: before)", tells(rows, j)[:, -1], tells(rows, j)[:, 0], 0.1,
+                          "the end (null: before)", selectivity(rows, j)[:, -1], selectivity(rows, j)[:, 0], 0.1,
                           "the prefix comes to hold what serves the audience", "the prefix holds what it held")
                   for j in range(2)]
-    if {"none", "hebbian_gate"} <= kept.keys():
-        gated, lost = kept["hebbian_gate"], 1 - kept["none"]
+    if {"none", "hebbian_gate"} <= shares_left.keys():
+        gated, lost = shares_left["hebbian_gate"], 1 - shares_left["none"]
         sampled = {name: np.array([one[-1]["sampled"] for one in records[name]]) for name in ("none", "hebbian_gate")}
         plain = last["none"][:, -1]
-        cost = 1 - last["hebbian_gate"][:, -1] / np.where(plain >= LEAST, plain, np.nan)
+        cost = 1 - last["hebbian_gate"][:, -1] / np.where(plain >= MIN_GAP, plain, np.nan)
         found += [
             Finding("claim: share of an earlier gap that Hebbian gating keeps (null: nothing)", gated, 0.0, 0.9,
                     "hebbian_gate keeps what earlier audiences were taught", "do not rely on hebbian_gate alone"),
@@ -299,13 +303,13 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
             Finding("claim: share of the newest gap that gating costs (null: nothing)", cost, 0.0, 0.05,
                     "gating costs the newest audience: give it more units or steps", "gating is as good as free"),
             Finding("the same of the reward of sampled captions in training", 1 - sampled["hebbian_gate"] /
-                    np.where(sampled["none"] >= LEAST, sampled["none"], np.nan)),
+                    np.where(sampled["none"] >= MIN_GAP, sampled["none"], np.nan)),
             Finding("the practical claim, all three: least of kept/0.9, lost/(1/3), (1 - cost)/0.95 (null: 0)",
                     np.min([gated / 0.9, lost * 3, (1 - cost) / 0.95], 0), 0.0, 1.0,
                     "use hebbian_gate for audiences met one after another", "the claim does not hold as declared")]
-    for name in [name for name in kept if "none" in kept and name != "none"]:
-        found.append(Finding(f"{name}: share of an earlier gap that is kept (null: plain training)", kept[name],
-                             kept["none"], 0.2, f"{name} keeps earlier audiences", f"{name} keeps no more"))
+    for name in [name for name in shares_left if "none" in shares_left and name != "none"]:
+        found.append(Finding(f"{name}: share of an earlier gap that is kept (null: plain training)", shares_left[name],
+                             shares_left["none"], 0.2, f"{name} keeps earlier audiences", f"{name} keeps no more"))
     if {"none", "none interleaved"} <= last.keys():
         found.append(Finding("interleaved: gap of the first audience at the end (null: in blocks)",
                              last["none interleaved"][:, 0], last["none"][:, 0], 0.1,
@@ -324,17 +328,18 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
 
 def draw(settings: Settings, records: Records) -> Figure:
     figure = Figure(figsize=(15, 8), layout="constrained")
-    (first, second, right), (one_tells, other_tells, dimensions) = figure.subplots(2, 3)
+    (first, second, right), (first_selectivity, second_selectivity, dimensions) = figure.subplots(2, 3)
     for i, (name, rows) in enumerate(records.items()):
         steps, shown = [line["step"] for line in rows[0]], f"C{i % 10}"
-        for axis, values in ((first, curve(rows, "gap/0")), (second, curve(rows, "gap/1")), (one_tells, tells(rows, 0)),
-                             (other_tells, tells(rows, 1)), (dimensions, curve(rows, "dimensions of the prefix"))):
+        for axis, values in ((first, curve(rows, "gap/0")), (second, curve(rows, "gap/1")),
+                             (first_selectivity, selectivity(rows, 0)), (second_selectivity, selectivity(rows, 1)),
+                             (dimensions, curve(rows, "dimensions of the prefix"))):
             plot_seeds(axis, steps, values, name, shown, "-" if i < 10 else "--")
-    for j, (gap, told) in enumerate(((first, one_tells), (second, other_tells))):
+    for j, (gap, selective) in enumerate(((first, first_selectivity), (second, second_selectivity))):
         gap.set(title=f"gap of audience {j + 1}", xlabel="step")
-        told.set(title=f"prefix of audience {j + 1}: variance by what serves less by what hinders", xlabel="step")
+        selective.set(title=f"prefix of audience {j + 1}: variance by what serves less by what hinders", xlabel="step")
     dimensions.set(title="dimensions of the prefix", xlabel="step")
-    for axis in (first, second, one_tells, other_tells, dimensions):
+    for axis in (first, second, first_selectivity, second_selectivity, dimensions):
         axis.axvline(settings.block, color="black", linewidth=0.8)
     first.legend(fontsize=7)
     for i, what in enumerate(AT_THE_END):
@@ -358,15 +363,15 @@ def config_of(settings: Settings, name: str, seed: int, folder: Path, *more: str
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement: every condition, seed by seed."""
-    play = ContinualGame(config_of(settings, "none", 0, folder), accelerator(folder))
-    play.prepare(settings)
+    task = ContinualGame(config_of(settings, "none", 0, folder), accelerator(folder))
+    task.prepare(settings)
     records: Records = {}
     for seed in range(seeds):
         configs = {name: config_of(settings, name, seed, folder) for name in settings.conditions}
         for name in sorted(configs, key=lambda name: name in SAME_START):
             config, start = configs[name], configs.get(SAME_START.get(name, name), configs[name]).folder
             records.setdefault(name, []).append(
-                learn(play, settings, config, settings.init_of(seed), start))
+                train_condition(task, settings, config, settings.init_of(seed), start))
         for config in configs.values():
             shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
     return findings(settings, records), draw(settings, records)

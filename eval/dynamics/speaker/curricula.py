@@ -7,11 +7,11 @@ only has never seen easy rounds, so only the mix tells what order does; it is th
 two-layer networks is that easy data help small networks more and that the order of the same data does not; here a null
 is a legitimate outcome too.
 
-What is trained is a residual bottleneck of the given width behind the trained adapter `init`, which is frozen: a new
-narrow adapter would have to learn to speak first. It starts at 0, so every width starts as the same speaker. (A first
-try with whole adapters of width 16 and 64 and warm starts of a minute began the game at chance, so that arms could not
-be compared.) Measured: the listener's probability of the target, with hard distractors and held-out images, of greedy
-captions.
+A residual bottleneck of the given width is trained behind the trained adapter `init`, which is frozen: a new narrow
+adapter would have to learn captioning first. It starts at 0, so that every width starts as the same speaker. (A first
+attempt with whole adapters of width 16 and 64 and short warm starts began the game at chance, so that arms could not be
+compared.) Measured: the listener's probability of the target given greedy captions, with hard distractors and held-out
+images.
 
 Widths, budget, rates and bars are [stand-in], declared before the runs. Leaves out hard distractors first.
 
@@ -39,7 +39,16 @@ from dixit.training.candidates import draw_hard_candidates, nearest_images
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
 
-from .measure import Finding, FromTrained, accelerator, again, configure, keep_one_object, new_adapter, teach
+from .measure import (
+    Finding,
+    FromTrained,
+    accelerator,
+    configure,
+    keep_single_object_scenes,
+    new_adapter,
+    run_training,
+    with_config,
+)
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -76,7 +85,7 @@ def hard_steps(arm: str, count: int, seed: int) -> Bool[np.ndarray, "steps"]:
 
 
 class Bottleneck(nn.Module):
-    """A frozen adapter, and behind it a residual layer of hidden units, 0 at first, which is trained."""
+    """A frozen adapter followed by a trained residual layer of hidden units, 0 at the start."""
 
     def __init__(self, adapter: Adapter, width: int, *key: int | str):
         super().__init__()
@@ -100,9 +109,9 @@ class CurriculumGame(GameTask):
     hard: Bool[np.ndarray, "steps"]
 
     def prepare(self, settings: Settings) -> None:
-        """Take the scenes of one object out of all, and draw the hard pools of the held-out ones."""
+        """Keep the scenes of one object, and draw the hard validation pools."""
         count = settings.candidates
-        keep_one_object(self)
+        keep_single_object_scenes(self)
         eyes: list[Any] = [self.listeners[0], self.validation_listeners[0]]
         self.near, far = (nearest_images(eye.images.cpu(), min(4 * (count - 1), len(eye.images) - 1)) for eye in eyes)
         self.rounds = np.arange(min(settings.rounds, len(self.validation)))
@@ -184,17 +193,17 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
                          batch=settings.batch, samples=settings.messages, candidates=settings.candidates,
                          lr=settings.lr, warmup=2, steps=settings.steps, every=settings.steps)
 
-    play = CurriculumGame(config_of("start", 0), accelerator(folder))
-    play.prepare(settings)
+    task = CurriculumGame(config_of("start", 0), accelerator(folder))
+    task.prepare(settings)
     ends: dict[tuple[int, str], list[float]] = {}
     for width in settings.widths:
         for seed in range(seeds):
             for arm in ARMS:
                 config = config_of(f"{arm}_{width}_{seed}", seed)
-                adapter = new_adapter(play, config, settings.init_of(seed))
-                one = again(play, config, Bottleneck(adapter, width, seed))
+                adapter = new_adapter(task, config, settings.init_of(seed))
+                one = with_config(task, config, Bottleneck(adapter, width, seed))
                 one.hard = hard_steps(arm, settings.steps, seed)
-                record = teach(one, config)
+                record = run_training(one, config)
                 ends.setdefault((width, arm), []).append(record[-1]["p"])
                 if arm == ARMS[0]:
                     ends.setdefault((width, "start"), []).append(record[0]["p"])

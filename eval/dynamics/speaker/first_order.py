@@ -1,9 +1,9 @@
-"""The speaker to first order in what its audience units add, and trainings of units in front of that expansion.
+"""A first-order expansion of the speaker in the output of its gated units, and trainings of units on that expansion.
 
-The speaker is replaced by the true inputs of units behind the last block and the true slope, through the LLM, of the
-preference d for the first of two messages (similarity.py says how d is defined and what audiences pay for it).
+The speaker is replaced by the exact inputs of units behind the last block and the exact gradient, through the LLM, of
+the preference d for the first of two messages (similarity.py defines d and how audiences reward it).
 
-Leaves out which trainings are made and what is measured of them (similarity.py).
+Leaves out the choice of trainings and their measures (similarity.py).
 
 Shapes: n images, A audiences, K prefix tokens, W width of the adapter, H units, P components, S trainings, b rounds.
 """
@@ -79,7 +79,9 @@ class Plan:
 
 @dataclass
 class Expansion:
-    """Preference d of images, to first order in what units behind the last block add to the K vectors there."""
+    """Preference d of images, to first order in the vectors that units behind the last block add to the K vectors
+    there.
+    """
 
     inputs: Float[Tensor, "n K W"]  # what units see
     slopes: Float[Tensor, "n K W"]
@@ -87,29 +89,29 @@ class Expansion:
 
     @property
     def scale(self) -> float:
-        """What a vector of length 1, added to all K, adds to d at most: root mean square over images."""
+        """The largest change of d by a vector of length 1 added to all K: root mean square over images."""
         return float(self.slopes.sum(1).square().sum(1).mean().sqrt())
 
 
-def sayable(dataset: Dataset, count: int) -> tuple[list[int], list[dict[str, Any]]]:
-    """The first `count` scenes, of one object each, whose colour can follow "A"; and their records."""
+def nameable_scenes(dataset: Dataset, count: int) -> tuple[list[int], list[dict[str, Any]]]:
+    """The first `count` scenes of one object whose colour can follow "A", by index; and their records."""
     records = [json.loads(record) for record in dataset["record"]]
     rows = [i for i, record in enumerate(records) if record["objects"][0]["colour"][0] not in "aeiou"][:count]
     return rows, [records[i] for i in rows]
 
 
-def preference(play: ContinualGame, adapter: nn.Module, patches: Float[Tensor, "n P Dv"], records: list[dict[str, Any]],
+def preference(task: ContinualGame, adapter: nn.Module, patches: Float[Tensor, "n P Dv"], records: list[dict[str, Any]],
                context: Float[Tensor, "n A"]) -> Float[Tensor, "n"]:
-    """d by the LLM: half of what the logit of the object's colour after "A" is above that of its shape."""
+    """d by the LLM: half the logit of the object's colour after "A" minus that of its shape."""
     texts = [f"A {record['objects'][0][kind]}" for record in records for kind in ("colour", "shape")]
-    tokens = play.speaker.encode(texts)[0]
-    states = final_states(play.speaker, adapter(patches, context), tokens[::2, :1])[:, -1]
-    head = play.speaker.llm.get_output_embeddings().weight[tokens[:, 1]].unflatten(0, (-1, 2)).float()
+    tokens = task.speaker.encode(texts)[0]
+    states = final_states(task.speaker, adapter(patches, context), tokens[::2, :1])[:, -1]
+    head = task.speaker.llm.get_output_embeddings().weight[tokens[:, 1]].unflatten(0, (-1, 2)).float()
     return ((head[:, 0] - head[:, 1]) * states.float()).sum(1) / 2
 
 
-def expand(play: ContinualGame, adapter: Any, store: np.ndarray, records: list[dict[str, Any]]) -> Expansion:
-    """The speaker of an adapter whose units add nothing yet, to first order."""
+def expand(task: ContinualGame, adapter: Any, store: np.ndarray, records: list[dict[str, Any]]) -> Expansion:
+    """The first-order expansion of an adapter whose units add nothing yet."""
     seen: list[Tensor] = []
     added: list[Tensor] = []
 
@@ -122,9 +124,9 @@ def expand(play: ContinualGame, adapter: Any, store: np.ndarray, records: list[d
     bias: list[Tensor] = []
     handle = adapter.gated_units[-1].register_forward_hook(hook)
     for rows in torch.arange(len(records)).split(32):
-        patches = patch_batch(store, rows.numpy(), play.speaker.device)
-        codes = torch.zeros(len(rows), len(play.audience.pairs))
-        d = preference(play, adapter, patches, [records[i] for i in rows], codes)
+        patches = patch_batch(store, rows.numpy(), task.speaker.device)
+        codes = torch.zeros(len(rows), len(task.audience.pairs))
+        d = preference(task, adapter, patches, [records[i] for i in rows], codes)
         slopes += torch.autograd.grad(d.sum(), added[-1])
         bias.append(d.detach())
     handle.remove()
@@ -140,8 +142,8 @@ def features(first: Float[Tensor, "n K W"], second: Float[Tensor, "m K W"],
     return (means - means.mean(0)) @ axes.T / spread, (others - means.mean(0)) @ axes.T / spread
 
 
-def alike(data: Expansion, one: Float[Tensor, "n"], other: Float[Tensor, "n"]) -> dict[str, float]:
-    """How alike two audiences are before training, from what they pay for the first message of each image."""
+def estimate_similarity(data: Expansion, one: Float[Tensor, "n"], other: Float[Tensor, "n"]) -> dict[str, float]:
+    """The similarity of two audiences before training, from their rewards for the first message of each image."""
     def cosine(a: Tensor, b: Tensor) -> float:
         return float((a * b).sum() / (a.norm() * b.norm()))
 
@@ -158,7 +160,7 @@ def alike(data: Expansion, one: Float[Tensor, "n"], other: Float[Tensor, "n"]) -
 
 
 class FirstOrder(Networks):
-    """S trainings of units in front of an `Expansion`, on one audience after another."""
+    """S trainings of units on an `Expansion`, on one audience after another."""
 
     audience: Int[Tensor, "S steps b"]  # of each round
     context: Float[Tensor, "S steps b A"]
@@ -191,8 +193,9 @@ class FirstOrder(Networks):
 
     def _start(self, plan: Plan) -> tuple[Float[Tensor, "W H"], Float[Tensor, "A H W"], Float[Tensor, "H A"],
                                           Float[Tensor, "H"]]:
-        """Weights into units, out of them, from the name, and shifts. Plans of a draw begin alike, up to scale. Units
-        as the speaker's have what their mean input gives as a shift."""
+        """Weights into units, out of them and from the audience code, and shifts. Plans of a draw start equal up to
+        scale.
+        With the start "units" the shift is the weights times the mean input."""
         width, units, r = self.data.inputs.shape[2], self.settings.units, rng("units", self.seed, plan.draw)
         into, out, gate, shift = (torch.from_numpy(r.standard_normal(shape)).float() for shape in (
             (width, units), (self.count, units, width), (units, self.count), units))
@@ -228,7 +231,7 @@ class FirstOrder(Networks):
         return (into + self.shift[:, None, None] + drive[:, :, None]).relu()
 
     def heads_effect(self, slopes: Float[Tensor, "n K W"], audience: Int[Tensor, "S"]) -> Float[Tensor, "S n K H"]:
-        """What a unit's activation adds to d, by the head for an audience."""
+        """The contribution of a unit's activation to d, through the head for an audience."""
         heads = self.outputs[torch.arange(len(audience)), audience * self.private]
         return torch.einsum("nkw,shw->snkh", slopes / self.scale, heads)
 
@@ -243,7 +246,7 @@ class FirstOrder(Networks):
         return (d - wanted).square().mean(1) / 2
 
     def after_step(self, step: int) -> None:
-        """Oja's rule, and what is kept of the moment when the second audience comes."""
+        """Oja's rule; and a copy of the state when the second audience starts."""
         for gate, context, rate in zip(self.gate, self.context[:, step], self.rate, strict=True):
             if rate:
                 continual.oja(gate, context / self.spread, float(rate))
@@ -267,9 +270,9 @@ class FirstOrder(Networks):
         return {name: torch.stack(values, 1) for name, values in found.items()}
 
     @torch.no_grad()
-    def itself(self, play: ContinualGame, base: Any, which: int, audience: int, patches: Float[Tensor, "n P Dv"],
-               records: list[dict[str, Any]]) -> float:
-        """The score of one training for an audience by the speaker itself, with the units behind its last block."""
+    def speaker_score(self, task: ContinualGame, base: Any, which: int, audience: int,
+                      patches: Float[Tensor, "n P Dv"], records: list[dict[str, Any]]) -> float:
+        """The score of one training for an audience, by the real speaker with the units behind its last block."""
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             seen = nn.functional.layer_norm(inputs[0], inputs[0].shape[-1:])
             context = self.names[:, audience, None].expand(-1, len(seen), -1)
@@ -277,7 +280,7 @@ class FirstOrder(Networks):
             return self.active(seen, context)[which] @ heads
 
         handle = base.gated_units[-1].register_forward_hook(add)
-        d = preference(play, base, patches, records, torch.zeros(len(records), self.count))
+        d = preference(task, base, patches, records, torch.zeros(len(records), self.count))
         handle.remove()
         wanted = self.held_features @ self.directions[which, audience]
         return float(1 - (d - wanted).square().mean() / (self.validation.bias - wanted).square().mean())

@@ -1,23 +1,23 @@
 """Which second audience makes the speaker forget the first? The game itself, rewards only.
 
 The first audience is colours against shapes; the second shares both of its listeners, one, none, one in the opposite
-part, or both in opposite parts. By design the cosine of what the two pay is then 1, 1/2, 0, -1/2 and -1. What it is for
-the speaker is estimated before training, from the game's policy gradient G in the heads of the audience units, on the
-same sampled captions for all audiences: the cosine of two audiences' G, of their G'G (features) and of their GG'
-(readout; Lee, Goldt, Saxe 2021). The speaker is trained for the first audience, and from there for each of the second
-ones.
+role, or both in opposite roles. By design the cosine of the two audiences' rewards is then 1, 1/2, 0, -1/2 and -1. The
+similarity for the speaker is estimated before training, from the game's policy gradient G in the heads of the gated
+units, on the same sampled captions for all audiences: the cosine of two audiences' G, of their G'G (features) and of
+their GG' (readout; Lee, Goldt, Saxe 2021). The speaker is trained for the first audience, and from there for each of
+the second ones.
 
-Arms: one head, the audience being named to the units (forgetting should fall as audiences become alike), or private
-heads, one map out of the units for each audience and no name (after Lee et al. 2022, it should be worst where audiences
-are half alike or half opposed: like and opposite ones want the same features, unlike ones other features). The control
-are private heads of units that come in pairs of opposite effect, large from the start, so that no unit waits to be used
-(that should go). Forgetting is the first audience's gap after its own block less that at the end; re-use is the
-overlap of the units' shares, as in continual.py, whose trainings these are, kept and taken up again likewise. The
-geometry of the prefix is given at every observation with one head, means over the second audiences.
+Arms: one head, with the audience's code as an input to the units (forgetting should fall as audiences become similar),
+or private heads, one map out of the units for each audience and no code (after Lee et al. 2022, forgetting should be
+worst for half similar or half opposed audiences: similar and opposite ones need the same features, others need other
+features). The control has private heads of units in pairs of opposite effect, large from the start, so that there are
+no idle units (the peak should vanish). Forgetting is the first audience's gap after its own block minus that at the
+end; re-use is the overlap of the units' shares. Trainings are those of continual.py and are cached in the same way. The
+geometry of the prefix is reported at every validation with one head, as means over the second audiences.
 
-Bars declared before the runs: .05 of gap for half against whole likeness, .1 from like to opposite audiences.
-Sizes and rates are those of continual.py [stand-in]. Leaves out remedies (continual.py), and similarity that is set
-exactly (similarity.py, to first order).
+Bars declared before the runs: .05 of gap for half against full similarity, .1 from similar to opposite audiences.
+Sizes and rates are those of continual.py [stand-in]. Leaves out remedies (continual.py), and exactly controlled
+similarity (similarity.py, to first order).
 
 Shapes: A audiences, n held-out images, H units of a layer, W width of the adapter.
 """
@@ -45,7 +45,7 @@ from dixit.training.candidates import draw_candidates
 from dixit.training.runs import patch_batch
 
 from .continual import TINY as TINY_GAME
-from .continual import ContinualGame, Records, config_of, learn, tells
+from .continual import ContinualGame, Records, config_of, selectivity, train_condition
 from .continual import Settings as GameSettings
 from .measure import Finding, Observed, accelerator, curve, new_adapter
 
@@ -68,7 +68,7 @@ TINY = Settings(**vars(TINY_GAME) | {"conditions": ARMS}, levels=(1.0, -1.0), es
 
 
 class ForgettingGame(ContinualGame):
-    """The continual game with one head or private ones. `first` is the first audience's head, once the second came."""
+    """The continual game with one head or private ones. `first` is the first audience's head after its block."""
 
     arm: str = ARMS[0]
     start: list[Tensor]
@@ -147,25 +147,25 @@ class ForgettingGame(ContinualGame):
         return np.stack(rows)
 
 
-def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed: int,
+def gradients(task: ContinualGame, adapter: nn.Module, settings: Settings, seed: int,
               pairs: list[tuple[int, int]]) -> list[list[Float[Tensor, "W H"]]]:
     """Policy gradient of each audience in the heads of the units, layer by layer, on the same captions."""
     heads = [units.outputs.weight for units in continual.gated_units_of(adapter)]
     found = [[torch.zeros_like(head) for head in heads] for _ in pairs]
-    rows = game.batch_indices(seed, 0, min(settings.estimate, len(play.data)), len(play.data))
-    everyone, n, tokens = np.arange(len(play.data)), settings.messages, settings.tokens
+    rows = game.batch_indices(seed, 0, min(settings.estimate, len(task.data)), len(task.data))
+    everyone, n, tokens = np.arange(len(task.data)), settings.messages, settings.tokens
     for i, index in enumerate(np.array_split(rows, max(1, len(rows) // settings.batch))):
         draws = rng("similarity", seed, i).random((len(index) * n, tokens), dtype=np.float32)
-        patches = patch_batch(play.store, index, play.speaker.device)
+        patches = patch_batch(task.store, index, task.speaker.device)
         prefix = adapter(patches, torch.zeros(len(index), 2, device=patches.device)).repeat_interleave(n, 0)
-        own = prefix.detach().requires_grad_(True)  # each caption its prefix, so that one pass through the LLM will do
-        said, mask, _ = play.speaker.sample(own.detach(), torch.from_numpy(draws).to(patches.device))
-        texts = play.speaker.decode(said, mask)
-        slopes = torch.autograd.grad((play.speaker.logprobs(own, said, mask) * mask).sum(), own)[0]  # (S, K, D)
-        pools = play.config.game.pools
+        own = prefix.detach().requires_grad_(True)  # one per caption: a single pass through the LLM
+        sampled, mask, _ = task.speaker.sample(own.detach(), torch.from_numpy(draws).to(patches.device))
+        texts = task.speaker.decode(sampled, mask)
+        slopes = torch.autograd.grad((task.speaker.logprobs(own, sampled, mask) * mask).sum(), own)[0]  # (S, K, D)
+        pools = task.config.game.pools
         drawn = draw_candidates(np.repeat(index, pools), everyone, settings.candidates, "similarity", seed, i)
         tried = drawn.unflatten(0, (-1, pools)).repeat_interleave(n, 0).flatten(0, 1)
-        logits = score_all(play.listeners, [text for text in texts for _ in range(pools)], tried)
+        logits = score_all(task.listeners, [text for text in texts for _ in range(pools)], tried)
         for pair, total in zip(pairs, found, strict=True):
             weights = audiences.round_weights([pair] * logits.shape[1], len(logits)).to(logits.device)
             paid = game.listener_reward("sub_prob", logits, weights).unflatten(0, (-1, n, pools)).mean(2)
@@ -176,8 +176,8 @@ def gradients(play: ContinualGame, adapter: nn.Module, settings: Settings, seed:
     return found
 
 
-def alike(one: list[Float[Tensor, "W H"]], other: list[Float[Tensor, "W H"]]) -> dict[str, float]:
-    """How alike two audiences' gradients are, means over layers."""
+def estimate_similarity(one: list[Float[Tensor, "W H"]], other: list[Float[Tensor, "W H"]]) -> dict[str, float]:
+    """The similarity of two audiences' gradients, means over layers."""
     def cosine(a: Tensor, b: Tensor) -> float:
         return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30))
 
@@ -196,12 +196,12 @@ def geometry_of(records: Records, arm: str, levels: list[str]) -> dict[str, Floa
         return np.mean([of(records[f"{arm}, {level}"]) for level in levels], 0)
 
     return {**{f"variance of audience {j + 1}'s prefix by what serves less that by what hinders":
-               over_levels(partial(tells, audience=j)) for j in range(2)},
+               over_levels(partial(selectivity, audience=j)) for j in range(2)},
             "dimensions of the prefix": over_levels(partial(curve, name="dimensions of the prefix"))}
 
 
 def outcome(settings: Settings, cells: list[Observed]) -> list[Float[np.ndarray, "seeds levels"]]:
-    """Of the trainings at each level: the first audience's gap after its block, what it has lost at the end, re-use."""
+    """For the trainings at each level: the first audience's gap after its block, its loss by the end, and re-use."""
     own = np.array([[next(x["gap/0"] for x in one if x["step"] == settings.block) for one in cell] for cell in cells]).T
     end, used = (np.array([[one[-1][what] for one in cell] for cell in cells]).T for what in ("gap/0", "reuse"))
     return [own, own - end, used]
@@ -281,27 +281,27 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             raise DixitError(f"there is no audience of similarity {level:g}; choose levels of "
                              f"{', '.join(f'{x:g}' for x in SECOND)}")
     first = settings.levels[0]
-    play = ForgettingGame(game_of(settings, ARMS[0], first, 0, folder), accelerator(folder))
-    play.prepare(settings)
-    names = [c.name for c in play.config.listeners]
+    task = ForgettingGame(game_of(settings, ARMS[0], first, 0, folder), accelerator(folder))
+    task.prepare(settings)
+    names = [c.name for c in task.config.listeners]
     second = audiences.listener_indices(tuple(SECOND[level] for level in settings.levels), names)
     records: Records = {}
     estimates = []
     for seed in range(seeds):
         init = settings.init_of(seed)
         config = game_of(settings, ARMS[0], first, seed, folder)
-        adapter = new_adapter(play, config, init)
+        adapter = new_adapter(task, config, init)
         adapter.requires_grad_(False).gated_units.requires_grad_(True)
-        slopes = gradients(play, adapter, settings, seed, [play.audience.pairs[0], *second])
-        estimates.append({f"{level:g}": alike(slopes[0], slope)
+        slopes = gradients(task, adapter, settings, seed, [task.audience.pairs[0], *second])
+        estimates.append({f"{level:g}": estimate_similarity(slopes[0], slope)
                           for level, slope in zip(settings.levels, slopes[1:], strict=True)})
         for arm in settings.conditions:
-            play.arm = arm
+            task.arm = arm
             configs = [game_of(settings, arm, level, seed, folder) for level in settings.levels]
             for level, config, pair in zip(settings.levels, configs, second, strict=True):
-                play.audience.pairs = [play.audience.pairs[0], pair]
+                task.audience.pairs = [task.audience.pairs[0], pair]
                 records.setdefault(f"{arm}, {level:g}", []).append(
-                    learn(play, settings, config, init, configs[0].folder))
+                    train_condition(task, settings, config, init, configs[0].folder))
             for config in configs:
                 shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
     return findings(settings, records, estimates), draw(settings, records, estimates)

@@ -1,9 +1,9 @@
-"""What every measurement on the speaker uses: Finding and its rule, configs, the project's loop, short captions.
+"""Shared parts of all measurements on the speaker: findings and their verdicts, configs, trainings, short captions.
 
 A measurement is one module of this package, named like its probe, with a frozen dataclass `Settings`, an instance
 `TINY` of it for tests, a pure function `findings` that turns recorded numbers into findings, and `run(settings, seeds,
-folder) -> (findings, figure)`. No theory passes or fails here: a finding compares a statistic of each seed with a null
-(a control run, or a number) and gives a verdict, by a rule and a bar that were written down before the runs.
+folder) -> (findings, figure)`. No theory is tested here: a finding compares a statistic of each seed with a null (a
+control run, or a number) and gives a verdict, by a rule and a bar that were fixed before the runs.
 
 Leaves out the command line (eval/dynamics/__main__.py) and training on several processes.
 
@@ -42,7 +42,7 @@ from dixit.training.loop import train
 from dixit.training.task import Task
 from dixit.training.warm_start import CaptionTask, WordTask
 
-from ..probe import _LastingAccelerator
+from ..probe import _PersistentAccelerator
 
 Verdict = Literal["present", "absent", "inconclusive", ""]
 NOTHING = "nothing follows from so few seeds; run more seeds or steps before changing anything"
@@ -52,11 +52,11 @@ SomeTask = TypeVar("SomeTask", bound=Any)
 
 
 def judge(difference: Float[np.ndarray, "n"], bar: float) -> Verdict:
-    """The one rule of verdicts. `difference` is statistic less null, one value for each seed; `bar` > 0 is the least
+    """The verdict on an effect. `difference` is statistic minus null, one value per seed; `bar` > 0 is the smallest
     difference that would matter.
 
-    present: the mean is at least `bar` and its one-sided 95 % bound (Student's t over seeds) is above 0.
-    absent: the one-sided 95 % bound from above is below `bar`. Else, or with one seed or a NaN: inconclusive.
+    present: the mean is at least `bar` and its one-sided 95 % lower bound (Student's t over seeds) is above 0.
+    absent: the one-sided 95 % upper bound is below `bar`. Otherwise, or with one seed or a NaN: inconclusive.
     """
     n = len(difference)
     if n < 2 or not np.isfinite(difference).all():
@@ -69,7 +69,7 @@ def judge(difference: Float[np.ndarray, "n"], bar: float) -> Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """A statistic of each seed, compared with a null. Without a bar it is a figure without a verdict."""
+    """A statistic of each seed, compared with a null. Without a bar it has no verdict."""
 
     name: str
     values: Sequence[float] | np.ndarray  # one for each seed
@@ -120,9 +120,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class FromTrained:
-    """Settings of a measurement that begins with a trained speaker."""
+    """Settings of a measurement that starts from a trained speaker."""
 
-    init: str = "runs/caption_scenes"  # its run; {seed} is filled in
+    init: str = "runs/caption_scenes"  # its run; {seed} is replaced by the seed
 
     def init_of(self, seed: int) -> str:
         return self.init.format(seed=seed)
@@ -161,16 +161,16 @@ def configure(path: str, seed: int, folder: Path, *overrides: str, **settings: i
 
 
 def accelerator(folder: Path) -> Accelerator:
-    return _LastingAccelerator(project_dir=str(folder))
+    return _PersistentAccelerator(project_dir=str(folder))
 
 
-def teach(task: Task, config: Config) -> list[dict[str, float]]:
-    """Train in the project's one loop, from the start; returns what was observed before, during and after training.
+def run_training(task: Task, config: Config) -> list[dict[str, float]]:
+    """Train a task from the start; returns the figures of `task.validate` before, during and after training.
 
     Checkpoints are not kept: a measurement trains dozens of adapters, and none is trained further.
     """
     folder = config.folder
-    forget(folder)
+    remove_training(folder)
     first = {"step": 0.0, **task.validate(0)}
     train(config, task, accelerator(folder))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -185,42 +185,42 @@ def losses(folder: Path) -> Float[np.ndarray, "steps"]:
     return np.array([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])
 
 
-def forget(folder: Path) -> None:
+def remove_training(folder: Path) -> None:
     """Remove an earlier training, so that the loop does not resume it."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for name in ("log.jsonl", "train.json"):
         (folder / name).unlink(missing_ok=True)
 
 
-def kept(path: Path, key: dict[str, Any]) -> Any:
-    """What `keep` wrote to a file, if it was for this key."""
+def load_cached(path: Path, key: dict[str, Any]) -> Any:
+    """Values that `save_cached` wrote to a file, or None if there are none for this key."""
     found = read_json(path) if path.is_file() else {}
     return found.get("values") if found.get("key") == key else None
 
 
 def keep(path: Path, key: dict[str, Any], values: Any) -> None:
-    """Write what was measured, with all that it depends on (`key`), so that it is not measured again."""
+    """Write measured values with everything they depend on (`key`), so that they are not measured again."""
     write_json(path, {"key": key, "values": values})
 
 
 # ---- curves ----------------------------------------------------------------------------------------------
 
-Observed = list[list[dict[str, float]]]  # seed -> time -> what was observed
+Observed = list[list[dict[str, float]]]  # seed -> time -> figures
 
 
 def curve(records: Observed, name: str) -> Float[np.ndarray, "n times"]:
-    """One observed figure of all seeds over time."""
+    """One figure of all seeds over time."""
     return np.array([[line[name] for line in record] for record in records])
 
 
 def all_curves(records: Observed) -> dict[str, Float[np.ndarray, "n _times"]]:
-    """Every observed figure of all seeds over time, "step" among them."""
+    """Every figure of all seeds over time, including "step"."""
     return {name: curve(records, name) for name in records[0][0]}
 
 
 def plot_seeds(axis: Axes, times: Sequence[float] | np.ndarray, values: Float[np.ndarray, "n times"], label: str = "",
                colour: str | None = None, linestyle: str = "-") -> None:
-    """The mean over seeds, and every seed as a thin pale line."""
+    """Plot the mean over seeds, and every seed as a thin pale line."""
     line, = axis.plot(times, values.mean(0), color=colour, linestyle=linestyle, label=label)
     axis.plot(times, values.T, color=line.get_color(), linestyle=linestyle, alpha=0.3, linewidth=0.8)
 
@@ -228,12 +228,12 @@ def plot_seeds(axis: Axes, times: Sequence[float] | np.ndarray, values: Float[np
 # ---- the speaker -----------------------------------------------------------------------------------------
 
 
-def again(task: SomeTask, config: Config, module: nn.Module) -> SomeTask:
-    """The same task with other settings and another trained module; data, features and the LLM are shared."""
+def with_config(task: SomeTask, config: Config, module: nn.Module) -> SomeTask:
+    """A copy of a task with another config and another trained module; data, features and the LLM are shared."""
     other = copy.copy(task)
     other.speaker = copy.copy(task.speaker)
     other.config, other.trained, other.speaker.trained = config, module, module
-    if isinstance(other, GameTask):  # its parts hold the settings too
+    if isinstance(other, GameTask):  # its parts have the config too
         other.audience, other.sampler = copy.copy(other.audience), copy.copy(other.sampler)
         other.audience.config = other.sampler.config = config
         other.remedy = Remedy(config, other.speaker)
@@ -241,7 +241,7 @@ def again(task: SomeTask, config: Config, module: nn.Module) -> SomeTask:
 
 
 def new_adapter(task: Any, config: Config, init: str = "") -> Adapter:
-    """The adapter that a run of this config would begin with: random by its seed, or the weights of the run `init`."""
+    """The initial adapter of a run of this config: random by its seed, or the weights of the run `init`."""
     speaker, store = task.speaker, task.store
     embedding = speaker.llm.get_input_embeddings().weight
     with torch.random.fork_rng():
@@ -253,35 +253,35 @@ def new_adapter(task: Any, config: Config, init: str = "") -> Adapter:
     return adapter.to(speaker.device)
 
 
-def one_object(dataset: Dataset) -> list[int]:
-    """The scenes that hold a single object."""
+def single_object_scenes(dataset: Dataset) -> list[int]:
+    """The indices of the scenes with a single object."""
     return [i for i, record in enumerate(dataset["record"]) if len(json.loads(record)["objects"]) == 1]
 
 
-def keep_one_object(task: CaptionTask | WordTask | GameTask) -> tuple[list[int], list[int]]:
-    """Leave a task only its scenes of one object, in both splits; which of the images these were."""
-    rows, held = one_object(task.data), one_object(task.validation)
+def keep_single_object_scenes(task: CaptionTask | WordTask | GameTask) -> tuple[list[int], list[int]]:
+    """Restrict a task to its scenes with a single object, in both splits; returns their former indices."""
+    rows, held = single_object_scenes(task.data), single_object_scenes(task.validation)
     task.data, task.validation = task.data.select(rows), task.validation.select(held)
     if isinstance(task, GameTask):
         task.sampler.size = len(task.data)
     task.store, task.validation_store = np.asarray(task.store[rows]), np.asarray(task.validation_store[held])
     if isinstance(task, GameTask):
-        for listeners, kept in (task.listeners, rows), (task.validation_listeners, held):
+        for listeners, indices in (task.listeners, rows), (task.validation_listeners, held):
             for listener in listeners:
                 assert isinstance(listener, ClipListener)
-                listener.images = listener.images[kept]
+                listener.images = listener.images[indices]
     return rows, held
 
 
 class ShortCaptions(CaptionTask):
     """The caption warm start on scenes of one object, with the captions that fit into `speaker.max_tokens`.
 
-    Steps are short, and what a word after "A" depends on is one object of the image.
+    Steps are short, and the word after "A" depends on one object of the image only.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        rows, held = keep_one_object(self)
+        rows, held = keep_single_object_scenes(self)
         self.captions = [self.captions[i] for i in rows]
         self.validation_captions = [self.validation_captions[i] for i in held]
 
@@ -291,7 +291,7 @@ class ShortWords(WordTask):
 
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        rows, held = keep_one_object(self)
+        rows, held = keep_single_object_scenes(self)
         self.targets, self.validation_targets = self.targets[rows], self.validation_targets[held]
 
 
@@ -299,7 +299,7 @@ def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],
                  tokens: Int[Tensor, "S T"]) -> Float[Tensor, "S T1 D"]:
     """The LLM's last hidden states after the prefix and after each token: T + 1 of them, which predict what follows.
 
-    S is a multiple of B: the captions of one image stand together. With gradients to the prefix.
+    S is a multiple of B: the captions of one image are adjacent. Differentiable in the prefix.
     """
     image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
     cache, first = speaker._prefill(prefix)

@@ -1,4 +1,4 @@
-"""The optimal constant solution in the speaker: does it first learn the captions' marginal, whatever the image?
+"""The optimal constant solution in the speaker: does it first learn the captions' marginal, independent of the image?
 
 Captions. Of held-out images with one object, q_i is the speaker's distribution of the token after "A" for image i; p is
 that of the training captions. D = KL(p || mean q), how far the speaker is from the captions' marginal; I = mean
@@ -49,13 +49,13 @@ from .measure import (
     Finding,
     ShortCaptions,
     accelerator,
-    again,
     all_curves,
     configure,
     final_states,
     new_adapter,
     plot_seeds,
-    teach,
+    run_training,
+    with_config,
 )
 
 # ---- setting ---------------------------------------------------------------------------------------------
@@ -114,11 +114,11 @@ def negative_slope(p: Float[np.ndarray, "V"], q: Float[np.ndarray, "n V"], words
     left out; NaN if fewer than two are left.
     """
     base = p[words]
-    some = (base > 0) & lacks.any(0)
-    if some.sum() < 2 or np.ptp(base[some]) == 0:
+    valid = (base > 0) & lacks.any(0)
+    if valid.sum() < 2 or np.ptp(base[valid]) == 0:
         return float("nan")
-    false = (q[:, words] * lacks)[:, some].sum(0) / lacks[:, some].sum(0)
-    return float(np.polyfit(1 - base[some], 1 - false, 1)[0])
+    false = (q[:, words] * lacks)[:, valid].sum(0) / lacks[:, valid].sum(0)
+    return float(np.polyfit(1 - base[valid], 1 - false, 1)[0])
 
 
 def message_information(logp: Float[np.ndarray, "M n"], own: Int[np.ndarray, "M"]) -> tuple[float, float]:
@@ -131,10 +131,10 @@ def message_information(logp: Float[np.ndarray, "M n"], own: Int[np.ndarray, "M"
 
 
 def rewards(paid: Float[np.ndarray, "n n"]) -> tuple[float, float, float]:
-    """(of each message for its own target, of messages made for other targets, of the best constant message).
+    """Mean rewards (of each message for its own target, of messages for other targets, of the best constant message).
 
-    paid[m, i] is what message m pays for target i. The best constant one is chosen on the even targets and valued on
-    the odd ones, and the other way round: the best of many on the same rounds would look better than it is.
+    paid[m, i] is the reward of message m for target i. The best constant message is chosen on the even targets and
+    evaluated on the odd ones, and vice versa: choosing and evaluating on the same rounds would be biased upwards.
     """
     n = len(paid)
     own = np.trace(paid) / n
@@ -144,7 +144,7 @@ def rewards(paid: Float[np.ndarray, "n n"]) -> tuple[float, float, float]:
 
 
 def first_below(values: Float[np.ndarray, "times"], share: float) -> int | None:
-    """The place of the first value that is below `share` of the first one."""
+    """The index of the first value that is below `share` of the first one."""
     below = np.flatnonzero(values < share * values[0])
     return int(below[0]) if len(below) else None
 
@@ -152,8 +152,8 @@ def first_below(values: Float[np.ndarray, "times"], share: float) -> int | None:
 # ---- simulation ------------------------------------------------------------------------------------------
 
 
-class WithBias(nn.Module):
-    """An adapter, and a trainable bias of the LLM's output."""
+class OutputBias(nn.Module):
+    """An adapter together with a trainable bias of the LLM's output."""
 
     def __init__(self, adapter: Adapter, vocabulary: int, rate: float):
         super().__init__()
@@ -188,19 +188,19 @@ class OcsCaptions(ShortCaptions):
         self.start = start.expand(len(self.described), 1)
 
     def bias(self) -> Tensor | float:
-        return self.trained.bias if isinstance(self.trained, WithBias) else 0.0
+        return self.trained.bias if isinstance(self.trained, OutputBias) else 0.0
 
     def _loss(self, store: np.ndarray, captions: list[list[str]], index: np.ndarray, choice: np.ndarray,
-              told: np.ndarray | None = None) -> Tensor:
-        if not isinstance(self.trained, WithBias):
+              conditioned: np.ndarray | None = None) -> Tensor:
+        if not isinstance(self.trained, OutputBias):
             return super()._loss(store, captions, index, choice)
         texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
         prefix = self.trained(patch_batch(store, index, self.speaker.device))
         return self.nats(prefix, *self.speaker.encode(texts))
 
     def nats(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Tensor) -> Float[Tensor, "S"]:
-        """Of each caption, the output bias included."""
-        if not isinstance(self.trained, WithBias):
+        """The loss of each caption in nats, including the output bias."""
+        if not isinstance(self.trained, OutputBias):
             return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
         states = final_states(self.speaker, prefix, tokens[:, :-1])[mask]
         logits = F.linear(states, self.speaker.llm.get_output_embeddings().weight).float() + self.bias()
@@ -222,7 +222,7 @@ class OcsCaptions(ShortCaptions):
 
 
 class MessageGame(GameTask):
-    """The game; observes messages. `blind`: the target is another image than the one that is described."""
+    """The game; validation measures messages. `blind`: the target is another image than the one described."""
 
     blind = False
 
@@ -242,8 +242,8 @@ class MessageGame(GameTask):
         prefix = self.trained(patch_batch(self.validation_store, np.arange(self.rounds), speaker.device))
         draws = torch.from_numpy(rng("messages").random((self.rounds, most), dtype=np.float32)).to(speaker.device)
         texts = speaker.decode(*speaker.sample(prefix, draws)[:2])
-        said = [text for text in texts for _ in range(self.rounds)]
-        logits = score_all(self.validation_listeners, said, self.pools)
+        sampled = [text for text in texts for _ in range(self.rounds)]
+        logits = score_all(self.validation_listeners, sampled, self.pools)
         paid = game.listener_reward(self.config.game.reward, logits, self.audience.listener_weights)
         paid = paid.unflatten(0, (self.rounds, -1))
         own, other, best = rewards(paid.double().cpu().numpy())
@@ -261,7 +261,7 @@ class MessageGame(GameTask):
 Curves = dict[str, dict[str, Float[np.ndarray, "n _times"]]]  # arm -> figure -> seeds x times
 
 
-def share_seen(curves: dict[str, np.ndarray], reference: dict[str, np.ndarray], seed: int) -> float:
+def image_dependence_share(curves: dict[str, np.ndarray], reference: dict[str, np.ndarray], seed: int) -> float:
     """How far image-dependence has come, as a share of the trained speaker's, when D has fallen to a tenth: the larger
     of I's and G's. NaN if D does not fall so far."""
     place = first_below(curves["D"][seed], 0.1)
@@ -293,7 +293,7 @@ def findings(captions: Curves, games: Curves, reference: dict[str, np.ndarray]) 
     for arm, curves in zip(ARMS[:2], (plain, bias), strict=True):
         found += [
             Finding(f"captions, {arm}: share of the trained speaker's image-dependence not yet learned when D is at a "
-                    "tenth (null: 0)", [1 - share_seen(curves, reference, s) for s in seeds], 0.0, 0.9,
+                    "tenth (null: 0)", [1 - image_dependence_share(curves, reference, s) for s in seeds], 0.0, 0.9,
                     "the first steps buy only the captions' marginal: judge a caption warm start by the nats a wrong "
                     "image costs, not by its loss, and do not stop before that rises",
                     "the loss of the first steps already tells of images"),
@@ -375,15 +375,16 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
     reference: list[dict[str, float]] = []
     for seed in range(seeds):
         trained = new_adapter(task, config, settings.init_of(seed))
-        reference.append(again(task, config, trained).validate(0))
+        reference.append(with_config(task, config, trained).validate(0))
         for arm in ARMS:
             config = caption_config(arm, seed)
             adapter = new_adapter(task, config)
-            one = again(task, config, WithBias(adapter, vocabulary, settings.bias_rate) if arm == ARMS[1] else adapter)
+            module = OutputBias(adapter, vocabulary, settings.bias_rate) if arm == ARMS[1] else adapter
+            one = with_config(task, config, module)
             if arm == ARMS[2]:
                 order = rng("wrong captions", seed).permutation(len(task.captions))
                 one.captions = [task.captions[i] for i in order]
-            captions[arm].append(teach(one, config))
+            captions[arm].append(run_training(one, config))
     del task
 
     def game_config(arm: str, seed: int) -> Config:
@@ -392,15 +393,15 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
                          steps=settings.game_steps, every=settings.game_steps // 2)
 
     config = game_config(GAMES[0], 0)
-    play = MessageGame(config, accelerator(folder))
-    play.prepare(settings)
+    message_game = MessageGame(config, accelerator(folder))
+    message_game.prepare(settings)
     games: dict[str, list[list[dict[str, float]]]] = {arm: [] for arm in GAMES}
     for seed in range(seeds):
         for arm in GAMES:
             config = game_config(arm, seed)
-            one_game = again(play, config, new_adapter(play, config, settings.init_of(seed)))
+            one_game = with_config(message_game, config, new_adapter(message_game, config, settings.init_of(seed)))
             one_game.blind = arm == GAMES[1]
-            games[arm].append(teach(one_game, config))
+            games[arm].append(run_training(one_game, config))
     columns = {name: np.array([row[name] for row in reference]) for name in reference[0]}
-    taught, played = ({arm: all_curves(rows) for arm, rows in some.items()} for some in (captions, games))
+    taught, played = ({arm: all_curves(rows) for arm, rows in records.items()} for records in (captions, games))
     return findings(taught, played, columns), draw(taught, played, columns)

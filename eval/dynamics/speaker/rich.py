@@ -1,7 +1,7 @@
-"""Rich and lazy learning in the speaker: what training conserves, and what rescaled layers do to it.
+"""Rich and lazy learning in the speaker: conserved quantities, and the effect of rescaled layers.
 
-Measured are the quantities that gradient flow conserves, how far the tangent kernel moves, and what a rescaling of
-layers that leaves the function unchanged does to both and to the game. Under gradient flow the invariance of a map
+Measured are the quantities that gradient flow conserves, how far the tangent kernel moves, and the effect on both and
+on the game of rescaling layers without changing the function. Under gradient flow the invariance of a map
 under a rescaling conserves a quantity (probe rich: delta). The default adapter has exact ones despite its norms and
 biases, because they are invariances between layers with nothing between them: for every head Q Q' - K K' and V V' - O'O
 (Q, K, V with their biases as one more column), and for every channel of the last norm gain^2 + shift^2 - |column of the
@@ -48,13 +48,13 @@ from .measure import (
     Finding,
     ShortCaptions,
     accelerator,
-    again,
     all_curves,
     configure,
     final_states,
     new_adapter,
     plot_seeds,
-    teach,
+    run_training,
+    with_config,
 )
 
 # ---- setting ---------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def quantities(adapter: Any) -> dict[str, Float[Tensor, "count"]]:
 
 
 @torch.no_grad()
-def in_random_order(before: nn.Module, after: nn.Module, *key: int | str) -> nn.Module:
+def shuffled_move(before: nn.Module, after: nn.Module, *key: int | str) -> nn.Module:
     """`before`, moved as far as to `after`, but with the entries of each parameter's move in random order."""
     other, r = copy.deepcopy(before), rng("order", *key)
     for p, a, b in zip(other.parameters(), after.parameters(), before.parameters(), strict=True):
@@ -127,7 +127,7 @@ def in_random_order(before: nn.Module, after: nn.Module, *key: int | str) -> nn.
 
 def drifts(before: nn.Module, after: nn.Module, *key: int | str) -> dict[str, float]:
     """|change| of each kind of quantity over that of the same move in random order; NaN where nothing moved."""
-    start, end, random = (quantities(a) for a in (before, after, in_random_order(before, after, *key)))
+    start, end, random = (quantities(a) for a in (before, after, shuffled_move(before, after, *key)))
     return {name: float((end[name] - start[name]).norm() / (random[name] - start[name]).norm()) for name in start}
 
 
@@ -202,14 +202,14 @@ class KernelCaptions(ShortCaptions):
         return figures | {f"drift/{name}": value for name, value in moved.items()}
 
 
-def squared_slope(task: KernelCaptions) -> float:
+def squared_gradient_norm(task: KernelCaptions) -> float:
     """|gradient|^2 of the loss on the first batch: what the loss falls by, per step and rate, to first order."""
     grads = torch.autograd.grad(task.loss(0, 0)[0], list(task.trained.parameters()))
     return float(sum(g.double().square().sum() for g in grads))
 
 
 class GapGame(GameTask):
-    """The game, observed at its end only."""
+    """The game, validated at its end only."""
 
     def validate(self, step: int) -> dict[str, float]:
         return super().validate(step) if step else {}
@@ -312,9 +312,9 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             adapter = rescale(plain, alpha)
             differences.append(check_function(task, plain, adapter))
             lr = settings.adam_lr if rule == "adamw" else \
-                settings.fall / squared_slope(again(task, config, adapter))
+                settings.fall / squared_gradient_norm(with_config(task, config, adapter))
             config = caption_config(name, seed, rule, lr)
-            records.setdefault(arm, []).append(teach(again(task, config, adapter), config))
+            records.setdefault(arm, []).append(run_training(with_config(task, config, adapter), config))
     del task
     curves = {arm: all_curves(rows) for arm, rows in records.items()}
     drift = {rule: {name.removeprefix("drift/"): values[:, -1] for name, values in curves[f"{rule}, alpha 1"].items()
@@ -335,7 +335,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             adapter = rescale(plain, float(name.split()[0]))
             differences.append(check_function(game, plain, adapter))
             config = game_config(f"{name}_{seed}", seed + 1000 * name.endswith("again"))
-            gaps.setdefault(name, []).append(teach(again(game, config, adapter), config)[-1]["gap"])
+            gaps.setdefault(name, []).append(run_training(with_config(game, config, adapter), config)[-1]["gap"])
     levels = {name: np.array(values) for name, values in gaps.items()}
     worst = np.array(differences).reshape(2, seeds, -1).max((0, 2))  # of captions and game, all alphas
     return (findings(drift, {alpha: one["S"][:, 1] for alpha, one in sgd.items()},

@@ -1,29 +1,30 @@
-"""How alike audiences are, and what that does to forgetting, to re-use of units and to their geometry.
+"""Similarity of audiences, and its effect on forgetting, on re-use of units and on their geometry.
 
-This takes many trainings, so the speaker is replaced by its first order (first_order.py) around the trained speaker
-`init`: the true inputs of units behind the last block, and the true slope, through the LLM, of the preference d for the
-first of two messages ("A red" or "A circle", of the one object there is: half the difference of their logits) in what
-units add. An audience wants d = s, at a loss of (d - s)^2 / 2 without sampling noise, where s is the image's place
-along a direction of the units' inputs (of the leading principal components of their means over K, scaled to variance
-1). The cosine of two audiences' directions is their similarity (Lee, Goldt, Saxe 2021; Lee et al. 2022). Training is
-plain gradient descent; units see their inputs less the mean over images, which else sets the step size, and all that
-drives a unit is over the inputs' spread. Score: 1 less the loss over that of the speaker before, on held-out images;
-for the first audience also by the speaker itself, with the trained units put into it (one draw).
+This needs many trainings, so the speaker is replaced by a first-order expansion (first_order.py) around the trained
+speaker `init`: the exact inputs of units behind the last block, and the exact gradient, through the LLM, of the
+preference d for the first of two messages in the units' output. The messages are "A red" or "A circle" for a scene of
+one object; d is half the difference of their logits. An audience's loss is (d - s)^2 / 2 without sampling noise, where
+s is the projection of the image on a direction of the units' inputs (of the leading principal components of their
+means over K, scaled to variance 1). The cosine of two audiences' directions is their similarity (Lee, Goldt, Saxe 2021;
+Lee et al. 2022). Training is plain gradient descent; the mean over images is subtracted from the units' inputs, because
+it would set the step size, and the inputs are divided by their spread. Score: 1 minus the loss over that of the speaker
+before training, on held-out images; for the first audience also computed by the real speaker with the trained units
+(one draw).
 
-Forgetting against similarity, from small weights: heads are private (each audience has a map out of the units of its
-own), or there is one head and the audience's name; the control has heads that are large from the start, so that no unit
-waits to be used. A unit's share for an audience: E[(what it adds to d)^2], over the sum over units; re-use is the sum
-of min(p1, p2) of the first audience's shares before the second came and the second's at the end. Similarity is
-estimated before training from the gradient G in a linear map beside the units: cosine of two audiences' G, of their
-G'G (features), of their GG' (readout), and of the covariances of gradients in what units add.
+Forgetting against similarity, from small weights: heads are private (a map out of the units for each audience), or
+there is one head and an audience code; the control has heads that are large from the start, so that there are no idle
+units. A unit's share for an audience is the mean square of its contribution to d, over the sum over units; re-use is
+the sum of min(p1, p2) of the first audience's shares before the second block and the second's at the end. Similarity is
+estimated before training from the gradient G in a linear map parallel to the units: cosine of two audiences' G, of
+their G'G (features), of their GG' (readout), and of the covariances of gradients in the units' output.
 
-Gates, at similarity 0, units as the speaker's (speaker.Units): in blocks and interleaved, with and without Oja's rule,
-with a lagging context, with three audiences; and the geometry of the units' states in 5 x 5 cells of both features and
-two audiences (Flesch et al. 2022, 2023), less each audience's mean.
+Gates, at similarity 0, with units like the speaker's (GatedUnits in models/adapter.py): in blocks and interleaved, with
+and without Oja's rule, with sluggish codes, with three audiences; and the geometry of the units' states in 5 x 5 cells
+of both features and two audiences (Flesch et al. 2022, 2023), minus each audience's mean.
 
-A seed's results are kept in OUT/similarity/seed_SEED.json and not made again unless settings change. Sizes, rates and
-bars are [stand-in], bars declared before the runs. A reward s tanh d was tried first: it saturates, and hides what is
-forgotten with private heads. Leaves out readouts that differ, and remedies other than the gate.
+A seed's results are kept in OUT/similarity/seed_SEED.json and not computed again unless settings change. Sizes, rates
+and bars are [stand-in], bars declared before the runs. A reward s tanh d was tried first: it saturates, and hides
+forgetting with private heads. Leaves out different readouts, and remedies other than the gate.
 
 Shapes: n images, A audiences, K prefix tokens, W width of the adapter, H units, P components, S trainings, b rounds.
 """
@@ -51,8 +52,8 @@ from ..probe import simulate
 from ..theory.teacher_student import entropy, reuse
 from .continual import ContinualGame, config_of
 from .continual import Settings as GameSettings
-from .first_order import FirstOrder, Plan, Settings, alike, expand, sayable
-from .measure import Finding, accelerator, keep, kept, new_adapter
+from .first_order import FirstOrder, Plan, Settings, estimate_similarity, expand, nameable_scenes
+from .measure import Finding, accelerator, keep, load_cached, new_adapter
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -67,20 +68,20 @@ GATES = {"none": Plan(), "gate": Plan(gated=True), "gate, uncentred": Plan(gated
 # ---- quantities ------------------------------------------------------------------------------------------
 
 
-def paid_by_listeners(play: ContinualGame, rows: list[int], records: list[dict[str, Any]],
+def preferences(task: ContinualGame, rows: list[int], records: list[dict[str, Any]],
                       candidates: int) -> list[Float[Tensor, "n"]]:
-    """What each of the game's audiences pays for naming the colour, over the shape: sub_prob on random pools."""
+    """Each audience's reward for naming the colour minus that for naming the shape: sub_prob on random pools."""
     chances = []
     for kind in "colour", "shape":
         pools = draw_candidates(np.array(rows), np.array(rows), candidates, "paid", kind)
         texts = [oracle_caption(record, {kind}) for record in records]
-        chances.append(score_all(play.listeners, texts, pools).softmax(-1)[..., 0].cpu())
+        chances.append(score_all(task.listeners, texts, pools).softmax(-1)[..., 0].cpu())
     more = chances[0] - chances[1]  # (L, n)
-    return [more[a] - more[b] for a, b in play.audience.pairs]
+    return [more[a] - more[b] for a, b in task.audience.pairs]
 
 
 def forgotten(record: dict[str, np.ndarray], settings: Settings) -> dict[str, Float[np.ndarray, "S"]]:
-    """Of two audiences in blocks: how the first is forgotten, transfer to the second, and how units are used."""
+    """Figures of two audiences in blocks: forgetting of the first, transfer to the second, and use of units."""
     score, share, switch = record["score"], record["share"], settings.block // settings.every
     before, later = score[switch, :, 0], score[switch + 1:, :, 0]
     first, second = share[switch, :, 0], share[-1, :, 1]
@@ -94,7 +95,7 @@ def forgotten(record: dict[str, np.ndarray], settings: Settings) -> dict[str, Fl
 
 
 def geometry_figures(states: Float[np.ndarray, "cells H"]) -> dict[str, float]:
-    """Of 5 x 5 cells in two audiences; model RSA without an offset of audiences."""
+    """Geometry of 5 x 5 cells in two audiences; model RSA without an offset between audiences."""
     a, b, context = geometry.conditions(5)
     centred = np.concatenate([side - side.mean(0) for side in np.split(np.asarray(states, float), 2)])
     models = geometry.model_rdms(5, 0.0)
@@ -107,15 +108,16 @@ def geometry_figures(states: Float[np.ndarray, "cells H"]) -> dict[str, float]:
             "cosine of patterns": geometry.pattern_cosine(states, context)}
 
 
-def of_seed(play: ContinualGame, settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
-    """All of one seed, means over draws: "alike" and "heads" at each similarity, "gates 2" and "gates 3" audiences."""
-    base: Any = new_adapter(play, replace(play.config, seed=seed), settings.init_of(seed))
+def of_seed(task: ContinualGame, settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
+    """All results of a seed, means over draws: "alike" and "heads" at each similarity, "gates 2" and "gates 3" (the
+    number of audiences)."""
+    base: Any = new_adapter(task, replace(task.config, seed=seed), settings.init_of(seed))
     base.requires_grad_(False)
-    rows, records = sayable(play.data, settings.images)
-    held_rows, held_records = sayable(play.validation, settings.held)
-    data = expand(play, base, play.store[rows], records)
-    held = expand(play, base, play.validation_store[held_rows], held_records)
-    patches = patch_batch(play.validation_store, np.array(held_rows), play.speaker.device)
+    rows, records = nameable_scenes(task.data, settings.images)
+    held_rows, held_records = nameable_scenes(task.validation, settings.held)
+    data = expand(task, base, task.store[rows], records)
+    held = expand(task, base, task.validation_store[held_rows], held_records)
+    patches = patch_batch(task.validation_store, np.array(held_rows), task.speaker.device)
 
     def train(plans: list[Plan], rules: Settings, count: int) -> tuple[FirstOrder, dict[str, np.ndarray]]:
         drawn = [replace(plan, draw=draw) for plan in plans for draw in range(rules.draws)]
@@ -134,22 +136,22 @@ def of_seed(play: ContinualGame, settings: Settings, seed: int, folder: Path) ->
     found["itself"] = {"learned": {}, "forgetting": {}}  # of one draw
     for i, name in enumerate(names):
         if not i % len(levels):  # the first audience is the same at all similarities
-            learned = networks.switched.itself(play, base, i * settings.draws, 0, patches, held_records)
+            learned = networks.switched.speaker_score(task, base, i * settings.draws, 0, patches, held_records)
         found["itself"]["learned"][name] = learned
-        found["itself"]["forgetting"][name] = learned - networks.itself(play, base, i * settings.draws, 0, patches,
-                                                                        held_records)
+        left = networks.speaker_score(task, base, i * settings.draws, 0, patches, held_records)
+        found["itself"]["forgetting"][name] = learned - left
     pairs = {level: [replace(Plan(draw), similarity=float(level)).directions(seed, 2, settings.components).T
                      for draw in range(settings.draws)] for level in levels}
-    estimates = {level: [alike(data, *(networks.features @ torch.from_numpy(two).float()).T) for two in drawn]
-                 for level, drawn in pairs.items()}
-    estimates["the game"] = [alike(data, *paid_by_listeners(play, rows, records, settings.candidates)[:2])]
+    estimates = {level: [estimate_similarity(data, *(networks.features @ torch.from_numpy(pair).float()).T)
+                         for pair in drawn] for level, drawn in pairs.items()}
+    estimates["the game"] = [estimate_similarity(data, *preferences(task, rows, records, settings.candidates)[:2])]
     found["alike"] = {what: {level: float(np.mean([one[what] for one in several]))
                              for level, several in estimates.items()} for what in estimates["the game"][0]}
 
     gates = GATES | {f"interleaved, gate, lag {alpha:g}": replace(GATES["interleaved, gate"], sluggish=alpha)
                      for alpha in settings.sluggish}
-    for count, some in (2, list(gates)), (3, ["none", "gate"]):
-        _, record = train([gates[name] for name in some],
+    for count, arms in (2, list(gates)), (3, ["none", "gate"]):
+        _, record = train([gates[name] for name in arms],
                           replace(settings, units=settings.gate_units, lr=settings.gate_lr), count)
         after = record["score"][[(j + 1) * settings.block // settings.every for j in range(count)]]  # (stages, S, A)
         own = np.stack([after[j, :, j] for j in range(count)], 1)
@@ -158,7 +160,7 @@ def of_seed(play: ContinualGame, settings: Settings, seed: int, folder: Path) ->
         if count == 2:
             states = [geometry_figures(s) for s in record["states"][-1].reshape(len(after[0]), 50, -1)]
             figures |= {what: np.array([one[what] for one in states]) for what in states[0]}
-        found[f"gates {count}"] = {what: over_draws(values, some) for what, values in figures.items()}
+        found[f"gates {count}"] = {what: over_draws(values, arms) for what, values in figures.items()}
     return found
 
 
@@ -175,7 +177,7 @@ def findings(settings: Settings, values: list[dict[str, Any]]) -> list[Finding]:
     for head in HEADS:
         rows = {what: np.stack([get("heads", what, f"{head}, {level}") for level in levels], 1)
                 for what in values[0]["heads"]}
-        itself = {what: np.stack([get("itself", what, f"{head}, {level}") for level in levels], 1)
+        by_speaker = {what: np.stack([get("itself", what, f"{head}, {level}") for level in levels], 1)
                   for what in values[0]["itself"]}
         f = rows["forgetting"]
         found += [Finding(f"{head}, similarity {level}: forgetting", f[:, i]) for i, level in enumerate(levels)]
@@ -188,8 +190,8 @@ def findings(settings: Settings, values: list[dict[str, Any]]) -> list[Finding]:
                     "the less alike audiences are, the more they forget each other",
                     "unlike audiences do not forget each other more than like ones"),
             Finding(f"{head}: forgetting by the speaker itself less the first order's, mean over similarities",
-                    (itself["forgetting"] - f).mean(1)),
-            Finding(f"{head}: first score once learned, by the speaker itself", itself["learned"].mean(1))]
+                    (by_speaker["forgetting"] - f).mean(1)),
+            Finding(f"{head}: first score once learned, by the speaker itself", by_speaker["learned"].mean(1))]
         found += [Finding(f"{head}, similarity {levels[i]}: {what}", rows[what][:, i])
                   for what in ("transfer", "reuse", "share of idle units for the second") for i in (0, -1)]
         found += [Finding(f"{head}, mean over similarities: {what}", rows[what].mean(1)) for what in (
@@ -261,17 +263,17 @@ def draw(settings: Settings, values: list[dict[str, Any]]) -> Figure:
 
 def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Figure]:
     """The measurement, seed by seed."""
-    play: ContinualGame | None = None
+    task: ContinualGame | None = None
     values = []
     for seed in range(seeds):
         path, key = folder / f"seed_{seed}.json", to_dict(settings) | {"init": settings.init_of(seed)}
-        value = kept(path, key)
+        value = load_cached(path, key)
         if value is None:
-            if play is None:
+            if task is None:
                 game_settings = GameSettings(game=settings.game, pools=1, candidates=settings.candidates)
-                play = ContinualGame(config_of(game_settings, "none", 0, folder), accelerator(folder))
-                play.prepare(game_settings)
-            value = of_seed(play, settings, seed, folder)
+                task = ContinualGame(config_of(game_settings, "none", 0, folder), accelerator(folder))
+                task.prepare(game_settings)
+            value = of_seed(task, settings, seed, folder)
             keep(path, key, value)
         values.append(value)
     return findings(settings, values), draw(settings, values)

@@ -1,9 +1,10 @@
-"""What a context that lags behind the rounds does where audiences are interleaved: a sweep of the lag, in the game.
+"""Sluggish audience codes with interleaved audiences: a sweep of the lag, in the game.
 
-With Hebbian gating, as in continual.py, whose game and measures these are. A context of lag=0.1 is new by a tenth in
-each round, so that it mixes up audiences that take turns; in blocks it does no harm (there `hebbian_gate+sluggish`).
-Flesch et al. (2023) explain so why people learn worse where tasks are interleaved. Bar declared before the runs: .05 of
-gap, mean of both audiences, against a fresh context. Sizes and rates are [stand-in].
+With Hebbian gating; game and measures are those of continual.py. A code of lag=0.1 is an exponential moving average
+with weight 0.1 for the current round, so that it mixes up interleaved audiences; in blocks it does no harm (condition
+`hebbian_gate+sluggish` of continual.py). This is how Flesch et al. (2023) explain why people learn interleaved tasks
+worse. Bar declared before the runs: .05 of gap, mean of both audiences, against a code without lag. Sizes and rates are
+[stand-in].
 """
 
 from __future__ import annotations

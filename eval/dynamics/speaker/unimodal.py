@@ -1,10 +1,10 @@
-"""Unimodal bias in the speaker: does a half-reliable text context get in the way of the image?
+"""Unimodal bias in the speaker: does a partly reliable text hint hinder learning from the image?
 
-Before the caption "A red circle." stands one word of text, a colour that is the object's in `reliable` of all images
-and any other one else; the image tells colour and shape. Where a pretrained LLM copies words from the start (the text
-gap at the start shows it), t_text does not measure learning, while the use of the image must be learned. So t_image,
-the half-time of the nats that a wrong image costs, is what is compared. The image enters at one of three depths, and
-nothing else differs: one vector, at first 0, is added to every token's hidden state at the input, before the middle
+The caption "A red circle." is preceded by one word of text, a hint: the object's colour in a share `reliable` of all
+images, another colour otherwise; the image shows colour and shape. A pretrained LLM may copy words from the start (the
+text gap at the start shows it), so t_text does not measure learning, while the use of the image must be learned. So
+t_image is compared, the half-time of the nats that a wrong image costs. The image enters at one of three depths, and
+nothing else differs: one vector, 0 at the start, is added to every token's hidden state at the input, before the middle
 layer, or before the output head, which makes it a sum of logits. It is a linear map of the mean of what the trained
 adapter `init` gives as its prefix, so that image features are usable from the start; all of it is trained. (A prefix at
 the input, the speaker as it is, is kind "prefix": it starts without the map, so its times do not compare.) The null:
@@ -49,12 +49,12 @@ from .measure import (
     FromTrained,
     ShortCaptions,
     accelerator,
-    again,
     all_curves,
     configure,
     new_adapter,
     plot_seeds,
-    teach,
+    run_training,
+    with_config,
 )
 
 # ---- setting ---------------------------------------------------------------------------------------------
@@ -83,8 +83,8 @@ HINTS = ("hints", "random hints")
 
 
 def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], level: float, last: bool = False) -> float:
-    """When the values first come to `level` from below, or when they do so for good (`last`), by straight lines; NaN if
-    never, the first time if they are there from the start."""
+    """The time at which values first reach `level` from below, or for the last time (`last`), by linear interpolation;
+    NaN if never, the first time if they start above it."""
     below = np.flatnonzero(values < level)
     above = np.flatnonzero(values >= level)
     if not len(above) or (last and values[-1] < level):
@@ -97,17 +97,18 @@ def crossing(times: Float[np.ndarray, "M"], values: Float[np.ndarray, "M"], leve
 
 
 def half_time(times: Float[np.ndarray, "M"], gap: Float[np.ndarray, "M"], least: float = 0.1) -> float:
-    """When a gap has, for good, made half of its way from its first to its last value; NaN if that way is less than
-    `least` nats, for then nothing was learned that could be timed. For good: a speaker that still talks nonsense may be
-    put off by any other image for a moment."""
+    """The time at which a gap reaches, for the last time, the middle between its first and its last value; NaN if they
+    differ by less than `least` nats, because then nothing was learned. The last time, because an untrained speaker may
+    be sensitive to any change of the image for a moment."""
     way = gap[-1] - gap[0]
     return crossing(times, gap, gap[0] + way / 2, last=True) if way >= least else float("nan")
 
 
 def unimodal_phase(times: Float[np.ndarray, "M"], without_image: Float[np.ndarray, "M"],
                    image_gap: Float[np.ndarray, "M"]) -> float:
-    """Time from when the loss without the image has made 90 % of its fall to when the image gap comes, for good, to
-    10 % of its last value; negative where the image came first. NaN if the last image gap is below 0.1 nats."""
+    """Time from when the loss without the image has made 90 % of its fall to when the image gap reaches, for the last
+    time, 10 % of its last value; negative if the image is learned first. NaN if the last image gap is below 0.1
+    nats."""
     if image_gap[-1] < 0.1:
         return float("nan")
     fallen = without_image[0] - without_image
@@ -115,7 +116,7 @@ def unimodal_phase(times: Float[np.ndarray, "M"], without_image: Float[np.ndarra
 
 
 def overshoot(gap: Float[np.ndarray, "M"]) -> float:
-    """How far a gap once was above its last value."""
+    """The maximum of a gap minus its last value."""
     return float(gap.max() - gap[-1])
 
 
@@ -123,21 +124,21 @@ def overshoot(gap: Float[np.ndarray, "M"]) -> float:
 
 
 class Fusion(nn.Module):
-    """The adapter; and, unless its vectors are the prefix, the map of their mean to one vector, 0 at first.
+    """The adapter; and, unless its vectors are the prefix, the map of their mean to one vector, 0 at the start.
 
-    That mean is centred and scaled by what it is on `some` patches at the start: what all images share is left to the
-    map's bias.
+    The mean is centred and scaled by its values on the `reference` patches at the start; what all images share is left
+    to the map's bias.
     """
 
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, adapter: Adapter, some: Float[Tensor, "n P Dv"], kind: str, scale: float):
+    def __init__(self, adapter: Adapter, reference: Float[Tensor, "n P Dv"], kind: str, scale: float):
         super().__init__()
         self.adapter, self.kind, self.scale = adapter, kind, scale
         if kind != "prefix":
             with torch.no_grad():
-                mean = adapter(some).mean(1)
+                mean = adapter(reference).mean(1)
             self.register_buffer("centre", mean.mean(0))
             self.register_buffer("spread", (mean - mean.mean(0)).square().mean().sqrt())
             width = mean.shape[1]
@@ -152,8 +153,8 @@ class Fusion(nn.Module):
         return self.scale * self.into((vectors.mean(1, keepdim=True) - self.centre) / self.spread)
 
 
-class _Plus:
-    """A frozen product, and something to add to what it gives."""
+class _AddToOutput:
+    """A frozen linear map with a tensor added to its output."""
 
     def __init__(self, product: Any, more: Tensor):
         self.product, self.more = product, more
@@ -172,14 +173,15 @@ def fused_states(speaker: Speaker, inputs: Float[Tensor, "B p D"], vector: Float
         inputs = inputs + more
     elif place < len(decoder.layers):  # what comes before a layer is what the one before it adds last
         before: Any = copy.copy(decoder.layers[place - 1])
-        before.down = _Plus(before.down, more)
+        before.down = _AddToOutput(before.down, more)
         decoder.layers = [*decoder.layers[:place - 1], before, *decoder.layers[place:]]
     states = decoder._forward(inputs, None)[0]
     return states + more if place == len(decoder.layers) else states
 
 
 class HintedCaptions(ShortCaptions):
-    """Captions of colour and shape after one token of text; observes the loss, and without image or hint."""
+    """Captions of colour and shape after one token of text; validation measures the loss, also without image or
+    hint."""
 
     def prepare(self, settings: Settings, useful: bool) -> None:
         """Captions and hints of every image; `useful`: as reliable as the settings say, else random."""
@@ -206,22 +208,22 @@ class HintedCaptions(ShortCaptions):
             texts.append(oracle_caption(record, {"colour", "shape"}))
             own = COLOURS.index(record["objects"][0]["colour"])
             other = int((own + 1 + r.integers(len(COLOURS) - 1)) % len(COLOURS))
-            kept, any_one = r.random() < reliable, int(r.integers(len(COLOURS)))
-            hints.append((own if kept else other) if useful else any_one)
+            reliable_here, any_one = r.random() < reliable, int(r.integers(len(COLOURS)))
+            hints.append((own if reliable_here else other) if useful else any_one)
         return texts, np.array(hints)
 
     def nats(self, vectors: Float[Tensor, "B K D"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"],
              hints: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """Of each caption after its hint."""
+        """The loss of each caption after its hint, in nats."""
         llm, decoder, trained = self.speaker.llm, self.speaker.decoder, self.trained
         assert isinstance(decoder, LlamaDecoder) and isinstance(trained, Fusion)
         embed = llm.get_input_embeddings().weight
         start = embed[self.speaker.start].expand(len(tokens), 1, -1)
-        said = embed[torch.cat([self.names[hints][:, None], tokens[:, :-1]], 1)]
+        embedded = embed[torch.cat([self.names[hints][:, None], tokens[:, :-1]], 1)]
         if trained.kind == "prefix":
-            states = decoder._forward(torch.cat([start, vectors.to(start.dtype), said], 1), None)[0]
+            states = decoder._forward(torch.cat([start, vectors.to(start.dtype), embedded], 1), None)[0]
         else:
-            inputs = torch.cat([start, said], 1)
+            inputs = torch.cat([start, embedded], 1)
             states = fused_states(self.speaker, inputs, vectors * self.sizes[trained.kind],
                                   self.places[trained.kind])
         states = states[:, -tokens.shape[1]:]  # the hint and what follows it predict the caption
@@ -335,8 +337,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             for seed in range(seeds):
                 config = config_of(f"{fusion}_{hints}_{seed}", seed)
                 adapter = new_adapter(task, config, settings.init_of(seed))
-                some = patch_batch(task.store, np.arange(min(64, len(task.store))), task.speaker.device)
-                module = Fusion(adapter, some, fusion, settings.scale)
-                records.setdefault((fusion, hints), []).append(teach(again(task, config, module), config))
+                reference = patch_batch(task.store, np.arange(min(64, len(task.store))), task.speaker.device)
+                module = Fusion(adapter, reference, fusion, settings.scale)
+                records.setdefault((fusion, hints), []).append(run_training(with_config(task, config, module), config))
     ordered = {(fusion, hints): all_curves(records[fusion, hints]) for fusion in settings.fusions for hints in HINTS}
     return findings(ordered), draw(ordered)

@@ -2,7 +2,7 @@
 
 In high dimension a few order parameters of online SGD obey ODEs (Mannelli, Ivashynka, Saxe, Saglietti, ICML 2024, arXiv
 2406.01589). Where noise is small a network succeeds if its start already has a unit for each of the four clusters: a
-lottery that wide networks win more often. Only the paper's abstract could be read: the equations are derived; their
+lottery that wide networks win more often. Only the paper's abstract was available: the equations are derived; their
 form is that of Ben Arous, Gheissari, Jagannath 2022, from memory.
 
 Shapes: S networks, G widths, K units of one network, d dimensions, M times, n points.

@@ -2,7 +2,7 @@
 
 A two-layer network with a head for each task learns task 1, then task 2. Where the tasks are unlike, idle units learn
 task 2 (activation); where they are alike, the units of task 1 do (re-use), which overwrites them; forgetting is worst
-in between (Lee, Sarao Mannelli, Clopath, Goldt, Saxe, ICML 2022, arXiv 2205.09029; only the abstract could be read).
+in between (Lee, Sarao Mannelli, Clopath, Goldt, Saxe, ICML 2022, arXiv 2205.09029; only the abstract was available).
 The order parameters are those of teacher_student.py. An idle unit of size delta grows as exp(sqrt(2)/pi eta t) and
 loses the race against a re-used one for similarities V > Vc with (2/pi) asin(Vc/2) = (sqrt(2)/pi)/ln(1/delta): a
 heuristic, derived.
@@ -102,7 +102,7 @@ class Outcome:
 
 
 def learn_second(start: Overlaps, eta: float, time: float, dt: float, remedies: Sequence[Remedy] = (NONE,)) -> Outcome:
-    """Train every start on task 2 with every remedy, by the ODE of teacher_student.py: (R, V, ...)."""
+    """Train every start on task 2 with every remedy, by the ODE of teacher_student.py; results are (R, V, ...)."""
     count, many = len(start.gram), len(remedies)
     one = snapshot(start)
     every = Overlaps(np.tile(one.gram, (many, 1, 1)), np.tile(one.heads, (many, 1, 1)), one.teacher_heads)

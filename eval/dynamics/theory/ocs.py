@@ -102,7 +102,8 @@ def output_bias(times: Float[np.ndarray, "M"], start: float, depth: int = 2) -> 
     return solve_ivp(slope, (0, times[-1]), [0.0, start], "DOP853", times, rtol=1e-10, atol=1e-13).y.T
 
 
-def outputs(times: Float[np.ndarray, "M"], condition: str, start: float, depth: int = 2) -> Float[np.ndarray, "M 8 14"]:
+def exact_outputs(times: Float[np.ndarray, "M"], condition: str, start: float, depth: int = 2,
+                  ) -> Float[np.ndarray, "M 8 14"]:
     """Outputs of an aligned network over time, in a condition of `condition_inputs`; exact under gradient flow.
 
     The sum over modes of `strengths`, with `output_bias` in place of the constant mode where there is an output bias.
@@ -118,12 +119,12 @@ def outputs(times: Float[np.ndarray, "M"], condition: str, start: float, depth: 
     return y + learned[:, None, None] * label_modes[0]
 
 
-def mode_strengths(answers: Float[np.ndarray, "M 8 14"], condition: str) -> Float[np.ndarray, "M A"]:
-    """The strength of each mode in the outputs of a linear network; the inverse of `outputs` without output bias."""
+def mode_strengths(outputs: Float[np.ndarray, "M 8 14"], condition: str) -> Float[np.ndarray, "M A"]:
+    """The strength of each mode in a linear network's outputs; the inverse of `exact_outputs` without output bias."""
     modes = tree_modes()
     _, d = mode_constants(condition_inputs(condition))
     label_modes = modes @ labels() / singular_values()[:, None]
-    return np.einsum("ai,mik,ak->ma", modes, answers, label_modes) / np.sqrt(8 * d)
+    return np.einsum("ai,mik,ak->ma", modes, outputs, label_modes) / np.sqrt(8 * d)
 
 
 # ---- signatures of the OCS -------------------------------------------------------------------------------
@@ -132,19 +133,19 @@ LEVELS = (slice(0, 2), slice(2, 6), slice(6, 14))  # top, middle, bottom
 BASE_RATES = 1 - labels().mean(0)[[0, 2, 6]]  # true-negative rates at the OCS: 1/2, 3/4, 7/8
 
 
-def ocs_distance(answers: Float[np.ndarray, "*M N K"]) -> Float[np.ndarray, "*M"]:
+def ocs_distance(outputs: Float[np.ndarray, "*M N K"]) -> Float[np.ndarray, "*M"]:
     """Mean squared distance between outputs and the OCS (the mean label), over the squared length of the mean label."""
     mean = labels().mean(0)
-    return ((answers - mean) ** 2).sum(-1).mean(-1) / (mean ** 2).sum()
+    return ((outputs - mean) ** 2).sum(-1).mean(-1) / (mean ** 2).sum()
 
 
-def true_negatives(answers: Float[np.ndarray, "*M N K"], truth: Float[np.ndarray, "N K"],
+def true_negatives(outputs: Float[np.ndarray, "*M N K"], truth: Float[np.ndarray, "N K"],
                    ) -> Float[np.ndarray, "*M 3"]:
     """True-negative rate of each level: one minus the mean output (clipped to 0..1) where the label is 0.
 
     At the OCS it is 1 - p_l, p_l being the base rate of the labels of level l.
     """
-    clipped, rates = answers.clip(0, 1), []
+    clipped, rates = outputs.clip(0, 1), []
     for level in LEVELS:
         negative = 1 - truth[:, level]
         rates.append(1 - (clipped[..., level] * negative).sum((-2, -1)) / negative.sum())

@@ -79,14 +79,14 @@ def overlaps_of(students: Float[np.ndarray, "S K N"], heads: Float[np.ndarray, "
 
 
 def together(parts: list[Overlaps]) -> Overlaps:
-    """Several batches as one, in the order given."""
+    """Concatenate batches."""
     return Overlaps(np.concatenate([p.gram for p in parts]), np.concatenate([p.heads for p in parts]),
                     np.concatenate([np.broadcast_to(p.teacher_heads, (len(p.heads), *p.teacher_heads.shape[-2:]))
                                     for p in parts]))
 
 
 def snapshot(overlaps: Overlaps) -> Overlaps:
-    """The same, with the present student as K more fields, which stay as they are (for consolidation)."""
+    """The overlaps with the current student added as K constant fields (for consolidation)."""
     k, fields = overlaps.heads.shape[-1], 2 * overlaps.teacher_heads.shape[-1] + overlaps.heads.shape[-1]
     index = np.r_[:fields, :k]
     return dataclasses.replace(overlaps, gram=overlaps.gram[:, index[:, None], index])
