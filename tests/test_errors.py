@@ -45,7 +45,7 @@ def run_copy(game_run: Path, tmp_path: Path) -> Path:
     (["game.candidates=65"], ["candidates 65", "64 images"]),
     (["data.validation=3"], ["candidates 4", "3 images", "validation"]),
     (["listeners=[]"], ["at least one listener"]),
-    (["clip.name=lite0"], ["lite0", "not built", "scripts/train.py configs/clip.yaml"]),
+    (["clip.name=lite0"], ["lite0", "not built", "dixit train clip"]),
     (["speaker.llm=smollm2-135m"], ["smollm2-135m", "python -m dixit.data.assets"]),
     (["speaker.llm=nobody/no-such-model"], ["nobody/no-such-model"]),
     (["listeners.1.perception=gray"], ["gray", "grey"]),

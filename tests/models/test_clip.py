@@ -241,7 +241,7 @@ def test_missing_and_unknown_clips_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DIXIT_CACHE", str(tmp_path))
     with pytest.raises(DixitError, match="not built yet.*clip.name=lite1"):
         load_clip("lite1")
-    with pytest.raises(DixitError, match="not built yet.*clip_cnn.yaml clip.name=cnn-b"):
+    with pytest.raises(DixitError, match="not built yet.*dixit train clip_cnn clip.name=cnn-b"):
         load_clip("cnn-b")
     with pytest.raises(DixitError, match="unknown tower 'lite9'.*lite0"):
         build_locked("lite9")
