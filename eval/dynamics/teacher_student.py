@@ -173,9 +173,7 @@ def curves(settings: Settings, start: Start) -> Curves:
 
 def similarity_maps(settings: Settings) -> Float[np.ndarray, "W R V V"]:
     """Largest forgetting by feature (rows) and readout similarity (columns), for each switch; K = 4, M = 2.
-
-    Before the switch readouts of teacher 2 do not matter.
-    """
+    Before the switch the readouts of teacher 2 do not matter."""
     grid, dt, parts, heads = np.linspace(0, 1, settings.map_points), settings.dt / settings.map_eta, [], []
     for run in range(settings.map_runs):
         v = rng("teacher_student", "readout", run).standard_normal(2)
@@ -183,8 +181,8 @@ def similarity_maps(settings: Settings) -> Float[np.ndarray, "W R V V"]:
         turned = grid[:, None] * v + np.sqrt(1 - grid[:, None] ** 2) * np.array([-v[1], v[0]])
         both = np.stack([np.broadcast_to(v, turned.shape), turned], 1)
         heads.append(np.tile(both, (len(grid), 1, 1)))
-        drawn = draw_student(settings.size, 4, Start("map", 1e-2, 1e-2), grid, both, "map", run)
-        parts.append(overlaps_of(*drawn, both))
+        student = draw_student(settings.size, 4, Start("map", 1e-2, 1e-2), grid, both, "map", run)
+        parts.append(overlaps_of(*student, both))
     first = integrate(together(parts), 0, np.array([0, *settings.map_switches]), dt, settings.map_eta)
     times, maps = record_times(settings.early, settings.map_time), []
     for gram, head in zip(first["gram"][1:], first["heads"][1:], strict=True):
@@ -214,9 +212,9 @@ class Students(Networks):
         self.arms = [arm for arm in ARMS for _ in range(seeds)]
         self.switch, self.size, self.seeds = round(settings.simulated_switch * settings.size), settings.size, seeds
         start = Start("simulated", settings.simulated_init, settings.simulated_init)
-        parts = [
-            draw_student(settings.size, 2, start, np.array([arm.similarity]), np.ones((2, 1)), "simulated", i % seeds)
-            for i, arm in enumerate(self.arms)]
+        one = np.ones((2, 1))  # heads of the teachers
+        parts = [draw_student(settings.size, 2, start, np.array([arm.similarity]), one, "simulated", i % seeds)
+                 for i, arm in enumerate(self.arms)]
         weights, heads, teachers = (torch.from_numpy(np.concatenate(part)).float()
                                     for part in zip(*parts, strict=True))
         self.teachers, self.block = teachers[:, :, 0], -1
