@@ -3,4 +3,5 @@
 import {startGame} from './game.js';
 import {startRuns} from './runs.js';
 
-if (location.pathname === '/runs') startRuns(); else startGame();
+await (location.pathname === '/runs' ? startRuns() : startGame());
+document.body.ariaBusy = 'false'; // the page says first that it is loading
