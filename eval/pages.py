@@ -116,8 +116,8 @@ def results_page(folder: Path = RESULTS) -> str:
     others = {(cell.experiment, cell.condition, cell.command): cell
               for cell in sorted(cells, key=lambda cell: len(cell.seed)) if cell.experiment in OTHERS}
     if others:
-        lines += ["", "## Other tables", "", "Made by these commands, most from the runs in `runs/`; the README says "
-                  "how these were trained and what the figures show.", ""]
+        lines += ["", "## Other tables", "", "Made by these commands, most from the runs in `runs/`; the pages in "
+                  "docs/experiments say how these were trained and what the figures show.", ""]
         lines += [f"- [{cell.experiment}](results/{cell.experiment}.csv), {cell.condition}"
                   f"{f', seed {cell.seed}' if cell.seed else ''}: `{cell.command}`"
                   for _, cell in sorted(others.items())]
