@@ -161,9 +161,10 @@ class Remedy:
             return []
         return [self.config.continual.ewc_strength * ewc_penalty(units) for units in self.units]
 
-    def after_step(self, codes: Float[Tensor, "R c"] | None) -> None:
-        """hebbian_gate: Oja's rule on the codes of the step's rounds, the same on all processes."""
+    def after_step(self, step: int, inputs: Callable[[int], Tensor | None]) -> None:
+        """hebbian_gate: Oja's rule on the codes of the step's rounds, `inputs(step)`, the same on all processes."""
         if self.config.continual.remedy.startswith("hebbian_gate"):
+            codes = inputs(step)
             assert codes is not None
             for units in self.units:
                 oja(units.gate.weight, codes, self.config.continual.hebbian_rate)

@@ -188,7 +188,7 @@ class GameTask(Task):
         return local_weight(all_captions, captions, self.accelerator.num_processes)
 
     def after_step(self, step: int) -> None:
-        self.remedy.after_step(self.audience_inputs(step))
+        self.remedy.after_step(step, self.audience_inputs)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, Any]:
