@@ -5,6 +5,7 @@ Contains nothing about models or data.
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import hashlib
 import json
@@ -15,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,14 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters, without the source location that gloo prepends."""
     text = re.sub(r"^\[[^]]*]\s*", "", str(error)).strip()
     return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def did_you_mean(given: str, allowed: Iterable[str], prefix: str = "") -> str:
+    """The end of an error about an unknown name: the nearest of the allowed ones if one is like it, and all of them."""
+    names = list(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    listed = ", ".join(names)
+    return f"did you mean '{prefix}{near[0]}'? (one of {listed})" if near else f"choose one of {listed}"
 
 
 def git_commit() -> str:

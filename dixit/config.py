@@ -7,10 +7,10 @@ tree is saved with every run. No default depends on the machine.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
+import re
 import reprlib
 import types
 import typing
@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dixit.common import DixitError
-
-# What captions of scenes can name of an object (data/scenes.py): an audience is known by these.
-ATTRIBUTES = ("size", "colour", "texture", "shape", "position")
+from dixit.common import DixitError, did_you_mean
+from dixit.config_checks import ATTRIBUTES as ATTRIBUTES
+from dixit.config_checks import check
+from dixit.yaml_files import Plain, parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -199,45 +197,69 @@ RENAMED = {"speaker.context": "speaker.audience_width", "speaker.units": "speake
 
 
 def build(kind: Any, value: Any, where: str = "") -> Any:
-    """Turn plain YAML values into `kind`, checking every key and type. `where` is the dotted path."""
+    """Turn the values of a YAML file into `kind`, checking every key and type. `where` is the dotted path.
+
+    Where a text is wanted, an unquoted scalar is taken as it is written: `no`, `2026` and `1e3` are texts there. No
+    value at all (`key=`, `key:`) is the empty text or list, or a section of defaults.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    empty = isinstance(value, Plain) and value.value is None
     if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise DixitError(f"config: {where or 'the file'} must be a mapping of keys to values")
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                if f"{where}.{key}" in RENAMED:
-                    raise DixitError(f"config: '{where}.{key}' is called '{RENAMED[f'{where}.{key}']}' now; rename it")
-                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-                raise DixitError(f"config: unknown key '{f'{where}.{key}' if where else key}'; "
-                                 f"did you mean '{f'{where}.{near[0]}' if where else near[0]}'?")
-        built = {k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
-        missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
-                   and f.default_factory is dataclasses.MISSING and f.name not in built]
-        if missing:
-            raise DixitError(f"config: {where} lacks '{missing[0]}'")
-        make: Any = kind
-        return make(**built)
+        return _build_section(kind, {} if empty else value, where)
     if origin is tuple:
+        value = [] if empty else value
         if not isinstance(value, list | tuple):
-            raise DixitError(f"config: {where} must be a list, not {reprlib.repr(value)}")
+            raise DixitError(f"config: {where} must be a list, not {_shown(value)}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise DixitError(f"config: {where} must have {len(kinds)} values, not {len(value)}")
         return tuple(build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if isinstance(kind, types.UnionType):
         kind = next(k for k in args if k is not types.NoneType)
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            value = float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
+    if isinstance(value, Plain):
+        value = _plain_value(kind, value)
+    elif kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        value = _plain_value(kind, Plain(str(value), value))
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise DixitError(f"config: {where} must be {kind.__name__}, not {reprlib.repr(value)}")
-    if kind is float and not math.isfinite(value) or kind is str and "\0" in value:
-        raise DixitError(f"config: {where} cannot be {reprlib.repr(value)}")
+        raise DixitError(f"config: {where} must be {kind.__name__}, not {_shown(value)}")
+    if kind is float and not math.isfinite(value) or kind is str and re.search(r"[\0-\x1f\x7f\ud800-\udfff]", value):
+        raise DixitError(f"config: {where} cannot be {_shown(value)}")
     return value
+
+
+def _plain_value(kind: Any, scalar: Plain) -> Any:
+    """An unquoted scalar as a text, or as a number in decimal digits: YAML would read 010 as 8 and 1:30 as 90."""
+    if kind is str:
+        return "" if scalar.value is None else str(scalar)
+    if kind is bool or not re.fullmatch(r"[-+]?[\d_]*\.?[\d_]*(e[-+]?\d+)?", scalar, re.IGNORECASE):
+        return scalar.value
+    try:
+        return kind(scalar)
+    except ValueError:
+        return scalar.value
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(str(value) if isinstance(value, Plain) else value)
+
+
+def _build_section(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise DixitError(f"config: {where or 'the file'} must be a mapping of keys to values")
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            if path in RENAMED:
+                raise DixitError(f"config: '{path}' is called '{RENAMED[path]}' now; rename it")
+            prefix = f"{where}." if where else ""
+            raise DixitError(f"config: unknown key '{path}'; {did_you_mean(str(key), hints, prefix)}")
+    built = {k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
+    missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
+               and f.default_factory is dataclasses.MISSING and f.name not in built]
+    if missing:
+        raise DixitError(f"config: {where} lacks '{missing[0]}'")
+    return kind(**built)
 
 
 def _override(tree: dict, assignment: str) -> None:
@@ -245,33 +267,38 @@ def _override(tree: dict, assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals:
         raise DixitError(f"config: '{assignment}' is not an override; write key.subkey=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise DixitError(f"config: the value of '{assignment}' is not valid YAML") from None
+    value = parse_yaml(text, f"the value of '{path}'") if text.strip() else Plain("", None)
     node: Any = tree
-    keys: list[Any] = path.split(".")
-    for depth, key in enumerate(keys):
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            key = int(key)
-        elif not isinstance(node, dict):
-            raise DixitError(f"config: '{path}' does not lead to a key")
-        if depth == len(keys) - 1:
-            node[key] = value
-        else:
-            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        inner = node[_place(node, key, path)] if isinstance(node, list) else node.get(key)
+        if isinstance(node, dict) and (inner is None or isinstance(inner, Plain) and inner.value is None):
+            inner = node[key] = {}
+        if not isinstance(inner, dict | list):
+            raise DixitError(f"config: '{path}' does not lead to a key, because '{'.'.join(parents[:depth + 1])}' is a "
+                             "value")
+        node = inner
+    node[_place(node, last, path) if isinstance(node, list) else last] = value
+
+
+def _place(node: list, key: str, path: str) -> int:
+    """The place in a list that an override's path names."""
+    if not key.isdecimal() or int(key) >= len(node):
+        have = f"places 0 to {len(node) - 1}" if node else "no items"
+        raise DixitError(f"config: '{path}' does not lead to a key: '{key}' is no place in a list with {have}")
+    return int(key)
 
 
 def read_tree(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict:
-    """The plain values of a YAML file (no file: none) with dotted overrides applied; `build` checks them."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} if path else {}
-    except OSError as error:
-        raise DixitError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DixitError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    """The values of a YAML file (no file: none) with dotted overrides applied; `build` checks them."""
+    tree = read_yaml(path) if path else None
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise DixitError(f"config: {path} must be a mapping of keys to values")
+    keys = [assignment.partition("=")[0] for assignment in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise DixitError(f"config: '{key}' is given {keys.count(key)} times on the command line; give it once")
     for assignment in overrides:
         _override(tree, assignment)
     return tree
@@ -300,103 +327,14 @@ def find_config(name: str | Path) -> Path:
             return shipped[key]
     if str(name).endswith((".yaml", ".yml")):
         return Path(name)  # `load_config` says that there is no such file
-    near = difflib.get_close_matches(wanted, shipped, n=1, cutoff=0.0)[0]
-    raise DixitError(f"there is no config {name}; did you mean {near}? (one of {', '.join(shipped)}, or the path of a "
-                     "YAML file)")
+    raise DixitError(f"there is no config {name}, by this path or name; {did_you_mean(wanted, shipped)}")
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file and apply dotted overrides. Raises DixitError on anything unknown or ill-typed."""
     config = build(Config, {"name": Path(path).stem} | read_tree(path, overrides))
-    _check(config)
+    check(config)
     return config
-
-
-def _check(config: Config) -> None:
-    """What types cannot say."""
-    def choose(where: str, value: str, allowed: tuple[str, ...]) -> None:
-        if value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.0)[0]
-            raise DixitError(f"config: {where} is '{value}'; did you mean '{near}'? "
-                             f"(one of {', '.join(allowed)})")
-
-    choose("task", config.task, ("clip", "words", "caption", "game"))
-    choose("game.reward", config.game.reward,
-           ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"))
-    choose("game.distractors", config.game.distractors, ("random", "in_batch", "hard"))
-    choose("game.audience", config.game.audience, ("all", "sampled", "shuffled"))
-    for group in ("listeners", "heldout"):
-        for i, listener in enumerate(getattr(config, group)):
-            choose(f"{group}[{i}].kind", listener.kind, ("clip", "attributes"))
-            choose(f"{group}[{i}].language", listener.language, ("english", "german"))
-            if listener.learning_rate and (group == "heldout" or listener.kind != "clip"):
-                raise DixitError(f"config: {group}[{i}].learning_rate must be 0; only listeners of kind clip that are "
-                                 "trained with can learn")
-    _check_continual(config, choose)
-    width, picks_width = config.speaker.audience_width, 2 * len(ATTRIBUTES)
-    if config.audiences and not config.speaker.gated_units and width not in (0, picks_width):
-        raise DixitError(f"config: speaker.audience_width must be {picks_width} with audiences, or 0 for a speaker "
-                         "without an audience input")
-    if width and not config.audiences and config.task != "caption":
-        raise DixitError("config: speaker.audience_width needs audiences; list pairs of listeners under audiences")
-    if config.task == "caption" and width not in (0, picks_width):
-        raise DixitError(f"config: speaker.audience_width must be {picks_width} for captions that name requested "
-                         "attributes, or 0")
-    choose("policy.algorithm", config.policy.algorithm, ("reinforce", "self_critical", "rloo", "grpo", "ppo"))
-    if config.speaker.lora_rank and config.game.kl_cost:
-        raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
-    choose("speaker.dtype", config.speaker.dtype, ("float32", "bfloat16"))
-    choose("speaker.compile", config.speaker.compile, ("auto", "yes", "no"))
-    if config.speaker.shard and (config.speaker.lora_rank or config.speaker.compile == "yes"):
-        raise DixitError("config: speaker.shard needs speaker.lora_rank 0 and speaker.compile auto or no, for a layer "
-                         "of a sharded LLM is together only while it runs")
-    choose("train.optimizer", config.train.optimizer, ("adamw", "sgd"))
-    choose("train.schedule", config.train.schedule, ("cosine", "constant"))
-    choose("train.mixed_precision", config.train.mixed_precision, ("no", "bf16"))
-    choose("eval.checkpoint", config.eval.checkpoint, ("last", "best"))
-    counts = {"train": "steps batch accumulate log_every eval_every save_every keep_last timeout log_max_mb",
-              "policy": "samples epochs", "speaker": "prefix width heads max_tokens", "eval": "images batch"}
-    for section, keys in counts.items():
-        for key in keys.split():
-            if getattr(getattr(config, section), key) < 1:
-                raise DixitError(f"config: {section}.{key} must be at least 1")
-    if config.task == "game" and not config.listeners:
-        raise DixitError("config: listeners is empty; a game needs at least one listener")
-    if config.task == "game" and config.game.candidates < 2:
-        raise DixitError("config: game.candidates must be at least 2")
-    if config.game.pools < 1:
-        raise DixitError("config: game.pools must be at least 1")
-    if config.policy.algorithm in ("rloo", "grpo") and config.policy.samples < 2:
-        raise DixitError(f"config: policy.algorithm {config.policy.algorithm} needs policy.samples >= 2")
-    if config.policy.algorithm == "ppo" and config.train.save_every % config.policy.epochs:
-        raise DixitError("config: train.save_every must be a multiple of policy.epochs, so that a resumed run starts "
-                         "with a fresh rollout")
-    if config.policy.algorithm == "reinforce" and config.train.accumulate > 1:
-        raise DixitError("config: policy.algorithm reinforce needs train.accumulate 1, for its baseline moves once a "
-                         "step; rloo, grpo and self_critical accumulate")
-    if config.train.batch % config.train.accumulate:
-        raise DixitError(f"config: train.batch {config.train.batch} must be a multiple of train.accumulate "
-                         f"{config.train.accumulate}")
-
-
-def _check_continual(config: Config, choose: Any) -> None:
-    rules, count = config.continual, len(config.audiences)
-    choose("continual.order", rules.order, ("interleaved", "blocked"))
-    choose("continual.remedy", rules.remedy,
-           ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish"))
-    if config.speaker.gated_units and (not count or config.speaker.audience_width != count or config.unseen):
-        raise DixitError(f"config: speaker.gated_units needs audiences, as many as speaker.audience_width is wide "
-                         f"({count} here), and none unseen, because an audience's code says nothing about others")
-    if config.speaker.gated_units and config.speaker.lora_rank:
-        raise DixitError("config: speaker.gated_units needs speaker.lora_rank 0, because only the units are "
-                         "trained then")
-    if rules.remedy != "none" and not config.speaker.gated_units:
-        raise DixitError(f"config: continual.remedy {rules.remedy} needs speaker.gated_units, which it works on")
-    if rules.order == "blocked" and config.train.steps < count:
-        raise DixitError(f"config: train.steps must be at least {count}, one for each audience")
-    for key, most in ("replay", 1.0), ("sluggish", 1.0), ("hebbian_rate", 0.25):
-        if not 0 < getattr(rules, key) <= most:
-            raise DixitError(f"config: continual.{key} must be above 0 and at most {most:g}")
 
 
 def to_dict(config: Any) -> dict:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STOREYS = {"dixit.common": 0, "dixit.config": 0, "dixit.data": 1, "dixit.models": 2, "dixit.training": 3,
+STOREYS = {**dict.fromkeys(("dixit.common", "dixit.config", "dixit.config_checks", "dixit.interrupts",
+                             "dixit.yaml_files"), 0), "dixit.data": 1, "dixit.models": 2, "dixit.training": 3,
            "dixit.play": 4, "eval": 5}
 MODULES = [path for path in sorted((ROOT / "dixit").rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 

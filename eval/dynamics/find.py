@@ -5,12 +5,11 @@ Leaves out running them (__main__.py).
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from types import ModuleType
 
-from dixit.common import DixitError
+from dixit.common import DixitError, did_you_mean
 
 from .. import dynamics
 from . import speaker
@@ -26,9 +25,8 @@ def find_probe(name: str, on: str = "") -> ModuleType:
     """The module of a probe. Raises DixitError, which suggests the nearest name, if there is none of this name."""
     names = probe_names(on)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise DixitError(f"there is no probe '{name}'{' on the speaker' if on else ''}; did you mean '{near}'? "
-                         f"(of {', '.join(names)}; or all, report)")
+        raise DixitError(f"there is no probe '{name}'{' on the speaker' if on else ''}; "
+                         + did_you_mean(name, [*names, "all", "report"]))
     return _load(name, on)
 
 
