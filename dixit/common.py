@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dixit.interrupts import Interrupted, handled
 
 
 class DixitError(Exception):
@@ -35,15 +39,25 @@ class DixitError(Exception):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's `main`; a DixitError or a full disk becomes one line on stderr and exit code 2."""
+    """Run a command's `main`; a DixitError or a full disk becomes one line on stderr and exit code 2.
+
+    A signal that ends it becomes one line and exit code 128 + its number. Characters that a terminal's encoding lacks
+    are printed as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = main() or 0
+        with handled():
+            code = main() or 0
     except DixitError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as stop:
+        interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
+        if interrupted.message:
+            print(interrupted.message, file=sys.stderr)
+        code = 128 + interrupted.number
     sys.exit(code)
 
 

@@ -25,9 +25,11 @@ PR_SET_PDEATHSIG = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised where a signal ends a command. The exit code is 128 + `number`; `message` is what to print, if anything."""
+    """Raised where a signal ends a command, with exit code 128 + `number`; `message` is what to print, if anything."""
 
-    def __init__(self, number: int, message: str):
+    def __init__(self, number: int, message: str | None = None):
+        if message is None:
+            message = f"interrupted by {name_of(number)}: run the same command again; what was finished is kept"
         super().__init__(message)
         self.number, self.message = number, message
 
@@ -45,12 +47,12 @@ class _Interrupts:
         if self.finishing and not self.noted:
             self.noted, self.since = number, time.monotonic()
             if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have come in the middle of one
-                os.write(2, f"\n{name_of(number)}: finishing the step, then saving; a second signal ends at once\n".encode())
+                os.write(2, f"\n{name_of(number)}: finishing the step, then saving; a second signal ends at "
+                            "once\n".encode())
             return
         if self.noted and self.launched and time.monotonic() - self.since < ECHO:
             return
-        raise Interrupted(number, f"interrupted by {name_of(number)}: run the same command again to go on from what was "
-                                  "finished")
+        raise Interrupted(number)
 
 
 _interrupts = _Interrupts()

@@ -36,13 +36,29 @@ from dixit.training.checkpoints import FILES, checkpoints, step_of, trained_weig
 
 
 def kill_at_a_step(bench: Bench, folder: Path, r: Random) -> None:
-    at, how = int(r.integers(STEPS)), [signal.SIGKILL, signal.SIGTERM, signal.SIGINT][r.integers(3)]
-    code, said = bench.child(folder, lambda: toy(folder, lambda s: os.kill(os.getpid(), how) if s == at else None))
-    if how == signal.SIGINT:
-        assert code == 130 and "interrupted: run the same command again" in said, said
-    else:
-        assert code == -how
+    at = int(r.integers(STEPS))
+    code, said = bench.child(folder, lambda: toy(
+        folder, lambda s: os.kill(os.getpid(), signal.SIGKILL) if s == at else None))
+    assert code == -signal.SIGKILL, said
     assert max(sound(folder), default=0) == at // EVERY * EVERY, "a completed checkpoint is gone"
+    bench.ends_as_whole(folder)
+
+
+def signal_at_a_step(bench: Bench, folder: Path, r: Random) -> None:
+    """The first signal lets the step end and saves; a second one, in the same step, ends at once."""
+    at, how = int(r.integers(STEPS - 1)), [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT][r.integers(3)]
+    twice = bool(r.integers(2))
+
+    def fault(step: int) -> None:
+        for _ in range(1 + twice if step == at else 0):
+            os.kill(os.getpid(), how)
+
+    code, said = bench.child(folder, lambda: toy(folder, fault, save_every=1000))
+    assert code == 128 + how and "Traceback" not in said, said
+    if twice:
+        assert not sound(folder) and "interrupted by" in said, said
+    else:
+        assert sound(folder) == [at + 1] and f"stopped after step {at + 1} of {STEPS}" in said, said
     bench.ends_as_whole(folder)
 
 

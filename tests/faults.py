@@ -35,6 +35,7 @@ from fault_kinds import (
     lost_process,
     not_finite,
     read_only,
+    signal_at_a_step,
     spoilt_small_file,
     two_runs_in_one_folder,
 )
@@ -42,9 +43,9 @@ from fault_kinds import (
 from dixit.common import rng
 
 KINDS: dict[Callable[[Bench, Path, Random], None], int] = {
-    kill_at_a_step: 40, kill_inside_a_save: 50, full_disk: 30, damaged_checkpoint: 50, all_checkpoints_damaged: 5,
-    spoilt_small_file: 15, not_finite: 20, clock_jumps: 10, read_only: 15, two_runs_in_one_folder: 5, lost_process: 8,
-    damaged_cache: 20, bad_image: 60, any_caption: 40, failing_listener: 6,
+    kill_at_a_step: 40, signal_at_a_step: 40, kill_inside_a_save: 50, full_disk: 30, damaged_checkpoint: 50,
+    all_checkpoints_damaged: 5, spoilt_small_file: 15, not_finite: 20, clock_jumps: 10, read_only: 15,
+    two_runs_in_one_folder: 5, lost_process: 8, damaged_cache: 20, bad_image: 60, any_caption: 40, failing_listener: 6,
 }
 
 

@@ -7,10 +7,7 @@ import math
 import os
 import resource
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,21 +181,6 @@ def test_two_runs_in_one_folder(command: Command, tiny, tmp_path):
         refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}"), "another process is training",
                 "out=")
     assert command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}").returncode == 0
-
-
-def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path):
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "scripts/train.py", tiny.game_config, f"out={run}", "train.steps=100000", "train.lr=1e-4"],
-        cwd=ROOT, env=tiny.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
-    while not checkpoints(run) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in stderr, stderr
-    assert [line for line in stderr.splitlines() if line.startswith("interrupted: run the same command again")]
-    assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):

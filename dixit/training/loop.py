@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from torch import nn
 from tqdm import tqdm
 
@@ -40,6 +40,7 @@ from dixit.common import (
     write_json,
 )
 from dixit.config import Config, TrainConfig, changed, config_hash, load_config, to_dict
+from dixit.interrupts import Interrupted, finishing, name_of, noted_signal
 from dixit.training.checkpoints import (
     best_so_far,
     checkpoints,
@@ -49,6 +50,7 @@ from dixit.training.checkpoints import (
     step_name,
     step_of,
 )
+from dixit.training.launcher import check_trackers, disagreements
 from dixit.training.sharding import configure_deepspeed, full_tensor, shard_optimizer_states
 from dixit.training.task import Task
 
@@ -60,9 +62,12 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
         raise DixitError("training does not run under Megatron-LM; launch with a file from configs/accelerate")
+    check_trackers(config.train.trackers)
+    whole_steps = GradientAccumulationPlugin(num_steps=1)  # else accelerate divides by what the launcher says
     wait = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))
     try:
         accelerator = Accelerator(mixed_precision=config.train.mixed_precision, kwargs_handlers=[wait],
+                                  gradient_accumulation_plugin=whole_steps,
                                   log_with=list(config.train.trackers) or None, project_dir=str(config.folder))
     except ImportError as error:  # what the launcher's file names, such as DeepSpeed, is not installed
         raise DixitError(f"cannot train as the launcher's config says: {first_line(error)}") from None
@@ -75,6 +80,9 @@ def make_accelerator(config: Config) -> Accelerator:
                          "command again") from None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         configure_deepspeed(config.train, accelerator)
+    if accelerator.is_main_process:
+        for line in disagreements(config.train, accelerator):
+            print(f"note: {line}", file=sys.stderr)
     return accelerator
 
 
@@ -126,7 +134,8 @@ def train(config: Config, task: Task, accelerator: Accelerator) -> None:
             alone.enter_context(locked(config.folder / ".lock", f"another process is training in {config.folder}; wait "
                                        "for it, or choose another folder with out="))
         try:
-            _train(config, task, accelerator)
+            with finishing():
+                _train(config, task, accelerator)
         except RuntimeError as error:
             if accelerator.num_processes == 1 or not _is_connection_error(error):
                 raise
@@ -157,13 +166,14 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     shard_optimizer_states(optimizer, states, parameters)
     if main:
         prepare_run_folder(config, start)
-    accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
+    _init_trackers(config, accelerator)
     log = open_log(folder) if main else None
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
     began = clock = time.perf_counter()
     since, skipped = start, 0
     best = best_so_far(folder) if settings.best else -math.inf
+    signal = 0
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
@@ -180,7 +190,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
                 accelerator.backward(loss * (weight if sound else math.nan))
             for key, value in {"loss": float(loss.detach()), **micro_figures}.items():
                 figures[key] = figures.get(key, 0.0) + value * weight
-        figures = _mean_over_processes(figures, accelerator)
+        figures, signal = _over_processes(figures, signal or noted_signal(), accelerator)
         norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
         figures["grad_norm"] = float(full_tensor(torch.as_tensor(norm)))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
@@ -217,17 +227,37 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
             log = _rotated(log, folder, settings.log_max_mb * 1e6)
             _write_line(log, {"step": done, **figures})
             accelerator.log(figures, step=done)
-        if done % settings.save_every == 0 or done == settings.steps:
+        stop = signal and done % _rollout_steps(config) == 0
+        if done % settings.save_every == 0 or done == settings.steps or stop:
             save_checkpoint(folder / "checkpoints" / step_name(done), done, plain, optimizer, task, write=main)
             finished = [place for place in checkpoints(folder) if step_of(place) <= done]  # later ones are damaged
             for old in finished[:-settings.keep_last] if main else ():
                 shutil.rmtree(old, ignore_errors=True)
+        if stop:
+            break
+    bar.close()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if log is not None:
         log.close()
         write_train_summary(folder, time.perf_counter() - began, accelerator.num_processes)
     task.trained = plain
+    if signal and done < settings.steps:
+        raise Interrupted(signal, f"{name_of(signal)}: stopped after step {done} of {settings.steps} and saved in "
+                                  f"{folder}; run the same command again to go on" if main else "")
+
+
+def _rollout_steps(config: Config) -> int:
+    """The number of steps after which a run can be resumed: ppo trains on a rollout for `epochs` steps."""
+    return config.policy.epochs if config.task == "game" and config.policy.algorithm == "ppo" else 1
+
+
+def _init_trackers(config: Config, accelerator: Accelerator) -> None:
+    try:
+        accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
+    except Exception as error:  # each tracker raises its own kinds
+        names = ", ".join(config.train.trackers)
+        raise DixitError(f"cannot start train.trackers {names}: {first_line(error)}") from None
 
 
 def write_train_summary(folder: Path, seconds: float, processes: int) -> None:
@@ -246,12 +276,14 @@ def _synced(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
     return nullcontext() if last else accelerator.no_sync(module)
 
 
-def _mean_over_processes(figures: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+def _over_processes(figures: dict[str, float], signal: int, accelerator: Accelerator) -> tuple[dict[str, float], int]:
+    """The mean of each figure, and the signal that any process has noted (0: none), the same on all processes."""
     if accelerator.num_processes == 1:
-        return figures
-    values = torch.tensor(list(figures.values()), dtype=torch.float64, device="cpu")
+        return figures, signal
+    values = torch.tensor([*figures.values(), signal, signal > 0], dtype=torch.float64, device="cpu")
     values = accelerator.reduce(values.to(accelerator.device, torch.float32), reduction="mean")
-    return dict(zip(figures, values.tolist(), strict=True))
+    *means, number, noted = values.tolist()
+    return dict(zip(figures, means, strict=True)), round(number / noted) if noted else 0
 
 
 def _check_same_run(config: Config, print_changes: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -103,6 +104,21 @@ def test_a_host_that_is_gone_ends_the_job_with_one_line_and_it_goes_on(whole, tm
     same(whole, run)
     assert wait(fork(lambda: fault_bench.toy(tmp_path / "elsewhere"), gate)) == 0  # and on one process
     same(whole, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("warned", [0, 1])
+def test_a_host_that_is_preempted_stops_both_which_save(whole, tmp_path, warned):
+    run = tmp_path / "run"
+
+    def preempt(step: int) -> None:
+        if step == 4 and int(os.environ["RANK"]) == warned:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Hosts(2) as hosts:
+        assert [wait(child) for child in start(hosts, run, fault=preempt, save_every=1000)] == [143, 143]
+        assert fault_bench.sound(run) == [5]
+        assert [wait(child) for child in start(hosts, run)] == [0, 0], run.with_suffix(".0").read_text()
+    same(whole, run)
 
 
 def test_a_host_that_never_comes_is_told_in_time(tmp_path):
