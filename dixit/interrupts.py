@@ -97,11 +97,12 @@ def finishing() -> Iterator[None]:
 
 
 def launcher_words() -> list[str]:
-    """The command line of the launcher that started this process (accelerate launch, torchrun); empty if none did."""
+    """The command line of the launcher that started this process (accelerate launch, torchrun, or eval.pairs, which
+    passes signals on like them); empty if none did."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:  # no Linux, or the parent has gone
         return []
     launchers = {"accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run",
-                 "accelerate.commands.accelerate_cli"}
+                 "accelerate.commands.accelerate_cli", "eval.pairs", "dixit.eval.pairs"}
     return words if any(Path(word).name in launchers for word in words[:4]) else []

@@ -12,6 +12,8 @@ Shapes: S captions (one per image), C candidates, L listeners.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -21,13 +23,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from dixit import models
 from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, write_json
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash
 from dixit.data import scenes
-from dixit.data.images import load
+from dixit.data.assets import cache_dir
+from dixit.data.images import fingerprint, load
 from dixit.models.features import patch_features
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game
@@ -38,30 +42,21 @@ from . import metrics
 
 
 @torch.no_grad()
-def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None = None) -> dict[str, dict[str, Any]]:
+def generate_captions(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, Any]]:
     """Greedy captions of every image by the base and the trained speaker, and the written ones.
 
-    Pass the base speaker's captions as `base` if they have been generated already. Returns speaker name ->
-    {"texts", "kl"}; kl is the log-probability of each caption under its speaker minus that under the base speaker.
+    Returns speaker name -> {"texts", "kl"}; kl is the log-probability of each caption under its speaker minus that
+    under the base speaker. A speaker's captions of a data set are cached, and generated once.
     """
-    store = patch_features(run.clip, dataset, "colour")
     captions: dict[str, dict[str, Any]] = {}
-    if base is not None:
-        captions["base"] = {"texts": base, "kl": torch.zeros(len(base))}
-    speaker = run.speaker
-    modules = {"trained": speaker.trained}
-    if run.base is not None and base is None:
-        modules = {"base": run.base, **modules}
-    batch = run.config.eval.batch
+    modules = {"base": run.base, "trained": run.speaker.trained} if run.base is not None else {
+        "trained": run.speaker.trained}
     for name, module in modules.items():
-        texts, kl = [], []
-        for start in tqdm(range(0, len(dataset), batch), desc=f"{name} captions", unit="batch", disable=None):
-            patches = torch.from_numpy(np.asarray(store[start:start + batch], dtype=np.float32)).to(speaker.device)
-            tokens, mask, logp = speaker.sample(module(patches))
-            texts += speaker.decode(tokens, mask)
-            under = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
-            kl.append((((logp - under) * mask).sum(1)).cpu())
-        captions[name] = {"texts": texts, "kl": torch.cat(kl)}
+        path = cache_dir() / "captions" / f"{_captions_key(run, module, dataset)}.json"
+        if not path.is_file():
+            write_json(path, _generate(run, name, module, dataset))
+        found = read_json(path)
+        captions[name] = {"texts": found["texts"], "kl": torch.tensor(found["kl"])}
     records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     if records:
         captions["ground truth"] = {"texts": [scenes.full_caption(r) for r in records]}
@@ -71,6 +66,34 @@ def generate_captions(run: LoadedRun, dataset: Dataset, base: list[str] | None =
     else:
         captions["ground truth"] = {"texts": [row[0] for row in dataset["captions"]]}
     return captions
+
+
+def _generate(run: LoadedRun, name: str, module: nn.Module, dataset: Dataset) -> dict[str, list]:
+    """A speaker's greedy captions of every image, and their log-probability above the base speaker's."""
+    store, speaker, batch = patch_features(run.clip, dataset, "colour"), run.speaker, run.config.eval.batch
+    texts, kl = [], []
+    for start in tqdm(range(0, len(dataset), batch), desc=f"{name} captions", unit="batch", disable=None):
+        patches = torch.from_numpy(np.asarray(store[start:start + batch], dtype=np.float32)).to(speaker.device)
+        tokens, mask, logp = speaker.sample(module(patches))
+        texts += speaker.decode(tokens, mask)
+        under = speaker.logprobs(run.base(patches), tokens, mask) if run.base is not None else logp
+        kl += ((logp - under) * mask).sum(1).tolist()
+    return {"texts": texts, "kl": kl}
+
+
+def _captions_key(run: LoadedRun, module: nn.Module, dataset: Dataset) -> str:
+    """A hash of what greedy captions depend on: weights, settings, LLM, CLIP, images, and the code of the models."""
+    digest = hashlib.sha256()
+    for part in (module, run.base):
+        for name, value in part.state_dict().items() if part is not None else ():
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    speaker = dataclasses.asdict(run.config.speaker) | {"init": ""}
+    about = [speaker, run.clip.key, fingerprint(dataset), run.config.eval.batch, torch.get_num_threads(),
+             str(run.speaker.device)]
+    digest.update(json.dumps(about).encode())
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
 
 
 @torch.no_grad()

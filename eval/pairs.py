@@ -20,17 +20,19 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from tqdm import tqdm
 
 from dixit.common import (
@@ -41,19 +43,16 @@ from dixit.common import (
     locked,
     read_json,
     run_main,
-    write_json,
 )
-from dixit.config import Config, changed, configs_folder, load_config, settings_hash, to_dict
+from dixit.config import Config, changed, configs_folder, load_config, settings_hash
 from dixit.data.images import fingerprint
 from dixit.data.scenes import full_caption, oracle_caption
 from dixit.models.clip import load_clip
-from dixit.models.features import patch_features
 from dixit.models.listeners import make_listeners, score_all
 from dixit.training.candidates import draw_candidates
 from dixit.training.game import gap, hits
-from dixit.training.runs import LoadedRun, load_run
+from dixit.training.runs import load_run
 
-from .audiences import greedy_captions
 from .baselines import untrained_speakers
 from .drift import panel, word_shift
 from .evaluate import dataset_of, generate_captions, weights_of
@@ -85,14 +84,28 @@ def launch(config: str | Path, *overrides: str, threads: int) -> None:
     DixitError if it fails."""
     out = Path(next(word.removeprefix("out=") for word in overrides if word.startswith("out=")))
     out.mkdir(parents=True, exist_ok=True)
-    words = [Path(sys.executable).parent / "accelerate", "launch", "--num_processes", "1", "--num_machines", "1",
-             "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads,
-             "-m", "dixit", "train", configs_folder() / config, *overrides]
+    words = [sys.executable, "-m", "dixit", "train", configs_folder() / config, *overrides]
     with (out / "train.log").open("w") as log:
-        done = subprocess.run(list(map(str, words)), stdout=log, stderr=subprocess.STDOUT,
-                              env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-    if done.returncode:
-        raise DixitError(f"training {out} failed (exit code {done.returncode}); see the end of {out / 'train.log'}")
+        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=subprocess.STDOUT,
+                                   env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        with _signals_passed_on([process]):
+            code = process.wait()
+    if code:
+        raise DixitError(f"training {out} failed (exit code {code}); see the end of {out / 'train.log'}")
+
+
+@contextmanager
+def _signals_passed_on(processes: list[subprocess.Popen]) -> Iterator[None]:
+    """Pass a signal that ends this command on to the processes it waits for, and wait until they have saved."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(getattr(stop, "number", signal.SIGINT))
+        for process in processes:
+            process.wait()
+        raise
 
 
 def base_speaker(runs: Path, seed: int, threads: int) -> Path:
@@ -128,19 +141,6 @@ def variant_name(pair: str, changes: list[str]) -> str:
     return "+".join([pair, *changes]).replace("/", "_")
 
 
-def base_captions(path: Path, run: LoadedRun, dataset: Dataset) -> list[str]:
-    """The captions of a run's base speaker, cached in a file because they are the same for all pairs of a seed."""
-    config = to_dict(run.config)
-    key = {"speaker": config["speaker"], "training": read_json(Path(run.config.speaker.init) / "train.json"),
-           "clip": config["clip"], "images": fingerprint(dataset)}
-    found = read_json(path) if path.is_file() else {}
-    if found.get("key") != key:
-        assert run.base is not None
-        found = {"key": key, "texts": greedy_captions(run, run.base, patch_features(run.clip, dataset, "colour"), None)}
-        write_json(path, found)
-    return found["texts"]
-
-
 def _check_settings(out: Path, wanted: Config) -> None:
     """Raise DixitError if a finished run was trained with other settings than its cell's. Its folder may differ."""
     other = {key.partition(".")[0]: None for key, *_ in changed(load_config(out / "config.yaml"), wanted)
@@ -164,7 +164,7 @@ def run_cell(path: Path, seed: int, runs: Path, threads: int, quick: bool, chang
     began = time.perf_counter()
     run = load_run(out)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
-    captions = generate_captions(run, dataset, base_captions(runs / f"base_{seed}_captions.json", run, dataset))
+    captions = generate_captions(run, dataset)
     if baselines:
         captions |= untrained_speakers(run, dataset)
     drift, picks = panel(run, dataset, captions)
@@ -276,17 +276,24 @@ def main() -> None:
             if why:
                 tasks[pair, seed] = why
 
+    running: list[subprocess.Popen] = []
+
     def run_in_subprocess(task: tuple[str, int]) -> int:
         """Run a cell in a subprocess."""
         words = [sys.executable, "-m", f"{__package__}.pairs", task[0], "--seeds", str(task[1]), "--runs", str(runs),
                  *["--quick"] * arguments.quick, *["--baselines"] * arguments.baselines,
                  *(["--set", *arguments.set] if arguments.set else [])]
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-        return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
+        running.append(subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": str(threads)}))
+        return running[-1].wait()
 
     if len(tasks) > 1:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            failed = [task for task, code in zip(tasks, pool.map(run_in_subprocess, tasks), strict=True) if code]
+        pool = ThreadPoolExecutor(arguments.jobs)
+        try:
+            with _signals_passed_on(running):
+                failed = [task for task, code in zip(tasks, pool.map(run_in_subprocess, tasks), strict=True) if code]
+        finally:
+            pool.shutdown(cancel_futures=True)
         if failed:
             raise DixitError(f"{len(failed)} of {len(tasks)} cells failed (see above), the first {failed[0]}; run the "
                              "same command again to continue")

@@ -2,7 +2,8 @@
 
 A checkpoint holds the trained parameters only, the optimiser's state, the task's own state and the SHA-256 of each
 file. It is written beside its place and renamed, so that it is complete or absent; a damaged one is passed over for the
-one before it. Draws are functions of (seed, step), so no random state needs to be saved.
+one before it. Draws are functions of (seed, step), so no random state needs to be saved. RUN/base.safetensors keeps the
+weights that a run started from.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dixit.common import DixitError, first_line, read_json, scratch_dir, sha256, write_json
+from dixit.common import DixitError, atomic_path, first_line, read_json, scratch_dir, sha256, write_json
 from dixit.training.sharding import full_optimizer_states, full_tensor
 from dixit.training.task import Task
 
 FILES = ("model.safetensors", "optimizer.safetensors")
+BASE = "base.safetensors"  # in a run's folder: the weights of the speaker that it started from
 
 
 def step_name(step: int) -> str:
@@ -52,6 +54,27 @@ def trained_weights(folder: Path, which: str = "last") -> Path:
         raise DixitError(f"{folder} holds no checkpoint; train it first: "
                          "dixit train CONFIG")
     return found[-1] / "model.safetensors"
+
+
+def base_weights(folder: Path, init: str) -> Path:
+    """The weights of the speaker that a run started from: kept in its folder once it has begun, else those of the run
+    `init`. Raises DixitError if there are none."""
+    if (folder / BASE).is_file() and checkpoints(folder):
+        return folder / BASE
+    try:
+        return trained_weights(Path(init))
+    except DixitError as error:
+        raise DixitError(f"speaker.init: {error}") from None
+
+
+def keep_base(folder: Path, module: nn.Module) -> None:
+    """Write RUN/base.safetensors, so that a run is complete without the run it started from."""
+    try:
+        with atomic_path(folder / BASE) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
+    except SafetensorError as error:  # a full disk
+        raise DixitError(f"cannot write {folder / BASE}: {error}; free some space, then run the same command again") \
+            from None
 
 
 def selected_figure(name: str, figures: dict[str, float]) -> float:

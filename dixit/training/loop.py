@@ -44,6 +44,7 @@ from dixit.interrupts import Interrupted, finishing, name_of, noted_signal
 from dixit.training.checkpoints import (
     best_so_far,
     checkpoints,
+    keep_base,
     resume,
     save_checkpoint,
     selected_figure,
@@ -160,6 +161,8 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     if start:
         _check_same_run(config, print_changes=main)
     _check_processes_agree(config, start, accelerator)
+    if main and not start and config.speaker.init:
+        keep_base(folder, plain)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
     parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
@@ -240,7 +243,10 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     accelerator.end_training()
     if log is not None:
         log.close()
-        write_train_summary(folder, time.perf_counter() - began, accelerator.num_processes)
+        if signal and done < settings.steps:
+            _add_seconds(folder, time.perf_counter() - began)
+        else:
+            write_train_summary(folder, time.perf_counter() - began, accelerator.num_processes)
     task.trained = plain
     if signal and done < settings.steps:
         raise Interrupted(signal, f"{name_of(signal)}: stopped after step {done} of {settings.steps} and saved in "
@@ -262,13 +268,27 @@ def _init_trackers(config: Config, accelerator: Accelerator) -> None:
 
 def write_train_summary(folder: Path, seconds: float, processes: int) -> None:
     """RUN/train.json: the command, processes, wall time over all resumptions, and peak memory of this process."""
-    path = folder / "train.json"
-    try:
-        before = float(read_json(path)["wall_seconds"])
-    except (DixitError, KeyError, TypeError, ValueError):  # there is none yet, or it is damaged
-        before = 0.0
-    write_json(path, {"command": command_line(), "commit": git_commit(), "processes": processes,
-                      "wall_seconds": round(before + seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
+    write_json(folder / "train.json", {
+        "command": command_line(), "commit": git_commit(), "processes": processes,
+        "wall_seconds": round(_add_seconds(folder, seconds), 1), "peak_memory_gb": round(peak_memory_gb(), 2)})
+
+
+def _add_seconds(folder: Path, seconds: float) -> float:
+    """Add to the seconds that the training has taken so far, in RUN/run.json; returns the sum."""
+    about = read_json(folder / "run.json")
+    about["wall_seconds"] = about.get("wall_seconds", 0.0) + seconds
+    write_json(folder / "run.json", about)
+    return about["wall_seconds"]
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """The seconds that a run has taken before it is resumed; 0 if that is not known."""
+    for name in ("run.json", "train.json"):  # runs of earlier versions have them in train.json only
+        try:
+            return float(read_json(folder / name)["wall_seconds"])
+        except (DixitError, KeyError, TypeError, ValueError):  # there is none yet, or it is damaged
+            continue
+    return 0.0
 
 
 def _synced(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
@@ -363,7 +383,8 @@ def prepare_run_folder(config: Config, start: int) -> None:
         elif os.access(folder, os.W_OK):
             left.unlink(missing_ok=True)
     atomic_write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-    write_json(folder / "run.json", {"config_hash": config_hash(config), "commit": git_commit(), "seed": config.seed})
+    write_json(folder / "run.json", {"config_hash": config_hash(config), "commit": git_commit(), "seed": config.seed,
+                                     "wall_seconds": _seconds_so_far(folder) if start else 0.0})
     for log in (folder / "log.old.jsonl", folder / "log.jsonl"):
         if log.is_file():
             kept = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()

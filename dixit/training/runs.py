@@ -8,7 +8,7 @@ Shapes: B images, P patches, Dv patch width.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,15 @@ from dixit.config import Config, load_config
 from dixit.models.clip import Clip, load_clip
 from dixit.models.features import patch_features
 from dixit.models.speaker import Speaker
-from dixit.training.checkpoints import load_weights, trained_weights
+from dixit.training.checkpoints import base_weights, load_weights, trained_weights
 
 
 def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.device) -> Speaker:
-    """The speaker for (n, P, Dv) patch features, started from the run `speaker.init` if one is named."""
+    """The speaker for (n, P, Dv) patch features. If a run `speaker.init` is named, it starts from its weights, or from
+    the copy of them that the config's own run has kept."""
     speaker = Speaker(config.speaker, patches.shape[1], patches.shape[2], config.seed, device)
     if config.speaker.init:
-        try:
-            path = trained_weights(Path(config.speaker.init))
-        except DixitError as error:
-            raise DixitError(f"speaker.init: {error}") from None
+        path = base_weights(config.folder, config.speaker.init)
         new = ("audience.", "attributes.") if config.task == "caption" else ()
         load_weights(speaker.trained, path, optional=("gated_units.", *new))
     if config.speaker.audience_width and not config.speaker.gated_units:
@@ -74,7 +72,7 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
     if not (folder / "config.yaml").is_file():
         raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with "
                          "dixit train CONFIG")
-    config = load_config(folder / "config.yaml", overrides)
+    config = replace(load_config(folder / "config.yaml", overrides), out=str(folder))  # it may have been moved
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
     blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
     speaker = open_speaker(config, blank, torch.device(device))

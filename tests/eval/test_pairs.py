@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 from pathlib import Path
@@ -23,7 +22,6 @@ from eval.evaluate import dataset_of, generate_captions, measure
 from eval.pages import results_page, summary
 from eval.pairs import (
     CellResult,
-    base_captions,
     ceilings,
     keep,
     overrides_of,
@@ -127,7 +125,7 @@ def test_a_cell_is_made_anew_only_if_its_config_changes(home, tmp_path, monkeypa
         "Config", [("novelty", float, 0.5)], bases=(Config,), frozen=True))
     assert reason() == ""
     monkeypatch.undo()
-    path.write_text(path.read_text() + "\noracle: [shape]\n")
+    path.write_text(path.read_text().replace("oracle:\n- colour", "oracle:\n- shape"))
     assert reason() == "its config has changed since abc"
 
 
@@ -144,7 +142,7 @@ def test_the_command_says_which_cell_is_made_anew_and_skips_the_others(home, gam
     keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), runs / "results")
     pairs.main()
     assert "seed 0:" not in capsys.readouterr().out and "| p | 1 |" in (runs / "RESULTS.md").read_text()
-    path.write_text(path.read_text() + "\noracle: [shape]\n")
+    path.write_text(path.read_text().replace("oracle:\n- colour", "oracle:\n- shape"))
     with pytest.raises(DixitError, match="was trained with another"):  # the run of the old config is still there
         pairs.main()
     assert "p, seed 0: its config has changed since abc" in capsys.readouterr().out
@@ -167,7 +165,7 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     assert found.figures == again.figures and found.examples == again.examples
     run = load_run(game_run)
     dataset = dataset_of(run, run.config.data, "test", 24)
-    fresh, _ = measure(run, dataset, generate_captions(run, dataset))  # the kept base captions are the base speaker's
+    fresh, _ = measure(run, dataset, generate_captions(run, dataset))
     assert found.figures["base"]["training/gap"] == fresh["base"]["training/gap"]
     change = found.figures["trained"]["training/gap_over_base"]["mean"]
     gaps = [found.figures[speaker]["training/gap"]["mean"] for speaker in ("trained", "base")]
@@ -199,18 +197,20 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     assert find_cell("pairs", "game", "0", tmp_path) == found.cell
 
 
-def test_the_base_speakers_captions_are_made_anew_for_another_base(home, train, game_run, caption_run, tmp_path):
-    base = tmp_path / "base"
-    shutil.copytree(caption_run, base)
-    train(home.game_config, tmp_path / "game_0", f"speaker.init={base}")
-    run = load_run(tmp_path / "game_0")
+def test_captions_are_generated_once_for_the_same_speaker_and_images(home, train, game_run, tmp_path):
+    folder = home.cache / "captions"
+    run = load_run(game_run)
     dataset = dataset_of(run, run.config.data, "test", 24)
-    kept = tmp_path / "captions.json"
-    first = base_captions(kept, run, dataset)
-    kept.write_text(json.dumps(read_json(kept) | {"texts": ["kept"]}))
-    assert base_captions(kept, run, dataset) == ["kept"]
-    (base / "train.json").write_text(json.dumps(read_json(base / "train.json") | {"wall_seconds": 1e6}))
-    assert base_captions(kept, run, dataset) == first
+    first = generate_captions(run, dataset)
+    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = generate_captions(load_run(game_run), dataset)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == kept
+    assert again["trained"]["texts"] == first["trained"]["texts"]
+    assert torch.equal(again["trained"]["kl"], first["trained"]["kl"]) and first["base"]["kl"].abs().max() < 1e-4
+    with torch.no_grad():
+        next(run.speaker.trained.parameters()).add_(0.1)
+    generate_captions(run, dataset)  # another speaker's, the same base speaker's
+    assert len(set(folder.iterdir()) - set(kept)) == 1
 
 
 def test_an_unknown_pair_is_named(command):
