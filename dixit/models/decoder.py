@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.models.head import Head
+from dixit.models.head import Head, body_name
 from dixit.models.llm import max_positions
 
 MAX_STATIC_CACHES = 4  # batch shapes whose static cache is kept
@@ -62,14 +62,14 @@ class HfDecoder:
     static = False
 
     def __init__(self, llm: Any):
-        self.llm, self.head = llm, Head(llm)
+        plain = llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # with LoRA
+        self.body, self.head = getattr(plain, body_name(plain)), Head(llm)
         if next(llm.parameters()).device.type == "cpu":
             # Captions are so short that plain attention beats the fused kernel (measured: update 1.4 times as fast).
             llm.set_attn_implementation("eager")
 
     def _run(self, **inputs: Any) -> tuple[Any, Float[Tensor, "S t D"]]:
-        plain = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
-        outputs = plain.base_model(use_cache=True, **inputs)
+        outputs = self.body(use_cache=True, **inputs)
         return getattr(outputs, "past_key_values", None), outputs.last_hidden_state
 
     def prefill(self, inputs: Float[Tensor, "B p D"]) -> tuple[Any, Float[Tensor, "B D"]]:

@@ -67,17 +67,23 @@ class TokenLogp(torch.autograd.Function):
 
 
 class _Outputs(tuple):
-    """A base model's outputs of which only the hidden states are known; what else is asked for is None."""
+    """A model's outputs of which only the hidden states are known; what else is asked for is None."""
 
     def __getattr__(self, name: str) -> Any:
         return self[0] if name == "last_hidden_state" else None
 
 
+def body_name(llm: Any) -> str:
+    """The attribute of a causal LM that is the model below its head: the one with the embeddings inside."""
+    embed = llm.get_input_embeddings()
+    return next(name for name, child in llm.named_children() if any(m is embed for m in child.modules()))
+
+
 class _HiddenStates(nn.Module):
-    """Stands for a base model: its inputs are taken for its last hidden states."""
+    """Stands for the model below the head: its inputs are taken for its last hidden states."""
 
     @property
-    def decoder(self) -> nn.Module:  # some families call it instead of the base model
+    def decoder(self) -> nn.Module:  # some families call it instead
         return self
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Outputs:
@@ -87,9 +93,9 @@ class _HiddenStates(nn.Module):
 class _Logits(nn.Module):
     """Stands for a linear head: gives fixed logits, and keeps its input."""
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor, weight: Tensor):
         super().__init__()
-        self.logits = logits
+        self.logits, self.weight = logits, weight  # some families look up the weight's type
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
@@ -110,7 +116,7 @@ class Head:
         plain = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
         self.linear = plain.get_output_embeddings()
         # The model without its layers: its own code from hidden states to logits.
-        self.model = _replaced(plain, plain.base_model_prefix, _HiddenStates())
+        self.model = _replaced(plain, body_name(plain), _HiddenStates())
         self.scale = self._scale()
 
     @torch.no_grad()
@@ -119,10 +125,10 @@ class Head:
         names = [name for name, module in self.model._modules.items() if module is self.linear]
         if type(self.linear) is not nn.Linear or not names:
             return None
-        weight = self.linear.weight
+        weight = self.linear.weight.detach()
         hidden = torch.linspace(-1, 1, weight.shape[1], device=weight.device).to(weight.dtype)[None, None]
         raw = torch.linspace(-100, 100, len(weight), device=weight.device)[None, None]
-        probe = _Logits(raw)
+        probe = _Logits(raw, weight)
         found = _replaced(self.model, names[0], probe)(inputs_embeds=hidden, use_cache=False).logits
         scale = float(found[0, 0, -1] / raw[0, 0, -1])
         plain = torch.equal(probe.x, hidden) and scale > 0 and torch.allclose(found.float(), raw * scale, rtol=1e-5)

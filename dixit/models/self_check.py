@@ -20,7 +20,7 @@ from dixit.common import DixitError, first_line
 from dixit.models.decoder import HfDecoder, LlamaDecoder
 from dixit.models.head import Head
 
-PREFIX, TOKENS = 2, 3  # of the text that is compared
+PREFIX, TOKENS = 2, 3  # of the text that is compared; a prefix that fills all positions where a window is shorter
 
 
 @contextmanager
@@ -51,10 +51,10 @@ def _own(llm: Any, **inputs: Tensor) -> Float[Tensor, "T V"]:
     return _logp(llm(**inputs, use_cache=False).logits[0])
 
 
-def _keeps_keys(cache: Any) -> bool:
-    """Whether a cache holds keys and values, and no recurrent state."""
-    return isinstance(cache, Cache) and all(
-        isinstance(layer, DynamicLayer | DummyLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+def _is_recurrent(cache: Any) -> bool:
+    """Whether a cache holds anything but keys and values."""
+    return not isinstance(cache, Cache) or any(
+        not isinstance(layer, DynamicLayer | DummyLayer) or isinstance(layer, LinearAttentionCacheLayerMixin)
         for layer in cache.layers)
 
 
@@ -70,45 +70,60 @@ def _fault(llm: Any, decoder: HfDecoder | LlamaDecoder, head: Head, tokens: Int[
             wanted = wanted.gather(1, picked[:, None]).squeeze(1)
         return not float((mine - wanted).square().mean().sqrt()) <= tolerance * spread  # NaN differs
 
+    start = len(tokens) - TOKENS  # start token and prefix
     embedded = llm.get_input_embeddings()(tokens)[None]
-    cache, first = decoder.prefill(embedded[:, :1 + PREFIX])
-    if isinstance(decoder, HfDecoder) and not _keeps_keys(cache):
-        return "it keeps no cache of keys and values alone: a recurrent model, or a hybrid with one"
+    cache, first = decoder.prefill(embedded[:, :start])
+    general = isinstance(decoder, HfDecoder)
+    if general and differs(_own(llm, input_ids=tokens[None, :start])[-1:], start - 1):
+        return "its predictions depend on the tokens that follow: no causal LM"
+    if general and _is_recurrent(cache):
+        return "it keeps no key-value cache, or a recurrent state beside it"
+    if general:  # some families refuse vectors that are no token's
+        decoder.prefill(embedded[:, :start].roll(1, -1))
     one = torch.zeros(1, dtype=torch.long, device=tokens.device)
-    rest = tokens[1 + PREFIX:]
+    rest = tokens[start:]
     step = decoder.extend(decoder.select(cache, one.expand(2), room=1), rest[:1].expand(2, 1))[1:, -1]
     sampled = _logp(decoder.logits(torch.cat([first, step])))
-    if differs(sampled[:1], PREFIX):
-        if differs(_own(llm, input_ids=tokens[None, :1 + PREFIX]), 0):
-            return "its predictions depend on the tokens that follow: no causal LM"
+    if differs(sampled[:1], start - 1):
         if differs(_own(llm, inputs_embeds=embedded), 0):
             return "it treats given embeddings otherwise than tokens"
         return "log-probabilities after a prefix differ from those of its own forward pass"
-    if differs(sampled[1:], PREFIX + 1):
+    if differs(sampled[1:], start):
         return "log-probabilities after one more token differ from those of its own forward pass"
     body = decoder.extend(decoder.select(cache, one, room=TOKENS), rest[None])[0]
-    if differs(head.token_logp(torch.cat([first, body[:-1]]), rest), PREFIX, picked=rest):
+    if differs(head.token_logp(torch.cat([first, body[:-1]]), rest), start - 1, picked=rest):
         return "log-probabilities of a caption differ from those of its own forward pass"
     return ""
 
 
+@contextmanager
+def refused_if_it_fails(llm: Any, name: str) -> Iterator[None]:
+    """Whatever a model raises within the block that is not made for it becomes one line."""
+    try:
+        yield
+    except DixitError:
+        raise
+    except Exception as error:
+        raise DixitError(f"the speaker cannot run the LLM '{name}' ({llm.config.model_type}): {first_line(error)}; "
+                         "choose another speaker.llm") from None
+
+
 @torch.no_grad()
-def check_speaker(llm: Any, decoder: HfDecoder | LlamaDecoder, head: Head, name: str, start: int, sharded: bool) -> None:
-    """Raises DixitError if the speaker would give other log-probabilities than the LLM.
+def check_speaker(llm: Any, decoder: HfDecoder | LlamaDecoder, head: Head, start: int, positions: int,
+                  sharded: bool) -> None:
+    """Raises an error if the speaker would give other log-probabilities than the LLM, up to `positions` tokens.
 
     Under sharding all layers run, in every process equally often.
     """
-    vocabulary = head.linear.weight.shape[0]
-    spread = torch.arange(1, 1 + PREFIX + TOKENS, device=llm.device) * (vocabulary // (1 + PREFIX + TOKENS))
-    tokens = torch.cat([spread.new_tensor([start]), spread])
-    kind = llm.config.model_type
-    try:
-        if sharded:
-            fault = _fault(llm, decoder, head, tokens)
-        else:
-            with _first_layers(llm) as layers:
-                fault = _fault(llm, decoder.shortened(layers), head, tokens)
-    except Exception as error:  # whatever a model raises that is not made for this
-        fault = first_line(error)
+    window = getattr(llm.config.get_text_config(decoder=True), "sliding_window", None) or positions
+    length = positions if window < positions else min(positions, 1 + PREFIX + TOKENS)
+    vocabulary = len(head.linear.weight)
+    tokens = torch.arange(length, device=llm.device) * (vocabulary // length) % vocabulary
+    tokens[0] = start
+    if sharded:
+        fault = _fault(llm, decoder, head, tokens)
+    else:
+        with _first_layers(llm) as layers:
+            fault = _fault(llm, decoder.shortened(layers), head, tokens)
     if fault:
-        raise DixitError(f"the speaker cannot run the LLM '{name}' ({kind}): {fault}; choose another speaker.llm")
+        raise RuntimeError(fault)

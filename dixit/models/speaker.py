@@ -4,7 +4,7 @@ Only the adapter (and LoRA, if asked for) is trained. Captions are sampled from 
 draws give the same captions on any number of processes. The LLM runs a prefix once per image; its key-value cache is
 shared by the image's N captions, in sampling and in the update, where gradients flow through the cache.
 
-Leaves out the adapter (adapter.py), loading the LLM (llm.py), its forward pass (decoder.py) and its head (head.py), beam
+Leaves out the adapter (adapter.py), loading the LLM (llm.py), its forward pass (decoder.py), its head (head.py), beam
 search and prompt text: the prefix alone conditions the LLM.
 
 Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T caption tokens, D LLM width.
@@ -25,7 +25,7 @@ from dixit.models.adapter import Adapter
 from dixit.models.decoder import Decoder, HfDecoder, LlamaDecoder
 from dixit.models.head import GPU_BATCH, Head
 from dixit.models.llm import add_lora, load_llm
-from dixit.models.self_check import check_speaker
+from dixit.models.self_check import check_speaker, refused_if_it_fails
 from dixit.models.sharding import max_over_processes, shard_layers
 
 MICRO_BATCH = 32  # captions scored at once; fewer means less padding, more means wider matrix products; GPU_BATCH on a
@@ -95,14 +95,15 @@ class Speaker:
                 adapter.gated_units.requires_grad_(True)
         self.sharded = config.shard and shard_layers(self.llm, torch.device(device))
         self.llm.to(device)
-        fits = LlamaDecoder.fits(self.llm) and not self.sharded
-        if config.compile == "yes" and not fits:
-            raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' with "
-                             f"lora_rank {config.lora_rank} is none: use auto")
-        decoder = LlamaDecoder(self.llm, config.compile, positions) if fits else HfDecoder(self.llm)
-        self.decoder: Decoder = decoder
-        self.head = Head(self.llm)
-        check_speaker(self.llm, decoder, self.head, config.llm, self.start, self.sharded)
+        with refused_if_it_fails(self.llm, config.llm):
+            fits = LlamaDecoder.fits(self.llm) and not self.sharded
+            if config.compile == "yes" and not fits:
+                raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' "
+                                 f"with lora_rank {config.lora_rank} is none: use auto")
+            decoder = LlamaDecoder(self.llm, config.compile, positions) if fits else HfDecoder(self.llm)
+            self.decoder: Decoder = decoder
+            self.head = Head(self.llm)
+            check_speaker(self.llm, decoder, self.head, self.start, positions, self.sharded)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
