@@ -1,17 +1,18 @@
 """Forward passes of the frozen LLM: a prefix once per image, then caption tokens after a shared key-value cache.
 
-Two decoders with the same methods: `HfDecoder` runs any Hugging Face causal LM, `LlamaDecoder` runs the Llama family
-(SmolLM2 included) with fewer and wider operations: one product for queries, keys and values, one for gate and up, one
-cache tensor for all layers, no expanded keys. It uses the same weights and gives the same numbers (tests compare the
-two). Gradients flow through the cache to the prefix, never to the LLM.
+Two decoders with the same methods: `HfDecoder` runs any Hugging Face causal LM with a cache of keys and values (of a
+sliding window too), `LlamaDecoder` runs the Llama family (SmolLM2 included) with fewer and wider operations: one
+product for queries, keys and values, one for gate and up, one cache tensor for all layers, no expanded keys. It uses
+the same weights and gives the same numbers (tests compare the two). Gradients flow through the cache to the prefix,
+never to the LLM.
 
 Sampling repeats one small step, and a GPU would spend it on launching a thousand kernels. There `LlamaDecoder` keeps a
 static cache and records the step once as a CUDA graph; with `compile="yes"` torch.compile fuses the operations of a
 layer, in sampling and in the update, at the price of a slower start. A CPU has no launches to save: there finished
 captions are dropped from the batch instead.
 
-Leaves out left padding, sliding windows, adapters inside the LLM (LoRA runs through `HfDecoder`), and a static cache
-for `HfDecoder`.
+Leaves out left padding and a static cache for `HfDecoder`; in `LlamaDecoder` also sliding windows, biases, and adapters
+inside the LLM.
 
 Shapes: S captions, t new tokens, p tokens in the cache, D LLM width, H key-value heads, G query heads for each of
 them, d width of a head.
@@ -57,7 +58,7 @@ class Decoder(Protocol):
 
 
 class HfDecoder:
-    """Any Hugging Face causal LM."""
+    """Any Hugging Face causal LM; its own code makes and fills the cache."""
 
     static = False
 
@@ -236,7 +237,7 @@ def _cuda_graph(step: Callable[[], Tensor], position: Tensor) -> Callable[[], Te
 
 
 class LlamaDecoder:
-    """A Llama-family model without LoRA."""
+    """A Llama-family model without biases or LoRA."""
 
     def __init__(self, llm: Any, compile: str = "auto", positions: int = 0):
         """`compile` is speaker.compile; it has an effect on a GPU only. `positions` are at least to be had."""

@@ -77,17 +77,20 @@ def add_lora(llm: Any, name: str, rank: int, targets: tuple[str, ...]) -> Any:
     from peft import LoraConfig, get_peft_model
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
-    chosen = targets or USUAL.get(llm.config.model_type, ("q_proj", "v_proj"))
-    modules = dict(llm.base_model.named_modules())
+    usual = USUAL.get(llm.config.model_type)
+    chosen = targets or (usual if isinstance(usual, list) else ("q_proj", "v_proj"))
+    inside = set(llm.get_decoder().modules())  # not in an image tower, which some families have too
+    modules = {n: module for n, module in llm.named_modules() if module in inside}
     linear = sorted({n.rpartition(".")[2] for n, module in modules.items() if isinstance(module, nn.Linear | Conv1D)})
     hint = f"set speaker.lora_targets to some of its linear modules: {', '.join(linear)}"
-    for target in [] if isinstance(chosen, str) else chosen:  # text is a pattern of peft's
-        if not any(n == target or n.endswith("." + target) for n in modules):
+    found = []
+    for target in chosen:
+        found += (named := [n for n in modules if n == target or n.endswith("." + target)])
+        if not named:
             raise DixitError(f"'{name}' ({llm.config.model_type}) has no module '{target}' for LoRA; {hint}")
     try:
         with warnings.catch_warnings():  # that a Conv1D's weight is transposed, which peft then sees to
             warnings.simplefilter("ignore")
-            return get_peft_model(llm, LoraConfig(
-                r=rank, lora_alpha=2 * rank, target_modules=chosen if isinstance(chosen, str) else list(chosen)))
+            return get_peft_model(llm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=found))
     except ValueError as error:
         raise DixitError(f"cannot add LoRA to '{name}': {first_line(error)}; {hint}") from None

@@ -115,7 +115,8 @@ def check_speaker(llm: Any, decoder: HfDecoder | LlamaDecoder, head: Head, start
 
     Under sharding all layers run, in every process equally often.
     """
-    window = getattr(llm.config.get_text_config(decoder=True), "sliding_window", None) or positions
+    config = llm.config.get_text_config(decoder=True)
+    window = min(getattr(config, key, None) or positions for key in ("sliding_window", "attention_chunk_size"))
     length = positions if window < positions else min(positions, 1 + PREFIX + TOKENS)
     vocabulary = len(head.linear.weight)
     tokens = torch.arange(length, device=llm.device) * (vocabulary // length) % vocabulary

@@ -57,6 +57,18 @@ FAMILIES: dict[str, Callable[[], hf.PretrainedConfig]] = {
                                       attn_logit_softcapping=1.0),
     "gemma3": lambda: hf.Gemma3TextConfig(**MODERN, head_dim=16, sliding_window=5,
                                           layer_types=[SLIDING, "full_attention"]),
+    "gemma3 with images": lambda: hf.Gemma3Config(
+        text_config=MODERN | {"head_dim": 16, "sliding_window": 5, "layer_types": [SLIDING, "full_attention"]},
+        vision_config={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                       "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4, image_token_index=125, boi_token_index=126, eoi_token_index=127),
+    "deepseek_v2": lambda: hf.DeepseekV2Config(**MODERN | {"num_key_value_heads": 4}, kv_lora_rank=16, q_lora_rank=16,
+                                               qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16,
+                                               n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    "llama4": lambda: hf.Llama4TextConfig(**MODERN | {"num_hidden_layers": 4}, intermediate_size_mlp=64, head_dim=16,
+                                          num_local_experts=2, attention_chunk_size=5),
+    "minicpm3": lambda: hf.MiniCPM3Config(**MODERN | {"num_key_value_heads": 4}, kv_lora_rank=16, q_lora_rank=16,
+                                          qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16),
     "phi3": lambda: hf.Phi3Config(**MODERN, rope_parameters=rope("longrope"), original_max_position_embeddings=32),
     "phi": lambda: hf.PhiConfig(**MODERN),
     "olmo2": lambda: hf.Olmo2Config(**MODERN),
@@ -220,7 +232,8 @@ def test_prefix_vectors_are_as_large_as_embedded_tokens(family):
 
 
 def test_lora_begins_as_no_change_and_gets_gradients(family):
-    targets = ("qkv_proj",) if family.name == "phi3" else ()  # peft names none for the family
+    own = {"phi3": ("qkv_proj",), "deepseek_v2": ("kv_b_proj",), "minicpm3": ("kv_b_proj",)}  # peft names none
+    targets = own.get(family.name, ())
     speaker = make(family.folder, lora_rank=2, lora_targets=targets)
     prefix, tokens, mask, _ = sampled(family.speaker)
     logp = speaker.logprobs(prefix, tokens, mask)
@@ -334,6 +347,8 @@ UNFIT = {
                                               num_experts_per_tok=2, linear_num_key_heads=2,
                                               linear_num_value_heads=2), STATE),
     "lfm2": (lambda: hf.Lfm2Config(**MODERN, full_attn_idxs=[1]), STATE),
+    "gemma4_text": (lambda: hf.Gemma4TextConfig(**MODERN, hidden_size_per_layer_input=16, vocab_size_per_layer_input=V),
+                    "`inputs_embeds` you provided do not exactly match the embedding weights"),
     "bert": (lambda: hf.BertConfig(**BASE, intermediate_size=128), "depend on the tokens that follow: no causal LM"),
 }
 
