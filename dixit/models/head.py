@@ -116,27 +116,28 @@ class Head:
         plain = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
         self.linear = plain.get_output_embeddings()
         # The model without its layers: its own code from hidden states to logits.
-        self.model = _replaced(plain, body_name(plain), _HiddenStates())
-        self.scale = self._scale()
+        model = _replaced(plain, body_name(plain), _HiddenStates())
+        self.scale = self._scale(model)
+        self.model = None if self.scale == 1 else model
 
     @torch.no_grad()
-    def _scale(self) -> float | None:
+    def _scale(self, model: Any) -> float | None:
         """The constant by which the logits of a plain head are multiplied; None if the head is not plain."""
-        names = [name for name, module in self.model._modules.items() if module is self.linear]
+        names = [name for name, module in model._modules.items() if module is self.linear]
         if type(self.linear) is not nn.Linear or not names:
             return None
         weight = self.linear.weight.detach()
         hidden = torch.linspace(-1, 1, weight.shape[1], device=weight.device).to(weight.dtype)[None, None]
         raw = torch.linspace(-100, 100, len(weight), device=weight.device)[None, None]
         probe = _Logits(raw, weight)
-        found = _replaced(self.model, names[0], probe)(inputs_embeds=hidden, use_cache=False).logits
+        found = _replaced(model, names[0], probe)(inputs_embeds=hidden, use_cache=False).logits
         scale = float(found[0, 0, -1] / raw[0, 0, -1])
         plain = torch.equal(probe.x, hidden) and scale > 0 and torch.allclose(found.float(), raw * scale, rtol=1e-5)
         return scale if plain else None
 
     def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """The model's own logits."""
-        if self.scale == 1:
+        if self.model is None:
             return self.linear(hidden)
         return self.model(inputs_embeds=hidden[:, None], use_cache=False).logits[:, 0]
 
