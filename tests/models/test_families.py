@@ -349,7 +349,8 @@ UNFIT = {
     "lfm2": (lambda: hf.Lfm2Config(**MODERN, full_attn_idxs=[1]), STATE),
     "gemma4_text": (lambda: hf.Gemma4TextConfig(**MODERN, hidden_size_per_layer_input=16, vocab_size_per_layer_input=V),
                     "`inputs_embeds` you provided do not exactly match the embedding weights"),
-    "moshi": (lambda: hf.MoshiConfig(**MODERN, head_dim=16, ffn_dim=96, sliding_window=5), "after one more token differ"),
+    "moshi": (lambda: hf.MoshiConfig(**MODERN, head_dim=16, ffn_dim=96, sliding_window=5),
+              "after one more token differ"),
     "bert": (lambda: hf.BertConfig(**BASE, intermediate_size=128), "depend on the tokens that follow: no causal LM"),
 }
 
