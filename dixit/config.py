@@ -65,6 +65,7 @@ class SpeakerConfig:
     # number for each audience. At 10, captions teach which attributes to name, and the game which ones serve whom
     gated_units: int = 0  # hidden units behind each block that the audience's code switches on and off
     lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()  # names of the LLM's modules that get LoRA; empty = peft's own for the family
     dtype: str = "float32"  # of the frozen LLM: float32 | bfloat16
     shard: bool = False  # shard the frozen LLM's layers among the processes of a training. See models/sharding.py
     compile: str = "auto"  # on a GPU, auto: CUDA graphs | yes: torch.compile too | no: neither. See models/decoder.py

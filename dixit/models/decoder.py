@@ -1,17 +1,18 @@
 """Forward passes of the frozen LLM: a prefix once per image, then caption tokens after a shared key-value cache.
 
-Two decoders with the same methods: `HfDecoder` runs any Hugging Face causal LM, `LlamaDecoder` runs the Llama family
-(SmolLM2 included) with fewer and wider operations: one product for queries, keys and values, one for gate and up, one
-cache tensor for all layers, no expanded keys. It uses the same weights and gives the same numbers (tests compare the
-two). Gradients flow through the cache to the prefix, never to the LLM.
+Two decoders with the same methods: `HfDecoder` runs any Hugging Face causal LM with a cache of keys and values (of a
+sliding window too), `LlamaDecoder` runs the Llama family (SmolLM2 included) with fewer and wider operations: one
+product for queries, keys and values, one for gate and up, one cache tensor for all layers, no expanded keys. It uses
+the same weights and gives the same numbers (tests compare the two). Gradients flow through the cache to the prefix,
+never to the LLM.
 
 Sampling repeats one small step, and a GPU would spend it on launching a thousand kernels. There `LlamaDecoder` keeps a
 static cache and records the step once as a CUDA graph; with `compile="yes"` torch.compile fuses the operations of a
 layer, in sampling and in the update, at the price of a slower start. A CPU has no launches to save: there finished
 captions are dropped from the batch instead.
 
-Leaves out left padding, sliding windows, adapters inside the LLM (LoRA runs through `HfDecoder`), and a static cache
-for `HfDecoder`.
+Leaves out left padding and a static cache for `HfDecoder`; in `LlamaDecoder` also sliding windows, biases, and adapters
+inside the LLM.
 
 Shapes: S captions, t new tokens, p tokens in the cache, D LLM width, H key-value heads, G query heads for each of
 them, d width of a head.
@@ -19,16 +20,20 @@ them, d width of a head.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+
+from dixit.models.head import Head, body_name
+from dixit.models.llm import max_positions
 
 MAX_STATIC_CACHES = 4  # batch shapes whose static cache is kept
+POSITIONS = 1024  # whose rotations are kept, unless the LLM has fewer or captions need more
 
 
 class Decoder(Protocol):
@@ -53,35 +58,44 @@ class Decoder(Protocol):
 
 
 class HfDecoder:
-    """Any Hugging Face causal LM."""
+    """Any Hugging Face causal LM; its own code makes and fills the cache."""
 
     static = False
 
     def __init__(self, llm: Any):
-        self.llm = llm
+        plain = llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # with LoRA
+        self.body, self.head = getattr(plain, body_name(plain)), Head(llm)
         if next(llm.parameters()).device.type == "cpu":
             # Captions are so short that plain attention beats the fused kernel (measured: update 1.4 times as fast).
             llm.set_attn_implementation("eager")
 
-    def _run(self, cache: DynamicCache, **inputs: Tensor) -> Float[Tensor, "S t D"]:
-        plain = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
-        return plain.base_model(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
+    def _run(self, **inputs: Any) -> tuple[Any, Float[Tensor, "S t D"]]:
+        outputs = self.body(use_cache=True, **inputs)
+        return getattr(outputs, "past_key_values", None), outputs.last_hidden_state
 
-    def prefill(self, inputs: Float[Tensor, "B p D"]) -> tuple[DynamicCache, Float[Tensor, "B D"]]:
-        cache = DynamicCache()
-        return cache, self._run(cache, inputs_embeds=inputs)[:, -1]
+    def prefill(self, inputs: Float[Tensor, "B p D"]) -> tuple[Any, Float[Tensor, "B D"]]:
+        cache, hidden = self._run(inputs_embeds=inputs)  # the model makes the cache, of the kind that its layers need
+        return cache, hidden[:, -1]
 
-    def select(self, cache: DynamicCache, index: Int[Tensor, "S"], room: int = 0) -> DynamicCache:
-        layers: list[Any] = cache.layers
-        return DynamicCache([(layer.keys[index], layer.values[index]) for layer in layers])
+    def select(self, cache: Any, index: Int[Tensor, "S"], room: int = 0) -> Any:
+        taken = copy.copy(cache)
+        taken.layers = [copy.copy(layer) for layer in cache.layers]
+        for layer in taken.layers:  # every tensor has the captions first; a number says how much a window has seen
+            vars(layer).update({name: part[index] for name, part in vars(layer).items()
+                                if isinstance(part, Tensor) and part.dim() > 1})
+        return taken
 
     expand = select
 
-    def extend(self, cache: DynamicCache, tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S t D"]:
-        return self._run(cache, input_ids=tokens)
+    def extend(self, cache: Any, tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S t D"]:
+        return self._run(past_key_values=cache, input_ids=tokens)[1]
 
     def logits(self, hidden: Float[Tensor, "S D"]) -> Float[Tensor, "S V"]:
-        return self.llm.get_output_embeddings()(hidden)
+        return self.head.logits(hidden)
+
+    def shortened(self, layers: int) -> HfDecoder:
+        """The decoder of the LLM while it is cut to its first layers."""
+        return self
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -223,10 +237,10 @@ def _cuda_graph(step: Callable[[], Tensor], position: Tensor) -> Callable[[], Te
 
 
 class LlamaDecoder:
-    """A Llama-family model without LoRA."""
+    """A Llama-family model without biases or LoRA."""
 
-    def __init__(self, llm: Any, compile: str = "auto"):
-        """`compile` is speaker.compile; it has an effect on a GPU only."""
+    def __init__(self, llm: Any, compile: str = "auto", positions: int = 0):
+        """`compile` is speaker.compile; it has an effect on a GPU only. `positions` are at least to be had."""
         model, config = llm.model, llm.config
         self.embed: Tensor = model.embed_tokens.weight
         self.layers = [_Layer(layer) for layer in model.layers]
@@ -235,8 +249,9 @@ class LlamaDecoder:
         self.heads = config.num_key_value_heads
         self.groups = config.num_attention_heads // self.heads
         self.head_dim = model.layers[0].self_attn.head_dim
-        positions = torch.arange(min(1024, config.max_position_embeddings), device=self.embed.device)[None]
-        cos, sin = model.rotary_emb(self.embed[:1, None], positions)
+        # No more than the limit, beyond which rotary_emb may take other frequencies for all positions.
+        count = min(max(POSITIONS, positions), max_positions(config) or POSITIONS)
+        cos, sin = model.rotary_emb(self.embed[:1, None], torch.arange(count, device=self.embed.device)[None])
         half = self.head_dim // 2
         self.cos, self.sin = cos[0, :, None, :half], sin[0, :, None, :half]  # (positions, 1, d/2)
         on_gpu = self.embed.device.type == "cuda"
@@ -250,9 +265,18 @@ class LlamaDecoder:
     def fits(llm: Any) -> bool:
         """Whether this decoder can run the model."""
         c: Any = llm.config
-        return (type(llm).__name__ == "LlamaForCausalLM" and llm.get_output_embeddings().bias is None
-                and not c.attention_bias and not c.mlp_bias and c.hidden_act == "silu"
-                and (c.rope_parameters or {}).get("rope_type", "default") != "dynamic")
+        if type(llm).__name__ != "LlamaForCausalLM" or c.attention_bias or c.mlp_bias or c.hidden_act != "silu":
+            return False
+        products = [m for n, m in llm.named_modules() if n.endswith("_proj")]
+        turned = 2 * len(llm.model.rotary_emb.inv_freq)  # of a head's dimensions
+        return (all(type(m) is nn.Linear for m in products) and Head(llm).scale == 1
+                and llm.get_output_embeddings().bias is None and turned == llm.model.layers[0].self_attn.head_dim)
+
+    def shortened(self, layers: int) -> LlamaDecoder:
+        """The decoder of the LLM while it is cut to its first layers; never compiled."""
+        short = copy.copy(self)
+        short.layers, short.project, short.attend = self.layers[:layers], self._project, self._attend
+        return short
 
     def _project(self, layer: _Layer, x: Float[Tensor, "S t D"], cos: Float[Tensor, "t 1 half"],
                  sin: Float[Tensor, "t 1 half"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,8 +4,8 @@ Only the adapter (and LoRA, if asked for) is trained. Captions are sampled from 
 draws give the same captions on any number of processes. The LLM runs a prefix once per image; its key-value cache is
 shared by the image's N captions, in sampling and in the update, where gradients flow through the cache.
 
-Leaves out the adapter (adapter.py), the LLM's forward pass (decoder.py), beam search and prompt text: the prefix alone
-conditions the LLM.
+Leaves out the adapter (adapter.py), loading the LLM (llm.py), its forward pass (decoder.py), its head (head.py), beam
+search and prompt text: the prefix alone conditions the LLM.
 
 Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T caption tokens, D LLM width.
 """
@@ -18,36 +18,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dixit.common import DixitError, first_line
+from dixit.common import DixitError
 from dixit.config import SpeakerConfig
-from dixit.data.assets import ASSETS, asset
 from dixit.models.adapter import Adapter
 from dixit.models.decoder import Decoder, HfDecoder, LlamaDecoder
+from dixit.models.head import GPU_BATCH, Head
+from dixit.models.llm import add_lora, load_llm
+from dixit.models.self_check import check_speaker, refused_if_it_fails
 from dixit.models.sharding import max_over_processes, shard_layers
 
-MICRO_BATCH = 32  # captions scored at once; fewer means less padding, more means wider matrix products
-HEAD_BATCH = 256  # hidden states that are multiplied by the vocabulary at once
-GPU_BATCH = 1024  # both on a GPU, which small pieces would leave idle; activations are kept for backward in any case
+MICRO_BATCH = 32  # captions scored at once; fewer means less padding, more means wider matrix products; GPU_BATCH on a
+# GPU, for activations are kept for backward in any case
 BLOCK = 256  # of the vocabulary, in sampling
 Captions = tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"], Float[Tensor, "S T"]]  # tokens, mask, log-probs
-
-
-def load_llm(name: str, dtype: str = "float32") -> tuple[Any, Any]:
-    """A frozen causal LM and its tokenizer from an asset, a folder or a Hugging Face name.
-
-    Raises DixitError where it cannot be loaded. Remote code is never run.
-    """
-    source = str(asset(name)) if any(name == known.name for known in ASSETS) else name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        llm = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except Exception as error:  # many kinds, each about bad input
-        raise DixitError(f"cannot load the LLM '{name}': {first_line(error)}") from None
-    if tokenizer.eos_token_id is None:
-        raise DixitError(f"the tokenizer of '{name}' has no end-of-sequence token")
-    return llm.eval().requires_grad_(False), tokenizer
 
 
 def _scaled(logits: Float[Tensor, "*n V"], temperature: float) -> Float[Tensor, "*n V"]:
@@ -81,50 +65,6 @@ def sample_token(logits: Float[Tensor, "S V"],
     return token, (logits.gather(1, token[:, None]) - top).squeeze(1) - cdf[:, -1].log()
 
 
-class TokenLogp(torch.autograd.Function):
-    """log softmax(head(hidden) / temperature)[token] for a frozen head, without keeping an (n, V) tensor.
-
-    The gradient with respect to the hidden state, (W[token] - p @ W) / temperature, is computed in the forward pass,
-    while the logits are in memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Float[Tensor, "n D"], weight: Float[Tensor, "V D"], bias: Tensor | None,
-                tokens: Int[Tensor, "n"], temperature: float) -> Float[Tensor, "n"]:
-        # Buffers are made once, for fresh memory is slow on a CPU; the float32 one is small enough for its cache.
-        on_cpu = weight.device.type == "cpu"
-        chunk, rows = (HEAD_BATCH, MICRO_BATCH) if on_cpu else (GPU_BATCH, GPU_BATCH)
-        logits = torch.empty(chunk, len(weight), dtype=weight.dtype, device=weight.device)
-        wide = torch.empty(rows, len(weight), dtype=torch.float32, device=weight.device)
-        picked, slopes = [], []
-        for h, token in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-            narrow = logits[:len(h)]
-            torch.mm(h, weight.t(), out=narrow)
-            totals = []
-            for part, own in zip(narrow.split(rows), token.split(rows), strict=True):
-                p = wide[:len(part)].copy_(part)
-                if bias is not None:
-                    p += bias
-                if temperature != 1:
-                    p /= temperature
-                p -= p.amax(-1, keepdim=True)
-                score = p.gather(1, own[:, None])
-                totals.append(p.exp_().sum(-1, keepdim=True))
-                picked.append((score - totals[-1].log()).squeeze(1))
-                part.copy_(p)
-            if ctx.needs_input_grad[0]:
-                mean = torch.mm(narrow, weight) / torch.cat(totals).to(weight.dtype)
-                slopes.append((weight[token] - mean) / temperature)
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(picked)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slope, = ctx.saved_tensors
-        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None, None
-
-
 class Speaker:
     """A trainable `adapter` in front of a frozen LLM.
 
@@ -135,15 +75,19 @@ class Speaker:
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, seed: int = 0,
                  device: str | torch.device = "cpu"):
         self.config = config
-        self.llm, self.tokenizer = load_llm(config.llm, config.dtype)
-        embedding = self.llm.get_input_embeddings().weight
+        positions = 1 + config.prefix + config.max_tokens
+        self.llm, self.tokenizer = load_llm(config.llm, config.dtype, positions)
+        self.eos = int(self.tokenizer.eos_token_id)
+        self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+        embed = self.llm.get_input_embeddings()
+        embedded = embed(torch.arange(len(embed.weight)))  # by the layer, which may scale its weight
+        self.llm_width = embedded.shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapter = Adapter(config, patches, patch_width, embedding.shape[1], float(embedding.float().std()))
+            adapter = Adapter(config, patches, patch_width, self.llm_width, float(embedded.float().std()))
+            del embedded
             if config.lora_rank:
-                from peft import LoraConfig, get_peft_model
-                self.llm = get_peft_model(self.llm, LoraConfig(
-                    r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=["q_proj", "v_proj"]))
+                self.llm = add_lora(self.llm, config.llm, config.lora_rank, config.lora_targets)
                 lora = {n.replace(".", "_"): p for n, p in self.llm.named_parameters() if p.requires_grad}
                 adapter.lora = nn.ParameterDict(lora)
             if config.gated_units:  # only these are trained then
@@ -151,18 +95,20 @@ class Speaker:
                 adapter.gated_units.requires_grad_(True)
         self.sharded = config.shard and shard_layers(self.llm, torch.device(device))
         self.llm.to(device)
-        fits = LlamaDecoder.fits(self.llm) and not self.sharded
-        if config.compile == "yes" and not fits:
-            raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' with "
-                             f"lora_rank {config.lora_rank} is none: use auto")
-        self.decoder: Decoder = LlamaDecoder(self.llm, config.compile) if fits else HfDecoder(self.llm)
+        with refused_if_it_fails(self.llm, config.llm):
+            fits = LlamaDecoder.fits(self.llm) and not self.sharded
+            if config.compile == "yes" and not fits:
+                raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' "
+                                 f"with lora_rank {config.lora_rank} is none: use auto")
+            decoder = LlamaDecoder(self.llm, config.compile, positions) if fits else HfDecoder(self.llm)
+            self.decoder: Decoder = decoder
+            self.head = Head(self.llm)
+            check_speaker(self.llm, decoder, self.head, self.start, positions, self.sharded)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
         self.check_every = 1 if on_cpu else 4  # asking a GPU which captions are finished waits for it
         self.micro_batch = MICRO_BATCH if on_cpu else GPU_BATCH
-        self.eos = int(self.tokenizer.eos_token_id)
-        self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
     # --- one batch ---
 
@@ -172,7 +118,7 @@ class Speaker:
         The start token serves as attention sink. Without it the first prefix vector does, and gradients explode
         (measured: prefix gradient norm 6,700 against 40, and bfloat16 gradients point elsewhere).
         """
-        start = self.llm.get_input_embeddings().weight[self.start].expand(len(prefix), 1, -1)
+        start = self.llm.get_input_embeddings()(torch.full((len(prefix), 1), self.start, device=prefix.device))
         return self.decoder.prefill(torch.cat([start, prefix.to(start.dtype)], dim=1))
 
     @torch.no_grad()
@@ -238,7 +184,6 @@ class Speaker:
             tokens = F.pad(tokens, (0, 1), value=-1)
         mask = tokens >= 0
         cache, first = self._prefill(prefix)
-        head = self.llm.get_output_embeddings()
         order = mask.sum(1).argsort(stable=True)
         more = self._max_count(len(order)) - len(order)  # captions that are run again and not used
         parts = []
@@ -250,7 +195,7 @@ class Speaker:
                 body = self.decoder.extend(self.decoder.select(cache, image[rows], room=length - 1),
                                            target[:, :-1].clamp(min=0))
                 hidden = torch.cat([hidden, body], dim=1)
-            picked = TokenLogp.apply(hidden[real], head.weight, head.bias, target[real], temperature)
+            picked = self.head.token_logp(hidden[real], target[real], temperature)
             row = torch.zeros(real.shape, device=picked.device).masked_scatter(real, picked)
             parts.append(F.pad(row, (0, longest - length)))
         return torch.cat(parts)[order.argsort()][place]
@@ -262,7 +207,7 @@ class Speaker:
     @torch.no_grad()
     def perplexity_logp(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T"]:
         """Log-probability of captions under the LLM alone: the start token and no prefix."""
-        nothing = torch.empty(len(tokens), 0, self.llm.config.hidden_size, device=tokens.device)
+        nothing = torch.empty(len(tokens), 0, self.llm_width, device=tokens.device)
         return self.logprobs(nothing, tokens, mask)
 
     # --- text ---

@@ -10,7 +10,9 @@ import torch
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
 from dixit.models.decoder import HfDecoder, LlamaDecoder
-from dixit.models.speaker import Speaker, TokenLogp, load_llm, sample_token
+from dixit.models.head import TokenLogp
+from dixit.models.llm import load_llm
+from dixit.models.speaker import Speaker, sample_token
 from dixit.training.checkpoints import load_weights
 
 PATCHES, WIDTH, T = 5, 16, 6

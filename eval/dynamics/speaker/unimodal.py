@@ -40,7 +40,8 @@ from dixit.config import Config
 from dixit.data.scenes import COLOURS, oracle_caption
 from dixit.models.adapter import Adapter
 from dixit.models.decoder import LlamaDecoder
-from dixit.models.speaker import Speaker, TokenLogp
+from dixit.models.head import TokenLogp
+from dixit.models.speaker import Speaker
 from dixit.training import game
 from dixit.training.runs import patch_batch
 
