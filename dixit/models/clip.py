@@ -43,6 +43,9 @@ logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the 
 
 TEXT_CACHE_SIZE = 4  # calls whose text embeddings a CLIP keeps, so that as many kinds of listeners can share it
 MAX_IMAGE_SIZE = 2048  # pixels of a side that an image tower may ask for
+HUB_HINT = ("take open_clip's copy of the weights, by name and tag (openai/clip-vit-base-patch32 is "
+            "ViT-B-32-quickgelu, openai; google/siglip-base-patch16-224 is ViT-B-16-SigLIP, webli), or a repository in "
+            "open_clip's format as hf-hub:OWNER/NAME")
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 
@@ -63,8 +66,8 @@ class Clip:
 
     @cached_property
     def key(self) -> str:
-        """The name and a hash of the weights, the config, the preprocessing and the tokenizer."""
-        return f"{self.name}-{digest(self.model, self.config, asdict(self.preprocessing), _facts(self.tokenizer))}"
+        """The name and a hash of all that `embed_images` depends on."""
+        return f"{self.name}-{digest(self.model.visual, self.config, asdict(self.preprocessing))}"
 
     @cached_property
     def tower_key(self) -> str:
@@ -74,7 +77,7 @@ class Clip:
 
     @cached_property
     def text_key(self) -> str:
-        """A hash of all that the features in front of `text.proj` depend on, of a text tower from transformers."""
+        """A hash of all that the features in front of `text.proj` depend on, the tokenizer included."""
         return digest(self.model.text.transformer, self.config["text_cfg"], _facts(self.tokenizer))
 
     def preprocess(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B 3 h w"]:
@@ -235,7 +238,7 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
         clip.model.eval().requires_grad_(False)
         _check(clip)
     except Exception as error:  # open_clip raises many kinds, each about bad input
-        line = " ".join(str(error).split())[:400] or type(error).__name__
+        line = " ".join(str(error).split())[:500] or type(error).__name__
         raise DixitError(f"cannot load CLIP '{name}'{pretrained and f' ({pretrained})'}: {line}") from None
     return _opened.setdefault(place, clip)
 
@@ -279,17 +282,18 @@ def _other_format(folder: Path) -> str:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         return "the folder has no open_clip_config.json"
-    return f"the folder holds a model of transformers ({kind}) and no open_clip_config.json"
+    return f"the folder holds a model of transformers ({kind}), not one of open_clip; {HUB_HINT}"
 
 
 def _open_named(name: str, pretrained: str, device: str | torch.device) -> Clip:
     """A CLIP by open_clip's name and tag, or from a hub in open_clip's format. Raises ValueError for unknown names."""
-    name = name if name.startswith("hf-hub:") else name.replace("/", "-")
+    asked, name = name, name if name.startswith("hf-hub:") else name.replace("/", "-")
     if not name.startswith("hf-hub:"):
         known = open_clip.list_models()
         if name not in known:
             near = difflib.get_close_matches(name, [*TOWERS, *known], n=3, cutoff=0.0)
-            raise ValueError(f"no such folder or open_clip model; the nearest names are {', '.join(near)}")
+            hint = f"; if it is a model of transformers, {HUB_HINT}" if "/" in asked else ""
+            raise ValueError(f"no such folder or open_clip model; the nearest names are {', '.join(near)}{hint}")
         is_file = Path(pretrained).is_file() and pretrained.endswith(".safetensors")
         if not is_file and not open_clip.is_pretrained_cfg(name, pretrained):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "a .safetensors file"

@@ -313,9 +313,9 @@ def test_the_preprocessing_of_square_images_is_one_bicubic_resize(tmp_path):
         assert torch.equal(fit_to_tower(images / 255, PreprocessCfg(32, resize_mode=mode)), plain)
 
 
-def keys(folder: Path) -> tuple[str, str]:
+def keys(folder: Path) -> tuple[str, str, str]:
     clip = load_clip(str(folder))
-    return clip.key, clip.tower_key
+    return clip.key, clip.tower_key, clip.text_key
 
 
 def test_keys_change_with_everything_that_the_features_depend_on(tmp_path):
@@ -338,13 +338,16 @@ def test_keys_change_with_everything_that_the_features_depend_on(tmp_path):
     weights["visual.trunk.blocks.0.mlp.fc1.weight"][0, 0] += 1e-3
     save_file(weights, folder / "open_clip_model.safetensors")
     found.append(keys(folder))
-    assert len(set(found)) == len({key for key, _ in found}) == len({tower for _, tower in found}) == 5
-    before = found[-1]
+    images, towers, texts = (len(set(some)) for some in zip(*found, strict=True))
+    assert (images, towers, texts) == (5, 5, 1)
     change("tokenizer.json", lambda c: c["model"]["vocab"].update(red=c["model"]["vocab"]["blue"]))
-    assert keys(folder)[0] != before[0] and keys(folder)[1] == before[1]  # patches do not depend on the tokenizer
-    before = keys(folder)
-    change(config, lambda c: c["model_cfg"]["text_cfg"].update(context_length=12))
-    assert keys(folder)[0] != before[0] and keys(folder)[1] == before[1]
+    found.append(keys(folder))
+    change(config, lambda c: c["model_cfg"]["text_cfg"].update(tokenizer_kwargs={"clean": "lower"}))
+    found.append(keys(folder))
+    weights["text.transformer.resblocks.0.mlp.c_fc.weight"][0, 0] += 1e-3
+    save_file(weights, folder / "open_clip_model.safetensors")
+    found.append(keys(folder))
+    assert len({text for _, _, text in found}) == 4 and len({tower for _, tower, _ in found}) == 5
 
 
 def test_features_of_other_preprocessing_are_not_read(tmp_path, home):
@@ -413,6 +416,10 @@ def test_a_folder_in_another_format_is_one_line(tmp_path):
     (folder / "open_clip_config.json").unlink()
     with pytest.raises(DixitError, match="the folder has no open_clip_config.json"):
         load_clip(str(folder))
+    for kind in "clip", "siglip":
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(DixitError, match=f"a model of transformers .{kind}., not one of open_clip; .* name and tag"):
+            load_clip(str(folder))
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "weights.pt"])
@@ -430,6 +437,7 @@ def test_weights_that_are_a_pickle_are_never_opened(tmp_path, monkeypatch, name)
 
 @pytest.mark.parametrize("name, tag, message", [
     ("ViT-B32", "openai", "no such folder or open_clip model; the nearest names are ViT-B-32"),
+    ("openai/clip-vit-base-patch32", "", "of transformers, take .*ViT-B-32-quickgelu, openai;.*hf-hub:"),
     ("ViT-B-32", "opnai", "unknown tag; choose one for `pretrained`: openai, "),
     ("ViT-B-32", "", "choose one for `pretrained`: openai, "),
     ("ViT-S-16", "mine.pt", "choose one for `pretrained`: a .safetensors file"),
