@@ -418,7 +418,7 @@ def test_a_folder_in_another_format_is_one_line(tmp_path):
         load_clip(str(folder))
     for kind in "clip", "siglip":
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
-        with pytest.raises(DixitError, match=f"a model of transformers .{kind}., not one of open_clip; .* name and tag"):
+        with pytest.raises(DixitError, match=f"model of transformers .{kind}., not one of open_clip; .* name and tag"):
             load_clip(str(folder))
 
 
