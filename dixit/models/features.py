@@ -28,7 +28,10 @@ from dixit.common import DixitError, atomic_write_text, locked, read_json, sha25
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
 from dixit.models.clip import Clip
-from dixit.models.towers import FinePatches
+from dixit.models.perception import perception_key
+from dixit.models.towers import is_built_here
+
+VERSION = 1  # part of every cache's name; raise it when a change of the code gives other features for the same input
 
 
 def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> np.ndarray:
@@ -92,16 +95,14 @@ def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: 
 
 
 def _cache_path(kind: str, *key: str) -> Path:
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+    digest = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:20]
     return cache_dir() / "features" / f"{kind}-{digest}.npy"
 
 
 def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
-    """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped."""
+    """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped. CLIPs of one image tower share them."""
     first = clip.patches(pixels(dataset, [0]), perception)
-    locked = isinstance(getattr(clip.model.visual, "trunk", None), FinePatches) and clip.key.startswith("clip-")
-    tower = clip.key.split("-")[1] + "-towers-v1" if locked else clip.key
-    path = _cache_path("patches", tower, fingerprint(dataset), perception)
+    path = _cache_path("patches", clip.tower_key, fingerprint(dataset), perception_key(perception))
 
     def read(start: int) -> Tensor:
         return pixels(dataset, range(start, min(start + batch, len(dataset))))
@@ -131,13 +132,13 @@ def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
 
 
 def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> Float[Tensor, "n E"]:
-    """Unit image embeddings of a whole dataset, from the cached patches where the tower gives them."""
-    path = _cache_path("images", clip.key, fingerprint(dataset), perception)
+    """Unit image embeddings of a whole dataset, from the cached patches if the tower was built here."""
+    path = _cache_path("images", clip.key, fingerprint(dataset), perception_key(perception))
     visual = clip.model.visual
     patches = cache(lambda: patch_features(clip, dataset, perception))  # opened only if there is something to compute
 
     def compute(start: int, stop: int) -> np.ndarray:
-        if not hasattr(visual, "trunk"):
+        if not is_built_here(visual):
             return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
         with torch.no_grad():
             maps = to_feature_maps(patches()[start:stop]).to(clip.device)
@@ -168,7 +169,7 @@ def text_features(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:
         with torch.no_grad():
             return text.pooler(text.transformer(input_ids=ids, attention_mask=mask), mask).cpu().numpy()
 
-    path = _cache_path("texts", "minilm", *unique)
+    path = _cache_path("texts", clip.text_key, *unique)
     values = _cached(path, (len(unique), text.transformer.config.hidden_size), "float32", compute, "texts", 256)
     place = {t: i for i, t in enumerate(unique)}
     return torch.from_numpy(np.array(values[[place[t] for t in texts]])).to(clip.device)

@@ -135,13 +135,16 @@ def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
     """Listeners that see the images of `dataset`; those with the same CLIP share it and its text embeddings."""
     clips: dict[tuple[str, str], Clip] = {}
     made: list[Listener] = []
-    for c in configs:
+    for place, c in enumerate(configs, 1):
         if c.kind == "attributes":
             made.append(AttributeListener(dataset, c, device))
             continue
         key = (c.clip, c.pretrained)
         if key not in clips:
-            clips[key] = load_clip(c.clip, c.pretrained, device)
+            try:
+                clips[key] = load_clip(c.clip, c.pretrained, device)
+            except DixitError as error:
+                raise DixitError(f"listener {place} ({c.name}): {error}") from None
         made.append(ClipListener(clips[key], image_embeddings(clips[key], dataset, c.perception), c))
     return made
 

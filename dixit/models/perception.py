@@ -5,14 +5,16 @@ A perception is applied before a CLIP's own preprocessing. Leaves out anything l
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dixit.common import DixitError
+from dixit.common import DixitError, rng
 
 Pixels = Float[Tensor, "B 3 H W"]
 MEAN_GREY = 0.5
@@ -85,3 +87,24 @@ def perceive(pixels: Pixels, name: str) -> Pixels:
     if name not in PERCEPTIONS:
         raise DixitError(f"unknown perception '{name}'; choose one of {', '.join(PERCEPTIONS)}")
     return PERCEPTIONS[name](pixels)
+
+
+def perception_key(name: str) -> str:
+    """A hash of the pixels, rounded to 8 bits, that a perception makes of a few fixed images of two sizes.
+
+    Caches are keyed by it, so that a perception whose code or settings change gets new ones. Raises DixitError if there
+    is no such perception or it makes other pixels the second time.
+    """
+    hashes = []
+    for _ in range(2):
+        found = hashlib.sha256()
+        for size in (32, 128):
+            noise, blocks = rng("perception", size).integers(0, 256, (2, 3, size, size))
+            images = np.stack([noise, blocks[:, :4, :4].repeat(size // 4, 1).repeat(size // 4, 2)])
+            seen = perceive(torch.from_numpy(images).float() / 255, name)
+            found.update((seen * 255).round().clamp(0, 255).byte().cpu().numpy().tobytes())
+        hashes.append(found.hexdigest()[:16])
+    if hashes[0] != hashes[1]:
+        raise DixitError(f"perception '{name}' makes other pixels of the same image the second time; let it draw its "
+                         "random numbers from dixit.common.rng with a fixed key")
+    return hashes[0]

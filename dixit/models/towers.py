@@ -1,9 +1,10 @@
-"""Image towers for CLIPs built here: pretrained timm trunks read at several stages, and a small CNN.
+"""Image towers: those of the CLIPs built here, and the patch grid of any open_clip tower.
 
-Importing this module registers the towers with timm under the names `dixit_lite0` and so on, by which open_clip finds
-them. Leaves out the CLIP around a tower (clip.py).
+Built here are pretrained timm trunks read at several stages, and a small CNN. Importing this module registers them
+with timm under the names `dixit_lite0` and so on, by which open_clip finds them. Leaves out the CLIP around a tower
+(clip.py).
 
-Shapes: B images, Dv patch width, h x w the patch grid.
+Shapes: B images, P patches, Dv patch width, h x w the patch grid.
 """
 
 from __future__ import annotations
@@ -114,3 +115,30 @@ def tower_of(name: str) -> str:
     """The tower of a CLIP built here: "lite0" of "lite0" and of "lite0-animals"; "" for any other CLIP."""
     tower = name.split("-")[0]
     return tower if tower in TOWERS else ""
+
+
+def patch_grid(visual: Any, images: Tensor) -> Tensor:
+    """The (B, P, Dv) patches of an open_clip image tower as they enter its pooling, row by row of the grid.
+
+    Class and register tokens are left out. Raises an error for a tower without a grid, or one that does not say which
+    of its tokens are patches.
+    """
+    if not hasattr(visual, "trunk"):  # a tower of open_clip itself
+        # A transformer normalises the tokens first, except where its pooling comes before the norm.
+        pools_first = getattr(visual, "final_ln_after_pool", False)
+        if getattr(visual, "attn_pool", None) is not None:
+            pools_first = visual.attn_pool_contrastive is None
+        maps = visual.forward_intermediates(images, indices=1, intermediates_only=True,
+                                            normalize_intermediates=not pools_first)["image_intermediates"][0]
+        return maps.flatten(2).transpose(1, 2)
+    trunk = visual.trunk  # of timm
+    images = images.contiguous(memory_format=torch.channels_last)
+    maps = trunk(images) if is_built_here(visual) else trunk.forward_features(images)
+    if maps.ndim == 3:
+        return maps[:, trunk.num_prefix_tokens:]
+    return maps.flatten(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else maps.flatten(2).transpose(1, 2)
+
+
+def is_built_here(visual: Any) -> bool:
+    """Whether the pooling and the projection of an image tower are all in `visual.head`, after `visual.trunk`."""
+    return isinstance(getattr(visual, "trunk", None), FinePatches | SmallCnn)
