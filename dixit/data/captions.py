@@ -85,11 +85,11 @@ def read_entries(path: Path, data: DataConfig, not_utf8: list[Path]) -> list[Ent
             return _from_tree(tree, path)
         rows = tree
     elif kind == ".jsonl":
-        lines = enumerate(read_text(path, not_utf8).splitlines(), 1)
+        lines = enumerate(read_text(path, not_utf8).split("\n"), 1)
         rows = [parse_json(line, f"{path}, line {number},") for number, line in lines if line.strip()]
     elif kind == ".parquet":
         rows = _parquet(path)
-    elif kind in (".csv", ".tsv", ".txt", ".token"):
+    elif kind in (".csv", ".tsv", ".txt"):
         rows = _csv(read_text(path, not_utf8), path)
     else:
         raise DixitError(f"{path} is no file of captions; give .csv, .tsv, .jsonl, .parquet, or .json of COCO or "

@@ -9,7 +9,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 from dixit.common import DixitError
@@ -18,6 +17,7 @@ from dixit.data import decode
 from dixit.data.captions import METADATA, clean, read_entries, read_text, texts
 from dixit.data.decode import DEEP_SUFFIXES, SUFFIXES, open_image
 from dixit.data.sources import SPLIT_NAMES, SPLITS, Source, content_hash, examples, make_row, split_of
+from dixit.data.tree import list_tree
 
 # Words in file names that cameras, phones and data sets write, and that name nothing.
 NO_WORDS = set("""at camera capture coco copy dji download edit edited file foto frame gopr gopro image images img mvimg
@@ -25,36 +25,28 @@ NO_WORDS = set("""at camera capture coco copy dji download edit edited file foto
     untitled val validation vid video whatsapp""".split())
 
 
-@dataclass
-class Listing:
-    """The files under a folder that matter here."""
-
-    images: list[Path] = field(default_factory=list)  # sorted
-    texts: dict[Path, Path] = field(default_factory=dict)  # text files by their path without suffix
-    tables: list[Path] = field(default_factory=list)  # metadata.csv and the like
-    dead_links: list[Path] = field(default_factory=list)
-    repeated_links: list[Path] = field(default_factory=list)  # to folders that are read already
-
-
 def folder_set(data: DataConfig, split: str) -> Source:
     """The images of a split with their captions."""
     root = Path(data.path).expanduser()
     if not data.path or not root.is_dir():
         raise DixitError(f"data.path '{data.path}' is not a folder; name a folder of images")
-    found = list_files(root)
+    tree = list_tree(root)
+    files = [path for path in tree.files if not path.name.startswith(".")]
+    images = sorted(path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
+    tables = [] if data.captions else sorted(path for path in files if path.name.lower() in METADATA)
+    text_files = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    if not images:
+        raise DixitError(f"no images in {root}; put some there ({', '.join(SUFFIXES)})")
     notes: list[str] = []
     not_utf8: list[Path] = []
-    if not found.images:
-        raise DixitError(f"no images in {root}; put some there ({', '.join(SUFFIXES)})")
-    for links, what in ((found.dead_links, "lead nowhere"),
-                        (found.repeated_links, "lead to folders that are read already")):
+    for links, what in (tree.dead, "lead nowhere"), (tree.repeated, "lead to folders that are read already"):
         if links:
             notes.append(f"{root}: {len(links)} links {what}: {examples(links)}")
-    captions, given = _from_tables(data, root, found, notes, not_utf8)
+    captions, given = _from_tables(data, root, tables, images, notes, not_utf8)
     folders = {} if given else split_folders(root, data.splits)
-    base, images = _in_split(root, split, folders, found.images, notes) if folders else (root, found.images)
-    _add_texts(data, images, found, captions, notes, not_utf8)
-    files = _with_captions(base, images, captions, bool(found.tables or data.captions), notes)
+    base, images = _in_split(root, split, folders, images, notes) if folders else (root, images)
+    _add_texts(data, images, text_files, captions, notes, not_utf8)
+    files = _with_captions(base, images, captions, bool(tables or data.captions), notes)
     if given:
         files = [path for path in files if given.get(path) == split]
     elif not folders:
@@ -78,44 +70,6 @@ def folder_set(data: DataConfig, split: str) -> Source:
 
 
 # --- which files ---
-
-
-def list_files(root: Path) -> Listing:
-    """The files under a folder, and under the folders that links in it lead to."""
-    found, links, seen = Listing(), [root], set()
-    while links:  # folders come before links, so that a folder is read under its own name
-        top, real = links[0], os.path.realpath(links[0])
-        del links[0]
-        if real in seen or (top != root and Path(real) in Path(os.path.realpath(root)).parents):
-            found.repeated_links.append(top)
-            continue
-        for parent, folders, names in os.walk(top, onerror=_refuse):
-            seen.add(os.path.realpath(parent))
-            inside = [Path(parent, name) for name in sorted(folders)]
-            links += [path for path in inside if path.is_symlink()]
-            folders[:] = [path.name for path in inside
-                          if not path.is_symlink() and os.path.realpath(path) not in seen]
-            for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
-                _sort_in(path, found)
-    found.images.sort()
-    found.tables.sort()
-    return found
-
-
-def _refuse(error: OSError) -> None:
-    raise DixitError(f"cannot read the folder {error.filename}: {error.strerror}")
-
-
-def _sort_in(path: Path, found: Listing) -> None:
-    suffix = path.suffix.lower()
-    if path.is_symlink() and not path.exists():
-        found.dead_links.append(path)
-    elif suffix in SUFFIXES and path.is_file():
-        found.images.append(path)
-    elif suffix == ".txt":
-        found.texts[path.with_suffix("")] = path
-    elif path.name.lower() in METADATA:
-        found.tables.append(path)
 
 
 def split_folders(root: Path, splits: str) -> dict[str, Path]:
@@ -157,17 +111,17 @@ def _in_split(root: Path, split: str, folders: dict[str, Path], images: list[Pat
 # --- their captions ---
 
 
-def _from_tables(data: DataConfig, root: Path, found: Listing, notes: list[str],
+def _from_tables(data: DataConfig, root: Path, tables: list[Path], images: list[Path], notes: list[str],
                  not_utf8: list[Path]) -> tuple[dict[Path, list[str]], dict[Path, str]]:
     """Captions and splits of images as files of captions name them; rows without an image are noted."""
     captions: dict[Path, list[str]] = {}
     given: dict[Path, str] = {}
-    images = _Images(root, found.images)
-    for table in [_captions_file(data, root)] if data.captions else found.tables:
+    known = _Images(root, images)
+    for table in [_captions_file(data, root)] if data.captions else tables:
         folder, absent = (root if data.captions else table.parent), []
         entries = read_entries(table, data, not_utf8)
         for entry in entries:
-            path = next(filter(None, (images.find(folder, name, table) for name in entry.names)), None)
+            path = next(filter(None, (known.find(folder, name, table) for name in entry.names)), None)
             if path is None:
                 absent.append(entry.names[0] or "(no name)")
                 continue
@@ -194,8 +148,8 @@ class _Images:
     """Finds images by the names that files of captions give them."""
 
     def __init__(self, root: Path, images: list[Path]):
-        self.root = os.path.normpath(root)
-        self.exact = {os.path.normpath(path): path for path in images}
+        self.root = os.path.abspath(root)
+        self.exact = {os.path.abspath(path): path for path in images}
         self.folded: dict[str, Path | None] = {}
         for name, path in self.exact.items():  # None: two names that differ in case only
             self.folded[self.fold(name)] = None if self.fold(name) in self.folded else path
@@ -208,21 +162,20 @@ class _Images:
     def find(self, folder: Path, name: str, table: Path) -> Path | None:
         """The image called `name` in a folder; backslashes count as slashes. None if there is none."""
         for spelling in (name, name.replace("\\", "/")):
-            place = os.path.normpath(os.path.join(folder, spelling))
+            place = os.path.abspath(os.path.join(folder, spelling))
             if place in self.exact:
                 return self.exact[place]
-        if os.path.commonpath([os.path.abspath(self.root), os.path.abspath(place)]) != os.path.abspath(self.root) \
-                or PureWindowsPath(name).drive:
+        if os.path.commonpath([self.root, place]) != self.root or PureWindowsPath(name).drive:
             raise DixitError(f"{table}: {name} is outside of {self.root}; file names must be relative to {folder}")
         return self.folded.get(self.fold(place))
 
 
-def _add_texts(data: DataConfig, images: list[Path], found: Listing, captions: dict[Path, list[str]], notes: list[str],
-               not_utf8: list[Path]) -> None:
+def _add_texts(data: DataConfig, images: list[Path], text_files: dict[Path, Path], captions: dict[Path, list[str]],
+               notes: list[str], not_utf8: list[Path]) -> None:
     """Captions of the images without any so far: the lines of a .txt file beside each."""
     unreadable = []
     for path in images:
-        text = found.texts.get(path.with_suffix(""))
+        text = text_files.get(path.with_suffix(""))
         if text is None or captions.get(path):
             continue
         try:

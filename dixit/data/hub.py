@@ -21,6 +21,7 @@ from dixit.data.assets import cache_dir
 from dixit.data.captions import CAPTION_COLUMNS, texts
 from dixit.data.decode import open_image
 from dixit.data.sources import Source, content_hash, examples, make_row, split_of
+from dixit.data.tree import list_tree
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 
@@ -64,12 +65,16 @@ def _load(data: DataConfig) -> dict[str, datasets.Dataset]:
     """The splits of the data set by name."""
     local = Path(data.path).expanduser()
     try:
-        if local.is_dir() and not re.fullmatch(r"[\w./ -]*", str(local.absolute())):
-            local = _mirror(local)
+        if local.is_dir():
+            tree = list_tree(local)
+            if tree.followed or not re.fullmatch(r"[\w./ -]*", str(local.absolute())):
+                local = _mirror(local, tree.files)
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             loaded = datasets.load_from_disk(str(local))
         else:
             loaded = datasets.load_dataset(str(local) if local.is_dir() else data.path)
+    except DixitError:
+        raise
     except Exception as error:  # network, names, formats: each becomes one line
         reason = first_line(error.__cause__ or error)
         raise DixitError(f"cannot load the data set '{data.path}' ({reason}); set data.path to a local folder or a hub "
@@ -77,22 +82,24 @@ def _load(data: DataConfig) -> dict[str, datasets.Dataset]:
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-def _mirror(folder: Path) -> Path:
-    """A folder in the cache with links to the same files: `datasets` takes brackets in a path for patterns."""
+def _mirror(folder: Path, files: list[Path]) -> Path:
+    """A folder in the cache with links to the files of another one.
+
+    For `datasets` takes brackets in a path for patterns, and leaves out what lies under links to folders.
+    """
     source = str(folder.absolute())
     mirror = cache_dir() / "links" / hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
     with locked(mirror.with_suffix(".lock")):
-        for path in mirror.rglob("*"):
-            if path.is_symlink() and not path.exists():
-                path.unlink()
-        for parent, _, names in os.walk(source):
-            here = mirror / os.path.relpath(parent, source)
-            here.mkdir(parents=True, exist_ok=True)
-            for name in (name for name in names if os.path.exists(os.path.join(parent, name))):
-                if not (here / name).is_symlink():
-                    (here / name).symlink_to(os.path.join(parent, name))
-                changed = os.stat(os.path.join(parent, name)).st_mtime_ns  # by which `datasets` sees a change
-                os.utime(here / name, ns=(changed, changed), follow_symlinks=False)
+        wanted = {mirror / path.relative_to(folder): path.absolute() for path in files}
+        for link in mirror.rglob("*"):
+            if link.is_symlink() and link not in wanted:
+                link.unlink()
+        for link, path in wanted.items():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(path)
+            changed = path.stat().st_mtime_ns  # by which `datasets` sees a change
+            os.utime(link, ns=(changed, changed), follow_symlinks=False)
     return mirror
 
 
