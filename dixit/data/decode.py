@@ -24,7 +24,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # no EPS or PDF:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 DEEP_SUFFIXES = (".tif", ".tiff", ".ppm")  # may hold floats or integers of 32 bits
 PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_PIXELS = re.compile(b"PLTE|tRNS|IDAT|IEND")
+PNG_NEEDED = re.compile(b"PLTE|tRNS|IDAT|IEND|eXIf")
 # EXIF orientation -> how to turn the image upright
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -163,8 +163,8 @@ def _png_without_metadata(content: bytes) -> bytes:
         sound = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         if kind[:1].isupper() or kind == b"tRNS" or kind == b"eXIf" and sound:
             kept.append(chunk)
-        # Of a metadata chunk that was cut off the length is wrong: go on at the next chunk that the pixels need.
-        after = PNG_PIXELS.search(content, at + 9) if not sound and kind[:1].islower() else None
+        # Of a metadata chunk that was cut off the length is wrong: go on at the next chunk that is kept.
+        after = PNG_NEEDED.search(content, at + 9) if not sound and kind[:1].islower() else None
         at = after.start() - 4 if after else at + 12 + length
     return b"".join(kept)
 
