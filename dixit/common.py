@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,3 +202,34 @@ def scratch_dir(parent: Path) -> Path:
     """Make a temporary folder inside `parent`, to be renamed into place when it is complete."""
     parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `parent`, removed at the end of the block.
+
+    First removes those whose process was killed: a living process has a lock on the file `.lock` in its own.
+    """
+    with locked(parent / ".scratch.lock"):  # so that no folder is seen before it has its lock
+        for leftover in parent.glob(".tmp-*"):
+            if not _is_locked(leftover / ".lock"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        folder = scratch_dir(parent)
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

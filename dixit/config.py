@@ -38,6 +38,9 @@ class DataConfig:
     combos: int = 500  # scenes with held-out (colour, shape) combinations
     image_column: str = "image"
     caption_column: str = "caption"
+    captions: str = ""  # folder: a file of captions; default: metadata.csv or the like, or text files beside images
+    splits: str = "given"  # folder, hub: given: as folders or files name them | hash: by a hash of the names
+    broken: str = "error"  # an image that cannot be read: error | skip: left out, with a warning
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from dixit.common import DixitError
 from dixit.config import load_config
 from dixit.data import images as data_module
+from dixit.data.captions import texts as caption_lines
 from dixit.models.clip import load_clip
 from dixit.models.features import image_embeddings, patch_features
 from dixit.models.listeners import score_all
@@ -378,7 +379,7 @@ def any_caption(bench: Bench, folder: Path, r: Random) -> None:
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (folder / "a.txt").write_text(text, encoding="utf-8")
-    got = data_module._texts((folder / "a.txt").read_text(encoding="utf-8").splitlines())
+    got = caption_lines((folder / "a.txt").read_text(encoding="utf-8").splitlines())
     assert all(t == " ".join(t.split()) and t for t in got)
 
 

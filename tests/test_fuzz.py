@@ -25,7 +25,8 @@ from torch import nn
 from dixit.common import DixitError
 from dixit.config import Config, load_config, to_dict
 from dixit.data.archives import read_members
-from dixit.data.images import _texts, open_image
+from dixit.data.captions import texts
+from dixit.data.images import open_image
 from dixit.data.scenes import TONES, WORD_CLASSES
 from dixit.training.checkpoints import FILES, load_weights, resume, save_checkpoint
 from dixit.training.task import Task
@@ -296,4 +297,4 @@ def test_any_text_as_a_caption(text):
         assert claim["of"] in ("object", "background")
         assert said and all(word in KINDS or word in TONES for word in said)
     assert no_doubled_word([text]).tolist() in ([0.0], [1.0])
-    assert all(line and line == " ".join(line.split()) for line in _texts([text, None, 3]))
+    assert all(line and line == " ".join(line.split()) for line in texts([text, None, 3]))

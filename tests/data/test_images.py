@@ -14,7 +14,9 @@ from PIL import Image
 from dixit.common import DixitError
 from dixit.config import DataConfig
 from dixit.data.assets import cache_dir
-from dixit.data.images import HUE_NAMES, _words, fingerprint, head_noun, load, main_colours, open_image, pixels
+from dixit.data.decode import open_image
+from dixit.data.images import fingerprint, load, pixels
+from dixit.data.known import HUE_NAMES, _words, head_noun, main_colours
 from dixit.data.scenes import HELD_OUT_PAIRS
 
 SMALL = DataConfig(image_size=32, train=12, validation=6, test=6, combos=6)
