@@ -27,7 +27,7 @@ DATA = ("scenes", "emoji", "cifar10", "stamps", "folder", "hub")  # data/images.
 # Dotted key, without places in lists -> the values that a text may have.
 CHOICES = {
     "task": ("clip", "words", "caption", "game"),
-    "clip.perceptions": PERCEPTIONS,
+    "data.splits": ("given", "hash"), "data.broken": ("error", "skip"), "clip.perceptions": PERCEPTIONS,
     "listeners.kind": ("clip", "attributes"), "listeners.language": ("english", "german"),
     "listeners.perception": PERCEPTIONS, "listeners.domain": ("", *DOMAINS),
     "oracle": (*ATTRIBUTES, *REGIONS),
@@ -42,8 +42,8 @@ CHOICES = {
     "eval.split": ("train", "validation", "test", "combos"), "eval.checkpoint": ("last", "best"),
 }
 # Texts that anything may be, and those that must not be empty.
-FREE = {"out", "data.path", "data.image_column", "data.caption_column", "clip.pretrained", "speaker.init",
-        "listeners.pretrained", "listeners.vocabulary", "train.best"}
+FREE = {"out", "data.path", "data.image_column", "data.caption_column", "data.captions", "clip.pretrained",
+        "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best", "speaker.lora_targets"}
 NOT_EMPTY = {"name", "clip.name", "data.name", "speaker.llm", "listeners.name", "listeners.clip", "audiences", "unseen"}
 
 SEED = "[0, 4294967295]"  # what numpy takes

@@ -9,7 +9,6 @@ data sets' own loading scripts: no code from a data set is run.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit.common import DixitError, first_line, locked, read_json, rng, scratch, sha256, write_json
+from dixit.common import DixitError, did_you_mean, first_line, locked, read_json, rng, scratch, sha256, write_json
 from dixit.config import Config, DataConfig
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
@@ -120,12 +119,9 @@ def pixels(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> U
 def _check(data: DataConfig, split: str, training: bool) -> None:
     def choose(what: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.0)[0]
-            raise DixitError(f"unknown {what} '{value}'; did you mean '{near}'? (of {', '.join(allowed)})")
+            raise DixitError(f"unknown {what} '{value}'; {did_you_mean(value, allowed)}")
 
     choose("data", data.name, NAMES)
-    choose("data.broken", data.broken, ("error", "skip"))
-    choose("data.splits", data.splits, ("given", "hash"))
     if data.name == "stamps" and training:
         raise DixitError("stamps are the unseen transfer set and never trained on; train on other data")
     splits = {"scenes": scenes.SPLITS, "stamps": ("test",)}.get(data.name, SPLITS)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,9 @@ def split_of(name: str) -> str:
 
 @functools.cache
 def warn(text: str) -> None:
-    """Print a warning on stderr, once in a process."""
-    print(f"warning: {text}", file=sys.stderr)
+    """Print a warning on stderr, once in a process, and by the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def examples(names: Sequence[object]) -> str:

@@ -77,13 +77,19 @@ def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: 
         if not done:
             with part.open("r+b") as file:  # reserve the space: a memory map that finds the disk full kills us
                 os.posix_fallocate(file.fileno(), 0, size)
-        for start in tqdm(range(done, shape[0], batch), desc=label, unit="batch",
-                          initial=done // batch, total=-(-shape[0] // batch), disable=None):
-            stop = min(start + batch, shape[0])
-            store[start:stop] = compute(start, stop)
-            if start // batch % 8 == 7:
-                store.flush()
-                write_json(count, {"rows": stop})
+        try:
+            for start in tqdm(range(done, shape[0], batch), desc=label, unit="batch",
+                              initial=done // batch, total=-(-shape[0] // batch), disable=None):
+                stop = min(start + batch, shape[0])
+                store[start:stop] = compute(start, stop)
+                done = stop
+                if start // batch % 8 == 7:
+                    store.flush()
+                    write_json(count, {"rows": done})
+        except KeyboardInterrupt:
+            store.flush()
+            write_json(count, {"rows": done})
+            raise
         store.flush()
         atomic_write_text(path.with_suffix(".sha256"), sha256(part) + "\n")
         os.replace(part, path)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.data.images import load
+from dixit.models.clip import load_clip
 from dixit.models.features import prefetch
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game, policy
@@ -30,7 +30,7 @@ from dixit.training.audiences import Audience
 from dixit.training.candidates import CandidateSampler, draw_candidates
 from dixit.training.continual import Remedy
 from dixit.training.loop import local_slice, local_weight
-from dixit.training.runs import patch_batch, speaker_and_patches
+from dixit.training.runs import patch_batch, speaker_and_images
 from dixit.training.task import Task
 from dixit.training.validation import game_figures
 from dixit.training.warm_start import CaptionTask, ClipTask, WordTask
@@ -44,15 +44,18 @@ class GameTask(Task):
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
-        self.data, self.validation = load(config.data, "train", training=True), load(config.data, "validation")
+        others = [load_clip(c.clip, c.pretrained, device) for c in (*config.listeners, *config.heldout)
+                  if c.kind == "clip"]  # held-out ones too: a missing one must not be told after the training
+        start = speaker_and_images(config, device)
+        self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
+        self.store, self.validation_store = start.store, start.validation_store
         for split, images in (("training", self.data), ("validation", self.validation)):
             if len(images) < config.game.candidates:
                 raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(images)} images "
                                  f"of the {split} split")
-        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.validation,
-                                                                              device)
         self.listeners = make_listeners(config.listeners, self.data, device)
         self.validation_listeners = make_listeners(config.listeners, self.validation, device)
+        del others
         for listener, other in zip(self.listeners, self.validation_listeners, strict=True):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
                 other.text_map = listener.text_map  # shared: the validation listener learns too

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from dixit.common import DixitError
 from dixit.config import Config, load_config
+from dixit.data.images import load
 from dixit.models.clip import Clip, load_clip
 from dixit.models.features import patch_features
 from dixit.models.speaker import Speaker
 from dixit.training.checkpoints import base_weights, load_weights, trained_weights
 
 
-def open_speaker(config: Config, patches: np.ndarray | Tensor, device: torch.device) -> Speaker:
+def open_speaker(config: Config, patches: Tensor, device: torch.device) -> Speaker:
     """The speaker for (n, P, Dv) patch features. If a run `speaker.init` is named, it starts from its weights, or from
     the copy of them that the config's own run has kept."""
     speaker = Speaker(config.speaker, patches.shape[1], patches.shape[2], config.seed, device)
@@ -46,12 +47,29 @@ def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> F
     return torch.from_numpy(np.asarray(store[index], dtype=np.float32)).to(device)
 
 
-def speaker_and_patches(config: Config, train: Dataset, validation: Dataset,
-                        device: torch.device) -> tuple[Speaker, np.ndarray, np.ndarray]:
-    """The speaker that a training starts from, and the cached patch features of both splits, seen in colour."""
+@dataclass
+class SpeakerAndImages:
+    """What a training of the speaker starts from: the speaker, and both splits with their cached patch features."""
+
+    speaker: Speaker
+    data: Dataset
+    validation: Dataset
+    store: np.ndarray
+    validation_store: np.ndarray
+
+
+def speaker_and_images(config: Config, device: torch.device) -> SpeakerAndImages:
+    """Open the models first, so that what is wrong with them is told before data and features are made."""
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    store, validation_store = patch_features(clip, train, "colour"), patch_features(clip, validation, "colour")
-    return open_speaker(config, store, device), store, validation_store
+    speaker = open_speaker(config, _blank_patches(clip), device)
+    data, validation = load(config.data, "train", training=True), load(config.data, "validation")
+    return SpeakerAndImages(speaker, data, validation, patch_features(clip, data, "colour"),
+                            patch_features(clip, validation, "colour"))
+
+
+def _blank_patches(clip: Clip) -> Tensor:
+    """The patch features of a blank image, for their shape."""
+    return clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
 
 
 @dataclass
@@ -74,8 +92,7 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
                          "dixit train CONFIG")
     config = replace(load_config(folder / "config.yaml", overrides), out=str(folder))  # it may have been moved
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
-    speaker = open_speaker(config, blank, torch.device(device))
+    speaker = open_speaker(config, _blank_patches(clip), torch.device(device))
     # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
     has_base = config.speaker.init and not config.speaker.lora_rank
     base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None

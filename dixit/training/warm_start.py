@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.common import rng, words
+from dixit.common import DixitError, rng, words
 from dixit.config import ATTRIBUTES, Config
 from dixit.data import scenes
 from dixit.data.images import load, pixels
@@ -32,8 +32,9 @@ from dixit.models.towers import FinePatches
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.loop import Task, local_slice, share_bounds
-from dixit.training.runs import patch_batch, speaker_and_patches
+from dixit.training.runs import patch_batch, speaker_and_images
 
+CANDIDATES = 10  # of a CLIP's validation
 Reader = Callable[[np.ndarray], Tensor]  # indices of images -> (B, c, h, w)
 
 
@@ -76,6 +77,9 @@ class ClipTask(Task):
             for perception in config.clip.perceptions:
                 self.sets.append((self.reader(train_set, perception), captions))
                 self.validation.append((self.reader(validation_set, perception), first, f"{data.name}_{perception}"))
+            if len(validation_set) < CANDIDATES:
+                raise DixitError(f"data.validation of {data.name} has {len(validation_set)} images; a CLIP's "
+                                 f"validation needs at least {CANDIDATES}, from which it tells a caption's image")
         self.texts = text_features(self.clip, list(texts))
 
     def reader(self, dataset: Dataset, perception: str) -> Reader:
@@ -110,7 +114,7 @@ class ClipTask(Task):
             image = torch.cat([self.trained(read(part), self.texts[text[part[0]:part[-1] + 1]])[0] for part in parts])
             caption = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
             everyone = np.arange(len(text))
-            pools = draw_candidates(everyone, everyone, 10, "observe")
+            pools = draw_candidates(everyone, everyone, CANDIDATES, "observe")
             logits = torch.einsum("se,sce->sc", caption, image[pools])
             figures[f"r1_of_10/{name}"] = float(game.hits(logits[None]).mean())
         return figures
@@ -141,9 +145,9 @@ class WordTask(Task):
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.data, self.validation = load(config.data, "train", training=True), load(config.data, "validation")
-        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.validation,
-                                                                              accelerator.device)
+        start = speaker_and_images(config, accelerator.device)
+        self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
+        self.store, self.validation_store = start.store, start.validation_store
         self.trained = self.speaker.trained
         bags = [set(self.tokens(captions)) for captions in self.data["captions"]]
         counts = Counter(token for bag in bags for token in bag)
@@ -199,9 +203,9 @@ class CaptionTask(Task):
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.data, self.validation = load(config.data, "train", training=True), load(config.data, "validation")
-        self.speaker, self.store, self.validation_store = speaker_and_patches(config, self.data, self.validation,
-                                                                              accelerator.device)
+        start = speaker_and_images(config, accelerator.device)
+        self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
+        self.store, self.validation_store = start.store, start.validation_store
         self.captions = [self.that_fit(row) for row in self.data["captions"]]
         self.validation_captions = [self.that_fit(row) for row in self.validation["captions"]]
         self.trained = self.speaker.trained
