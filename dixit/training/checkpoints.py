@@ -155,8 +155,9 @@ def load_weights(module: nn.Module, path: Path, optional: tuple[str, ...] = ()) 
     except FileNotFoundError:
         raise DixitError(f"there is no checkpoint at {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise DixitError(f"the checkpoint {path} is damaged ({error}); delete its folder to go on from the one "
-                         "before it") from None
+        mend = "delete it, then speaker.init is read" if path.name == BASE else \
+            "delete its folder to go on from the one before it"
+        raise DixitError(f"the checkpoint {path} is damaged ({error}); {mend}") from None
     own = module.state_dict()
     weights = {k: v for k, v in own.items() if k.startswith(optional)} | weights
     wrong = sorted(k for k in own.keys() | weights.keys()

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from hosts import INTERFACE, Hosts, enter, unavailable_reason  # noqa: E402
 
-TIMEOUT = 6
+TIMEOUT = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +96,7 @@ def test_a_host_that_is_gone_ends_the_job_with_one_line_and_it_goes_on(whole, tm
         for host in {0, 1} - ({victim} if how == "killed" else set()):
             fault_bench.one_error(codes[host], run.with_suffix(f".{host}").read_text(), "lost the other",
                              "run the same command again")
-        assert took < TIMEOUT + 20
+        assert took < TIMEOUT + 120  # it ends by the timeout, not by train.timeout's default of 600 s
         assert fault_bench.sound(run) == [3, 6]
         shutil.copytree(run, tmp_path / "elsewhere")
         hosts.off = set()
@@ -124,7 +124,7 @@ def test_a_host_that_is_preempted_stops_both_which_save(whole, tmp_path, warned)
 def test_a_host_that_never_comes_is_told_in_time(tmp_path):
     def work() -> None:
         enter(hosts.names[0])
-        fault_bench.toy(tmp_path / "run", timeout=3)
+        fault_bench.toy(tmp_path / "run", timeout=5)
 
     with Hosts(2) as hosts:
         for rank in (0, 1):  # the first host waits for the second, the second for the first

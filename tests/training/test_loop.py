@@ -27,6 +27,7 @@ from dixit.training import game, game_task
 from dixit.training.checkpoints import checkpoints, trained_weights
 from dixit.training.loop import learning_rate
 from dixit.training.runs import load_run
+from eval.evaluate import generate_captions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -359,3 +360,26 @@ def test_the_saved_config_runs_the_same_training(home, train, tmp_path):
     train(tmp_path / "one" / "config.yaml", tmp_path / "two")
     same_run(tmp_path / "one", tmp_path / "two")
     assert os.listdir(tmp_path / "one" / "checkpoints") == os.listdir(tmp_path / "two" / "checkpoints")
+
+
+def test_a_run_is_complete_without_the_run_it_started_from(home, train, caption_run, tmp_path):
+    """It is moved, the base speaker's run is gone, and it is opened, evaluated and gone on with."""
+    base, first = tmp_path / "base", tmp_path / "first"
+    shutil.copytree(caption_run, base)
+    train(home.game_config, first, "train.steps=2", f"speaker.init={base}")
+    before = load_run(first)
+    train(home.game_config, tmp_path / "whole", "train.steps=4", f"speaker.init={base}")
+    shutil.rmtree(base)
+    moved = shutil.move(first, tmp_path / "moved")
+    after = load_run(moved)
+    assert before.base is not None and after.base is not None
+    for one, other in ((before.base, after.base), (before.speaker.trained, after.speaker.trained)):
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+    dataset = load(after.config.data, "test")
+    assert generate_captions(before, dataset)["base"]["texts"] == generate_captions(after, dataset)["base"]["texts"]
+    train(home.game_config, moved, "train.steps=4", f"speaker.init={base}")
+    one, other = weights(tmp_path / "whole"), weights(moved)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    (moved / "base.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DixitError, match="base.safetensors is damaged"):
+        load_run(moved)
