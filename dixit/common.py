@@ -158,7 +158,8 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(given: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The end of an error about an unknown name: the nearest of the allowed ones if one is like it, and all of them."""
     names = list(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5) or [
+        name for name in names if given and name.startswith(given)]
     listed = ", ".join(names)
     return f"did you mean '{prefix}{near[0]}'? (one of {listed})" if near else f"choose one of {listed}"
 

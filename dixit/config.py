@@ -299,13 +299,17 @@ def read_tree(path: str | Path | None, overrides: list[str] | tuple[str, ...] = 
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise DixitError(f"config: {path} must be a mapping of keys to values")
+    for assignment in overrides:
+        _override(tree, assignment)
+    return tree
+
+
+def refuse_doubled(overrides: list[str]) -> None:
+    """Raises DixitError if a command line gives a key twice. (In code the last of several overrides counts.)"""
     keys = [assignment.partition("=")[0] for assignment in overrides]
     for key in keys:
         if keys.count(key) > 1:
             raise DixitError(f"config: '{key}' is given {keys.count(key)} times on the command line; give it once")
-    for assignment in overrides:
-        _override(tree, assignment)
-    return tree
 
 
 def configs_folder() -> Path:

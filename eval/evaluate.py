@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from dixit import models
 from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, write_json
-from dixit.config import Config, DataConfig, ListenerConfig, config_hash
+from dixit.config import Config, DataConfig, ListenerConfig, config_hash, refuse_doubled
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, load
@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
     parser.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
     arguments = parser.parse_args()
+    refuse_doubled(arguments.override)
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     figures, picks = evaluate(run, run.config.data, run.config.eval.split, run.config.eval.images)

@@ -44,7 +44,7 @@ from dixit.common import (
     read_json,
     run_main,
 )
-from dixit.config import Config, changed, configs_folder, load_config, settings_hash
+from dixit.config import Config, changed, configs_folder, load_config, refuse_doubled, settings_hash
 from dixit.data.images import fingerprint
 from dixit.data.scenes import full_caption, oracle_caption
 from dixit.models.clip import load_clip
@@ -262,6 +262,7 @@ def main() -> None:
     for name in arguments.pair:
         if name not in PAIRS:
             raise DixitError(f"unknown pair '{name}'; choose from {', '.join(PAIRS)}")
+    refuse_doubled(arguments.set)
     runs = arguments.runs or Path("runs/pairs_quick" if arguments.quick else "runs/pairs")
     results = runs / "results" if arguments.quick else RESULTS
     page = results.parent / "RESULTS.md"

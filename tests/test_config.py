@@ -11,7 +11,17 @@ import pytest
 import yaml
 
 from dixit.common import DixitError
-from dixit.config import RENAMED, Config, DataConfig, ListenerConfig, changed, config_hash, load_config, to_dict
+from dixit.config import (
+    RENAMED,
+    Config,
+    DataConfig,
+    ListenerConfig,
+    changed,
+    config_hash,
+    load_config,
+    refuse_doubled,
+    to_dict,
+)
 from dixit.config_checks import (
     CHOICES,
     DATA,
@@ -260,7 +270,8 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path, text, key,
 
 def test_a_key_that_stands_twice_in_one_line(tmp_path):
     assert "'steps' stands twice in the value of 'train'" in refused(tmp_path, TWO, "train={steps: 1, steps: 2}")
-    assert "given 2 times" in refused(tmp_path, TWO, "seed=1", "seed=2")
+    with pytest.raises(DixitError, match="'seed' is given 2 times on the command line"):
+        refuse_doubled(["seed=1", "train.steps=3", "seed=2"])
 
 
 def test_merge_keys_work_and_own_keys_win(tmp_path):

@@ -105,13 +105,13 @@ def test_evaluating_what_is_no_run(command: Command, tmp_path):
     refused(command("-m", "eval.evaluate", tmp_path), str(tmp_path), "config.yaml")
 
 
-def test_a_listener_that_returns_nan(command: Command, tiny, tmp_path):
+def test_a_clip_that_returns_nan(command: Command, tiny, tmp_path):
     broken = Path(shutil.copytree(tiny.clip, tmp_path / "broken_eye")) / "open_clip_model.safetensors"
     weights = load_file(broken)
     weights["text_projection"] *= float("nan")
     save_file(weights, broken)
     refused(command("scripts/train.py", tiny.game_config, f"out={tmp_path / 'run'}",
-                    f"listeners.1.clip={broken.parent}"), "NaN", "listener 2")
+                    f"listeners.1.clip={broken.parent}"), "NaN", "broken_eye")
 
 
 def test_a_damaged_clip(command: Command, tiny, tmp_path):

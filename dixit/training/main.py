@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from dixit.config import find_config, load_config
+from dixit.config import find_config, load_config, refuse_doubled
 from dixit.models.clip import save_clip
 from dixit.training.game_task import TASKS
 from dixit.training.loop import make_accelerator, train
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("override", nargs="*", default=[], help="key.subkey=value, e.g. train.steps=50 "
                         "game.reward=sub_prob listeners.1.perception=blur")
     arguments = parser.parse_args()
+    refuse_doubled(arguments.override)
     config = load_config(find_config(arguments.config), arguments.override)
     accelerator = make_accelerator(config)
     task = TASKS[config.task](config, accelerator)

@@ -28,7 +28,7 @@ from dixit.common import (
     run_main,
     write_json,
 )
-from dixit.config import build, read_tree, to_dict
+from dixit.config import build, read_tree, refuse_doubled, to_dict
 
 from .find import find_probe, probe_names
 from .pages import keep, pages
@@ -87,6 +87,7 @@ def main() -> int:
         for name in probe_names(arguments.on):
             print(f"{name:16}{(find_probe(name, arguments.on).__doc__ or '').splitlines()[0]}")
         return 0
+    refuse_doubled(arguments.set)
     if arguments.name == "report":
         report(arguments.run)
         return 0

@@ -86,7 +86,7 @@ def test_fingerprint_follows_rows():
     (DataConfig(name="scene"), "train", False, ["did you mean 'scenes'"]),
     (DataConfig(), "val", False, ["did you mean 'validation'"]),
     (DataConfig(name="stamps"), "test", True, ["stamps", "never trained on"]),
-    (DataConfig(name="stamps"), "train", False, ["stamps", "'test'"]),
+    (DataConfig(name="stamps"), "train", False, ["stamps", "choose one of test"]),
     (DataConfig(), "combos", True, ["combos", "never trained on"]),
     (DataConfig(train=0), "train", False, ["data.train is 0"]),
     (DataConfig(image_size=4), "train", False, ["data.image_size is 4"]),

@@ -161,8 +161,8 @@ def test_what_is_used_is_important(home, train, caption_run, tmp_path):
     (["speaker.gated_units=0", "speaker.audience_width=0", "continual.remedy=replay"],
      "replay needs speaker.gated_units"),
     (["continual.remedy=hebbian"], "continual.remedy is 'hebbian'; did you mean 'hebbian_gate'"),
-    (["continual.hebbian_rate=0.5"], "continual.hebbian_rate must be above 0 and at most 0.25"),
-    (["unseen=[[colours, colours]]"], "none unseen"),
+    (["continual.hebbian_rate=0.5"], r"continual.hebbian_rate is 0.5; choose a number in \(0, 0.25\]"),
+    (["unseen=[[shapes, colours]]"], "none unseen"),
     (["train.steps=1"], "train.steps must be at least 2"),
 ])
 def test_what_cannot_be(home, overrides, message):
