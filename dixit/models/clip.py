@@ -25,6 +25,8 @@ from weakref import WeakValueDictionary
 
 import open_clip
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float, Int, UInt8
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg
@@ -35,6 +37,7 @@ from torchvision.transforms.v2 import functional as V
 
 from dixit.common import DixitError, atomic_path, write_json
 from dixit.data.assets import asset, cache_dir
+from dixit.models.hf_clip import open_hf_clip
 from dixit.models.perception import perceive
 from dixit.models.towers import IMAGE_SIZE, TOWERS, FinePatches, patch_grid, tower_of
 
@@ -247,7 +250,13 @@ def _open_folder(folder: Path, device: str | torch.device) -> Clip:
     """A CLIP in open_clip's folder format. Only safetensors are read. Raises ValueError where the folder is damaged."""
     path = folder / "open_clip_config.json"
     if not path.is_file():
-        raise ValueError(_other_format(folder))
+        kind = _transformers_type(folder)
+        if kind != "clip":
+            what = f"holds a model of transformers ({kind}), not one of open_clip; {HUB_HINT}" if kind else \
+                "has no open_clip_config.json"
+            raise ValueError(f"the folder {what}")
+        model, tokenizer, about = open_hf_clip(folder, device)
+        return Clip(model, tokenizer, folder.resolve().name, about, _preprocessing(model))
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -276,13 +285,20 @@ def _open_folder(folder: Path, device: str | torch.device) -> Clip:
     return Clip(model, open_clip.get_tokenizer(source), folder.resolve().name, model_config, _preprocessing(model))
 
 
-def _other_format(folder: Path) -> str:
-    """What is wrong with a folder without open_clip_config.json."""
+def _transformers_type(folder: Path) -> str:
+    """The kind of model of transformers that a folder holds, e.g. "clip"; empty if it holds none."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "the folder has no open_clip_config.json"
-    return f"the folder holds a model of transformers ({kind}), not one of open_clip; {HUB_HINT}"
+        return ""
+
+
+def _downloaded(name: str) -> Path | None:
+    """The local folder of a model on the hub, downloaded if it can be; None if it cannot."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError):  # there is none, or no hub is reachable
+        return None
 
 
 def _open_named(name: str, pretrained: str, device: str | torch.device) -> Clip:
@@ -290,6 +306,8 @@ def _open_named(name: str, pretrained: str, device: str | torch.device) -> Clip:
     asked, name = name, name if name.startswith("hf-hub:") else name.replace("/", "-")
     if not name.startswith("hf-hub:"):
         known = open_clip.list_models()
+        if name not in known and "/" in asked and not pretrained and (folder := _downloaded(asked)):
+            return _open_folder(folder, device)
         if name not in known:
             near = difflib.get_close_matches(name, [*TOWERS, *known], n=3, cutoff=0.0)
             hint = f"; if it is a model of transformers, {HUB_HINT}" if "/" in asked else ""

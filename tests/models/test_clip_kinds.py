@@ -416,7 +416,7 @@ def test_a_folder_in_another_format_is_one_line(tmp_path):
     (folder / "open_clip_config.json").unlink()
     with pytest.raises(DixitError, match="the folder has no open_clip_config.json"):
         load_clip(str(folder))
-    for kind in "clip", "siglip":
+    for kind in "clip_text_model", "siglip":
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(DixitError, match=f"model of transformers .{kind}., not one of open_clip; .* name and tag"):
             load_clip(str(folder))
