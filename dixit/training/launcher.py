@@ -5,20 +5,19 @@ Leaves out the processes themselves, which accelerate connects.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file
 
-from dixit.common import DixitError
+from dixit.common import DixitError, first_line
 from dixit.config import TrainConfig
 from dixit.interrupts import launcher_words
 from dixit.yaml_files import read_yaml
 
 
-def disagreements(settings: TrainConfig, accelerator: Accelerator) -> list[str]:
+def disagreements(settings: TrainConfig, processes: int) -> list[str]:
     """One line for each setting in which the launcher and `train` differ: which one counts."""
     lines = []
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -30,8 +29,8 @@ def disagreements(settings: TrainConfig, accelerator: Accelerator) -> list[str]:
         lines.append(f"the launcher says gradient_accumulation_steps {accumulate}, the config train.accumulate "
                      f"{settings.accumulate}: the config counts")
     wanted = _processes(launcher_words())
-    if wanted not in (0, accelerator.num_processes):
-        lines.append(f"the launcher was asked for {wanted} processes and started {accelerator.num_processes}, which "
+    if wanted not in (0, processes):
+        lines.append(f"the launcher was asked for {wanted} processes and started {processes}, which "
                      "counts; on CPUs it starts several with ACCELERATE_USE_CPU=true accelerate launch --config_file "
                      "configs/accelerate/ddp.yaml")
     return lines
@@ -55,15 +54,25 @@ def _processes(words: list[str]) -> int:
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Raises DixitError if a tracker is not installed, or asks for a login that this process has not got."""
-    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+    """Raises DixitError if a tracker cannot be imported, or asks for a login that this process has not got."""
+    modules = {"tensorboard": ("torch.utils.tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
     for name in names:
-        if not any(importlib.util.find_spec(package) for package in packages[name]):
-            raise DixitError(f"train.trackers names {name}, which is not installed: pip install {name}, or leave it "
-                             "out; log.jsonl is written in any case")
+        problems = [problem for module in modules[name] if (problem := _import_problem(module))]
+        if len(problems) == len(modules[name]):
+            raise DixitError(f"train.trackers names {name}, which cannot be imported ({problems[0]}): pip install {name}"
+                             ", or leave it out; log.jsonl is written in any case")
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") in ("online", "shared"):
         import wandb
 
         if not wandb.api.api_key:
             raise DixitError("train.trackers names wandb, and nobody is logged in: run wandb login, or set "
                              "WANDB_MODE=offline")
+
+
+def _import_problem(module: str) -> str:
+    """Why a module cannot be imported; empty if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a damaged installation raises anything
+        return first_line(error)
+    return ""

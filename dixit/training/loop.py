@@ -82,7 +82,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         configure_deepspeed(config.train, accelerator)
     if accelerator.is_main_process:
-        for line in disagreements(config.train, accelerator):
+        for line in disagreements(config.train, accelerator.num_processes):
             print(f"note: {line}", file=sys.stderr)
     return accelerator
 
