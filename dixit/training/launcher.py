@@ -59,8 +59,8 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         problems = [problem for module in modules[name] if (problem := _import_problem(module))]
         if len(problems) == len(modules[name]):
-            raise DixitError(f"train.trackers names {name}, which cannot be imported ({problems[0]}): pip install {name}"
-                             ", or leave it out; log.jsonl is written in any case")
+            raise DixitError(f"train.trackers names {name}, which cannot be imported ({problems[0]}): pip install "
+                             f"{name}, or leave it out; log.jsonl is written in any case")
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") in ("online", "shared"):
         import wandb
 
