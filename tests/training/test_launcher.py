@@ -85,3 +85,12 @@ def test_trackers_are_checked_before_anything_is_computed(home, train, tmp_path,
     with pytest.raises(DixitError, match="names trackio"):
         train(home.game_config, tmp_path / "run", "train.trackers=[trackio]")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("override", ["heldout.0.clip=/nonexistent/eye", "listeners.1.clip=/nonexistent/eye",
+                                      "speaker.llm=/nonexistent/llm", "speaker.init=/nonexistent/run"])
+def test_models_are_looked_for_before_data_and_features_are_made(home, train, tmp_path, monkeypatch, override):
+    monkeypatch.setenv("DIXIT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DixitError, match="nonexistent"):
+        train(home.game_config, tmp_path / "run", override)
+    assert not (tmp_path / "cache").exists()
