@@ -6,6 +6,7 @@ Contains nothing about models or data.
 from __future__ import annotations
 
 import difflib
+import errno
 import fcntl
 import hashlib
 import io
@@ -42,8 +43,8 @@ class DixitError(Exception):
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a command's `main`; a DixitError or a full disk becomes one line on stderr and exit code 2.
 
-    A signal that ends it becomes one line and exit code 128 + its number. Characters that a terminal's encoding lacks
-    are printed as escapes.
+    A signal that ends it becomes one line and exit code 128 + its number; a reader of its output that has gone, as in
+    `| head`, ends it silently like SIGPIPE. Characters that a terminal's encoding lacks are printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -51,8 +52,18 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         with handled():
             code = main() or 0
+        if sys.stdout:  # None if it was closed from the start
+            sys.stdout.flush()
     except DixitError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered is flushed at exit
+        code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: a path is too long: {str(error.filename)[:60]}...; give a shorter one", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as stop:
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)

@@ -263,6 +263,8 @@ def main() -> None:
         if name not in PAIRS:
             raise DixitError(f"unknown pair '{name}'; choose from {', '.join(PAIRS)}")
     refuse_doubled(arguments.set)
+    if arguments.jobs < 1:
+        raise DixitError(f"--jobs is {arguments.jobs}; choose at least 1")
     runs = arguments.runs or Path("runs/pairs_quick" if arguments.quick else "runs/pairs")
     results = runs / "results" if arguments.quick else RESULTS
     page = results.parent / "RESULTS.md"

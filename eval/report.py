@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from dixit.common import atomic_path, atomic_write_text, read_json, run_main  # noqa: E402
+from dixit.common import DixitError, atomic_path, atomic_write_text, read_json, run_main  # noqa: E402
 from dixit.config import Config, load_config  # noqa: E402
 from dixit.data.images import load, pixels  # noqa: E402
 from dixit.models.perception import perceive  # noqa: E402
@@ -157,6 +157,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder that eval.evaluate has been run on")
     parser.add_argument("--images", type=int, default=24, help="cards on the contact sheet (default 24)")
     arguments = parser.parse_args()
+    if arguments.images < 1:
+        raise DixitError(f"--images is {arguments.images}; choose at least 1")
     torch.set_grad_enabled(False)
     print(f"written to {write_report(arguments.run, arguments.images)}")
 

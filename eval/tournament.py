@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
     add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
+    if arguments.games < 1:
+        raise DixitError(f"--games is {arguments.games}; choose at least 1")
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     config = run.config

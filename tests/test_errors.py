@@ -7,7 +7,9 @@ import math
 import os
 import resource
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +105,24 @@ def test_a_checkpoint_of_another_architecture(command: Command, run_copy):
 
 def test_evaluating_what_is_no_run(command: Command, tmp_path):
     refused(command("-m", "eval.evaluate", tmp_path), str(tmp_path), "config.yaml")
+
+
+@pytest.mark.parametrize("words", [
+    ("eval.pairs", "--quick", "--jobs", "0"), ("eval.tournament", "no_run", "--games", "0"),
+    ("eval.report", "no_run", "--images", "-3"), ("eval.transfer", "no_run", "--pools", "0")])
+def test_a_number_that_must_be_at_least_one(command: Command, words):
+    refused(command("-m", *words), f"{words[-2]} is {words[-1]}", "at least 1")
+
+
+def test_a_path_that_is_too_long(command: Command):
+    refused(command("-m", "dixit", "train", "x" * 300), "a path is too long: xxx")
+
+
+def test_a_reader_of_the_output_that_has_gone(tiny):
+    process = subprocess.Popen([sys.executable, "-m", "dixit", "--help"], cwd=ROOT, env=tiny.environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
 
 
 def test_a_clip_that_returns_nan(command: Command, tiny, tmp_path):
