@@ -36,8 +36,8 @@ def _check_config(name: str, config: Any, tokenizer: Any, positions: int) -> Non
                          "decoder-only causal LM")
     if tokenizer.eos_token_id is None:
         raise DixitError(f"the tokenizer of '{name}' has no end-of-sequence token")
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # as transformers makes it without its files
-        raise DixitError(f"the tokenizer of '{name}' gives no tokens for a text; its files are missing or damaged")
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # as transformers makes it without its files
+        raise DixitError(f"the tokenizer of '{name}' has special tokens only; its files are missing or damaged")
     largest = max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
     size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     if size is not None and largest >= size:

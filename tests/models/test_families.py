@@ -451,4 +451,4 @@ def test_weights_that_lack_a_tensor_are_refused(part, tmp_path):
 def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
     for path in save_llm(tmp_path, FAMILIES["qwen3"]()).glob("tokenizer*"):
         path.unlink()
-    assert "gives no tokens for a text; its files are missing" in refusal(tmp_path)
+    assert "has special tokens only; its files are missing" in refusal(tmp_path)
