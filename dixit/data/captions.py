@@ -21,6 +21,7 @@ from dixit.data.sources import SPLIT_NAMES
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the imagefolder loader of datasets takes them
 FILE_COLUMNS = ("file_name", "filename", "image", "image_name", "file", "image_path", "path")
 CAPTION_COLUMNS = ("text", "caption", "captions", "raw", "sentences", "comment")
+KNOWN_SPLITS = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
 DELIMITERS = ",;\t|"
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
                     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -114,6 +115,9 @@ def _csv(text: str, path: Path) -> list[dict]:
         delimiter = max(DELIMITERS, key=lambda d: len(headers[d]))
         lines = csv.reader(table, delimiter=delimiter, strict=True)
         header = [clean(name) for name in next(lines, [])]
+        twice = next((name for name in header if name and header.count(name) > 1), None)
+        if twice:
+            raise DixitError(f"{path} has two columns '{twice}'; rename or remove one")
         rows = []
         for cells in lines:
             if any(cell.strip() for cell in cells[len(header):]):
@@ -152,15 +156,19 @@ def _from_rows(rows: list[dict], path: Path, data: DataConfig) -> list[Entry]:
     def column(wanted: str, usual: tuple[str, ...], key: str, what: str) -> str:
         found = next((name for name in (wanted, *usual) if name in columns), None)
         if found is None:
-            raise DixitError(f"{path} has no {what}; set data.{key} to one of its columns: {', '.join(columns)}")
+            raise DixitError(f"{path} has no {what}; set data.{key} to one of its columns: "
+                             f"{', '.join(columns) or '(none)'}")
         return found
 
     name = column("file_name", (data.image_column, *FILE_COLUMNS), "image_column", "file names")
     caption = column(data.caption_column, CAPTION_COLUMNS, "caption_column", "captions")
-    splits = {str(row.get("split")).lower() for row in rows}
-    known = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
-    return [Entry((str(row.get(name) or ""),), texts(row.get(caption)),
-                  known[str(row["split"]).lower()] if splits <= set(known) else "") for row in rows]
+    splits = [str(row.get("split") or "").strip().lower() for row in rows]
+    unknown = sorted({split for split in splits if split not in KNOWN_SPLITS})
+    if data.splits != "hash" and unknown and len(unknown) < len(set(splits)):
+        raise DixitError(f"{path}: the column split has train, val or test in some rows, but '{unknown[0]}' in others; "
+                         "mend these, or set data.splits=hash")
+    return [Entry((str(row.get(name) or ""),), texts(row.get(caption)), "" if unknown else KNOWN_SPLITS[split])
+            for row, split in zip(rows, splits, strict=True)]
 
 
 def _from_tree(tree: dict, path: Path) -> list[Entry]:
@@ -179,13 +187,12 @@ def _coco(images: list[dict], annotations: list[dict]) -> list[Entry]:
     captions = defaultdict(list)
     for annotation in annotations:
         captions[annotation["image_id"]].append(annotation["caption"])
-    known = [Entry((image["file_name"],), texts(captions.pop(image["id"], []))) for image in images]
+    known = [Entry((str(image["file_name"] or ""),), texts(captions.pop(image["id"], []))) for image in images]
     return known + [Entry((f"image_id {key}",), texts(rest)) for key, rest in captions.items()]
 
 
 def _karpathy(image: dict) -> Entry:
     """COCO's images lie in folders val2014 and train2014 (`filepath`), those of Flickr in one."""
-    known = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
-    name = image["filename"]
+    name = str(image["filename"] or "")
     places = (f"{image['filepath']}/{name}", name) if image.get("filepath") else (name,)
-    return Entry(places, texts(image["sentences"]), known[image["split"]])
+    return Entry(places, texts(image["sentences"]), KNOWN_SPLITS[image["split"]])

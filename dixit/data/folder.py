@@ -25,6 +25,12 @@ NO_WORDS = set("""at camera capture coco copy dji download edit edited file foto
     untitled val validation vid video whatsapp""".split())
 
 
+# What phones and browsers write, and what is not read.
+OTHER_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".jp2", ".psd", ".dng", ".cr2", ".nef", ".arw", ".jfif",
+                ".ico", ".tga", ".exr", ".hdr")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
 def folder_set(data: DataConfig, split: str) -> Source:
     """The images of a split with their captions."""
     root = Path(data.path).expanduser()
@@ -35,9 +41,21 @@ def folder_set(data: DataConfig, split: str) -> Source:
     images = sorted(path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
     tables = [] if data.captions else sorted(path for path in files if path.name.lower() in METADATA)
     text_files = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    other = [path for path in files if path.suffix.lower() in OTHER_IMAGES]
     if not images:
-        raise DixitError(f"no images in {root}; put some there ({', '.join(SUFFIXES)})")
+        raise DixitError(f"no images in {root}; put some there ({', '.join(SUFFIXES)})"
+                         + (f"; {len(other)} are of kinds that are not read: {examples(other)}" if other else ""))
     notes: list[str] = []
+    if other:
+        notes.append(f"{root}: {len(other)} images are of kinds that are not read: {examples(other)}; convert them to "
+                     "PNG or JPEG")
+    stems = {path.with_suffix("") for path in images}
+    unused = [] if tables or data.captions else [
+        path for path in files if path.suffix.lower() in TABLES
+        or (path.suffix.lower() == ".txt" and path.with_suffix("") not in stems)]
+    if unused:
+        notes.append(f"{root}: {len(unused)} files that may hold captions are not read: {examples(unused)}; "
+                     "data.captions names a file of captions, and a text file must be called as its image")
     not_utf8: list[Path] = []
     for links, what in (tree.dead, "lead nowhere"), (tree.repeated, "lead to folders that are read already"):
         if links:

@@ -36,6 +36,8 @@ def _check_config(name: str, config: Any, tokenizer: Any, positions: int) -> Non
                          "decoder-only causal LM")
     if tokenizer.eos_token_id is None:
         raise DixitError(f"the tokenizer of '{name}' has no end-of-sequence token")
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # as transformers makes it without its files
+        raise DixitError(f"the tokenizer of '{name}' has special tokens only; its files are missing or damaged")
     largest = max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
     size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     if size is not None and largest >= size:
@@ -59,8 +61,12 @@ def load_llm(name: str, dtype: str = "float32", positions: int = 0) -> tuple[Any
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _check_config(name, config, tokenizer, positions)
-        llm = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=getattr(torch, dtype),
-                                                   trust_remote_code=False)
+        llm, loaded = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=getattr(torch, dtype),
+                                                           trust_remote_code=False, output_loading_info=True)
+        missing = sorted(loaded["missing_keys"])  # transformers would leave these at random values
+        if missing:
+            raise DixitError(f"the weights of '{name}' lack {len(missing)} tensors of its config, e.g. {missing[0]}; "
+                             "copy or download them again")
     except DixitError:
         raise
     except Exception as error:  # many kinds, each about bad input

@@ -312,3 +312,53 @@ def test_a_killed_build_leaves_no_scratch_folder_after_the_next(tmp_path, cache)
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+# --- what is left out is counted, what is ambiguous is refused ---
+
+def test_images_of_kinds_that_are_not_read_are_counted(tmp_path, capsys):
+    photos(tmp_path / "photos", 2)
+    (tmp_path / "photos" / "train" / "IMG_1.HEIC").write_bytes(b"any")
+    load(of(tmp_path / "photos"), "train")
+    assert "1 images are of kinds that are not read" in capsys.readouterr().err
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.avif").write_bytes(b"any")
+    refused(of(tmp_path / "phone"), "no images in", "1 are of kinds that are not read", "a.avif")
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.txt", "annotations.json", "labels.tsv"])
+def test_a_file_of_captions_that_is_not_read_is_named(name, tmp_path, capsys):
+    photos(tmp_path / "photos", 2)
+    (tmp_path / "photos" / name).write_text("file_name,text\ntrain/p0.png,a cat\n")
+    load(of(tmp_path / "photos"), "train")
+    found = capsys.readouterr().err
+    assert f"1 files that may hold captions are not read: {tmp_path / 'photos' / name}" in found
+    assert "data.captions" in found
+
+
+@pytest.mark.parametrize("odd", ["", "tset"])
+def test_a_split_that_only_some_rows_name_is_refused(odd, tmp_path):
+    photos(tmp_path, 3, "im")
+    rows = ["file_name,text,split", "im/p0.png,a,train", "im/p1.png,b,val", f"im/p2.png,c,{odd}"]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    refused(of(tmp_path), "column split", f"'{odd}' in others", "data.splits=hash")
+    assert len(all_rows(of(tmp_path, splits="hash"))) == 3
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    photos(tmp_path, 1)
+    (tmp_path / "metadata.csv").write_text("file_name,text,text\ntrain/p0.png,one,two\n")
+    refused(of(tmp_path), "has two columns 'text'")
+
+
+@pytest.mark.parametrize("name", [None, 7])
+@pytest.mark.parametrize("kind", ["coco", "karpathy"])
+def test_an_image_without_a_name_in_json_is_counted(kind, name, tmp_path, capsys):
+    photos(tmp_path, 1)
+    names = [name, "train/p0.png"]
+    tree = {"images": [{"id": i, "file_name": n} for i, n in enumerate(names)],
+            "annotations": [{"image_id": i, "caption": "a cat"} for i in range(2)]} if kind == "coco" else {
+        "images": [{"filename": n, "split": "train", "sentences": [{"raw": "a cat"}]} for n in names]}
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    assert captions(tmp_path, captions=str(tmp_path / "a.json")) == [["a cat"]]
+    assert "1 of 2 rows name no image" in capsys.readouterr().err

@@ -437,3 +437,18 @@ def test_lora_goes_where_peft_puts_it_or_where_the_config_says(name, targets, na
 def test_a_target_that_is_not_there_is_one_line_with_those_that_are(name, targets, wanted, tmp_path):
     message = refusal(save_llm(tmp_path, FAMILIES[name]()), lora_rank=2, lora_targets=targets)
     assert re.search(wanted, message), message
+
+
+@pytest.mark.parametrize("part", ["layers.1.mlp.up_proj", "lm_head"])
+def test_weights_that_lack_a_tensor_are_refused(part, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = save_llm(tmp_path, FAMILIES["qwen3"]()) / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if part not in k}, path, {"format": "pt"})
+    assert re.search(f"lack 1 tensors of its config, e.g. .*{part}", refusal(tmp_path))
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
+    for path in save_llm(tmp_path, FAMILIES["qwen3"]()).glob("tokenizer*"):
+        path.unlink()
+    assert "has special tokens only; its files are missing" in refusal(tmp_path)
