@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -35,9 +34,7 @@ def fork(work: Callable[[], object], said: Path | int | None = None, **environme
         os.environ.update({key: str(value) for key, value in environment.items()})
 
         from accelerate.state import AcceleratorState, PartialState
-        from tqdm import tqdm
 
-        tqdm.set_lock(threading.RLock())  # its own is shared by forked processes: one that is killed may hold it
         from dixit.common import run_main
 
         AcceleratorState._reset_state()

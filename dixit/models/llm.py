@@ -61,8 +61,10 @@ def load_llm(name: str, dtype: str = "float32", positions: int = 0) -> tuple[Any
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _check_config(name, config, tokenizer, positions)
-        llm, loaded = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=getattr(torch, dtype),
-                                                           trust_remote_code=False, output_loading_info=True)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True,
+            use_safetensors=True)
+        llm, loaded = opened
         missing = sorted(loaded["missing_keys"])  # transformers would leave these at random values
         if missing:
             raise DixitError(f"the weights of '{name}' lack {len(missing)} tensors of its config, e.g. {missing[0]}; "

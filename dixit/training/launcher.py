@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.commands.config.config_args import default_config_file
 
 from dixit.common import DixitError, first_line
@@ -51,6 +53,19 @@ def _processes(words: list[str]) -> int:
     except (DixitError, AttributeError, KeyError, TypeError):  # accelerate says what is wrong with its own file
         return 0
     return count if isinstance(count, int) else 0
+
+
+_kept: list[Any] = []
+
+
+def keep_process_group() -> None:
+    """Keep the process group until the process ends, although accelerate destroys it at the end of a training.
+
+    Else the last object that uses it, such as a wrapped module, waits for gloo's thread when it is freed, and that
+    thread may wait for Python's lock to free the last exchange: both wait for ever (seen once in fifty short runs).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _kept.append(torch.distributed.group.WORLD)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

@@ -51,7 +51,7 @@ from dixit.training.checkpoints import (
     step_name,
     step_of,
 )
-from dixit.training.launcher import check_trackers, disagreements
+from dixit.training.launcher import check_trackers, disagreements, keep_process_group
 from dixit.training.sharding import configure_deepspeed, full_tensor, shard_optimizer_states
 from dixit.training.task import Task
 
@@ -240,6 +240,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
             break
     bar.close()
     accelerator.wait_for_everyone()
+    keep_process_group()
     accelerator.end_training()
     if log is not None:
         log.close()

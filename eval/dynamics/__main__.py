@@ -29,6 +29,7 @@ from dixit.common import (
     write_json,
 )
 from dixit.config import build, read_tree, refuse_doubled, to_dict
+from dixit.training.launcher import keep_process_group
 
 from .find import find_probe, probe_names
 from .pages import keep, pages
@@ -98,6 +99,7 @@ def main() -> int:
     names = probe_names(arguments.on) if arguments.name == "all" else [arguments.name]
     results = [run_probe(name, arguments.seeds, arguments.out / arguments.on / name, arguments.config,
                          tuple(arguments.set), arguments.on) for name in names]
+    keep_process_group()
     PartialState().destroy_process_group()
     return int(not all(claim["holds"] for result in results for claim in result.get("claims", [])))
 
