@@ -21,6 +21,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fault_bench import Bench, Random
+from fault_inputs import (
+    broken_images,
+    config_fault,
+    damaged_captions,
+    extreme_values,
+    signal_in_a_cache,
+    signal_in_a_warm_start,
+    signal_in_an_evaluation,
+    signal_in_data,
+)
 from fault_kinds import (
     all_checkpoints_damaged,
     any_caption,
@@ -46,6 +56,8 @@ KINDS: dict[Callable[[Bench, Path, Random], None], int] = {
     kill_at_a_step: 40, signal_at_a_step: 40, kill_inside_a_save: 50, full_disk: 30, damaged_checkpoint: 50,
     all_checkpoints_damaged: 5, spoilt_small_file: 15, not_finite: 20, clock_jumps: 10, read_only: 15,
     two_runs_in_one_folder: 5, lost_process: 8, damaged_cache: 20, bad_image: 60, any_caption: 40, failing_listener: 6,
+    config_fault: 100, damaged_captions: 40, broken_images: 20, signal_in_data: 16, signal_in_a_cache: 16,
+    signal_in_an_evaluation: 8, signal_in_a_warm_start: 8, extreme_values: 40,
 }
 
 

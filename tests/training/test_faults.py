@@ -17,7 +17,8 @@ from dixit.common import DixitError
 from dixit.models.listeners import score_all
 from dixit.training.checkpoints import checkpoints
 
-MOST = {"lost_process": 1, "failing_listener": 1, "any_caption": 4, "damaged_cache": 2, "bad_image": 6}
+MOST = {"lost_process": 1, "failing_listener": 1, "any_caption": 4, "damaged_cache": 2, "bad_image": 6,
+        "config_fault": 10, "damaged_captions": 4, "signal_in_an_evaluation": 1, "signal_in_a_warm_start": 1}
 
 
 @pytest.fixture(scope="module")
