@@ -40,9 +40,9 @@ def read_yaml(path: str | Path) -> Any:
         raise DixitError(f"cannot read the config {path}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise DixitError(f"{path} is larger than {MAX_BYTES // 1000} kB; a config is a YAML file of some kB")
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding).removeprefix("\ufeff")  # a byte-order mark
     except UnicodeDecodeError as error:
         line = data[:error.start].count(b"\n") + 1
         raise DixitError(f"{path} is not valid YAML: line {line} is not UTF-8 text; save it as UTF-8") from None

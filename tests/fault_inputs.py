@@ -176,17 +176,19 @@ def signal_in_data(bench: Bench, folder: Path, r: Random) -> None:
     """A data set whose making was ended by a signal leaves nothing, one that was killed nothing after the next."""
     number = [*SIGNALS, signal.SIGKILL][r.integers(4)]
     data = replace(load_config(bench.tiny.game_config).data, seed=int(r.integers(1000)))
-    os.environ["DIXIT_CACHE"] = str(folder)
     try:
         def work() -> None:
             at_call(scenes, "draw", int(r.integers(6, 24)), number)
             data_module.load(data, "validation")
 
+        with redirect_stderr(io.StringIO()):
+            whole = data_module.pixels(data_module.load(data, "validation"))
+        os.environ["DIXIT_CACHE"] = str(folder)
         stopped(bench, folder, number, work)
         if number != signal.SIGKILL:
             assert not list((folder / "data").glob(".tmp-*"))
         with redirect_stderr(io.StringIO()):
-            assert len(data_module.load(data, "validation")) == data.validation
+            assert torch.equal(data_module.pixels(data_module.load(data, "validation")), whole)
         assert not list((folder / "data").glob(".tmp-*"))
     finally:
         os.environ["DIXIT_CACHE"] = str(bench.tiny.cache)
