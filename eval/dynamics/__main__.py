@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dixit.common import (
     write_json,
 )
 from dixit.config import build, read_tree, refuse_doubled, to_dict
+from dixit.config_checks import is_inside
 from dixit.training.launcher import keep_process_group
 
 from .find import find_probe, probe_names
@@ -45,6 +47,7 @@ def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, o
     results, with "claims" or "findings"."""
     probe = find_probe(name, on)
     settings = build(probe.Settings, read_tree(config, overrides))
+    check_settings(settings)
     if seeds < 1:
         raise DixitError(f"--seeds {seeds} must be at least 1")
     began, began_cpu = time.perf_counter(), time.process_time()
@@ -62,6 +65,20 @@ def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, o
         print(f"\n{name}: {seeds} seeds, {results['wall_seconds']} s\n\n{text(results[kind])}\n\n"
               f"written to {folder}", flush=True)
     return results
+
+
+def check_settings(settings: Any) -> None:
+    """Raises DixitError for a number that has not the sign of its default, which no probe is made for."""
+    for field in fields(settings):
+        value, default = (x if isinstance(x, tuple) else (x,) for x in (getattr(settings, field.name), field.default))
+        numbers = [x for x in default if isinstance(x, int | float) and not isinstance(x, bool)]
+        if not numbers or min(numbers) < 0:
+            continue
+        whole = all(isinstance(x, int) for x in numbers)
+        interval = "[1, 1000000000]" if whole and min(numbers) > 0 else "[0, 1000000000]"
+        for x in value:
+            if not is_inside(x, interval):
+                raise DixitError(f"config: {field.name} is {x}; choose a number in {interval}")
 
 
 def report(runs: list[Path], root: Path = ROOT) -> None:

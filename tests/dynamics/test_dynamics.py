@@ -166,7 +166,8 @@ def test_a_new_probe_is_one_new_file(tmp_path, monkeypatch):
     assert [cell.seed for cell in read_cells(place / "eval/results")] == ["0"]
     assert "| rate | **no** | 1 | 1.2 |" in (place / "eval/DYNAMICS.md").read_text()
     for name, seeds, changes, says in (("decay", 1, ("rat=1",), "'rate'"), ("decai", 1, (), "'decay'"),
-                                       ("decay", 0, (), "--seeds")):
+                                       ("decay", 0, (), "--seeds"), ("ocs", 1, ("hidden=0",), "hidden is 0; choose"),
+                                       ("ocs", 1, ("lr=-1",), "lr is -1"), ("ocs", 1, ("every=-5",), "every is -5")):
         with pytest.raises(DixitError, match=says):
             run_probe(name, seeds, tmp_path / "bad", overrides=changes)
 
