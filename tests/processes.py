@@ -32,6 +32,7 @@ def fork(work: Callable[[], object], said: Path | int | None = None, **environme
             os.dup2(stream, 2)
             sys.stderr = os.fdopen(os.dup(stream), "w", buffering=1)
         os.environ.update({key: str(value) for key, value in environment.items()})
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
         from accelerate.state import AcceleratorState, PartialState
 
