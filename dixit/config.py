@@ -51,6 +51,7 @@ class ClipConfig:
     pretrained: str = ""
     width: int = 256  # embedding width of a CLIP built here
     perceptions: tuple[str, ...] = ("colour", "grey")  # what its heads are trained on
+    names: bool = False  # a CLIP built here names things by its tower's ImageNet classifier. See models/named.py
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ def stamp_set(data: DataConfig) -> Source:
 HUE_NAMES = ((15, "red"), (38, "orange"), (68, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),
              (345, "pink"), (360, "red"))  # (upper bound of the hue in degrees, name)
 
+COLOUR_NAMES = frozenset({name for _, name in HUE_NAMES} | {"brown", "black", "grey", "white"})
+
 
 def main_colours(image: Image.Image) -> list[str]:
     """One or two names for the colours of an RGB image, the commonest first; white, black or grey if it has none.

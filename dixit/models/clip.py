@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from dixit.common import DixitError, atomic_path, write_json
+from dixit.common import DixitError, atomic_path, read_json, write_json
 from dixit.data.assets import asset, cache_dir
 from dixit.models.hf_clip import open_hf_clip
+from dixit.models.named import ATTRIBUTE_WIDTH, NAME_SIZE, NamedTower, imagenet_synsets, imagenet_texts, name_row
 from dixit.models.perception import perceive
-from dixit.models.towers import IMAGE_SIZE, TOWERS, FinePatches, patch_grid, tower_of
+from dixit.models.towers import IMAGE_SIZE, TOWERS, SmallCnn, patch_grid, tower_of
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the root logger
@@ -49,6 +50,7 @@ MAX_IMAGE_SIZE = 2048  # pixels of a side that an image tower may ask for
 HUB_HINT = ("take open_clip's copy of the weights, by name and tag (openai/clip-vit-base-patch32 is "
             "ViT-B-32-quickgelu, openai; google/siglip-base-patch16-224 is ViT-B-16-SigLIP, webli), or a repository in "
             "open_clip's format as hf-hub:OWNER/NAME")
+CLASSES = "classes.json"  # of a NamedTower
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 
@@ -61,11 +63,23 @@ class Clip:
     name: str
     config: dict[str, Any]
     preprocessing: PreprocessCfg
+    classes: tuple[str, ...] = ()  # of a NamedTower: WordNet's ids of ImageNet's classes, then names of further ones
     text_cache: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)  # embeddings of the last calls
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def named(self) -> NamedTower | None:
+        """The image tower, if it is one that names what it sees."""
+        trunk = getattr(self.model.visual, "trunk", None)
+        return trunk if isinstance(trunk, NamedTower) else None
+
+    @property
+    def name_width(self) -> int:
+        """The width of the name embedding that `patches` gives as its last row; 0 if it gives none."""
+        return self.named.classes.prototypes.shape[1] if self.named else 0
 
     @cached_property
     def key(self) -> str:
@@ -74,8 +88,11 @@ class Clip:
 
     @cached_property
     def tower_key(self) -> str:
-        """A hash of all that `patches` depends on: equal for CLIPs with the same image tower under other heads."""
-        tower = getattr(self.model.visual, "trunk", self.model.visual)
+        """A hash of all that the grid of `patches` depends on: equal for CLIPs with the same image tower under other
+        heads."""
+        named = self.named
+        tower = nn.ModuleList([named.fine, named.conv_head, named.bn2]) if named else getattr(
+            self.model.visual, "trunk", self.model.visual)
         return digest(tower, self.config["vision_cfg"], self.config.get("quick_gelu"), asdict(self.preprocessing))
 
     @cached_property
@@ -90,8 +107,18 @@ class Clip:
 
     @torch.no_grad()
     def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B P Dv"]:
-        """Patch features in front of the pooling: the cells of a CNN's last map, the tokens of a transformer."""
-        return patch_grid(self.model.visual, self.preprocess(images, perception))
+        """Patch features in front of the pooling: the cells of a CNN's last map, the tokens of a transformer.
+
+        A tower that names what it sees gives one more, its name embedding (named.name_row).
+        """
+        return self._patches(self.preprocess(images, perception))
+
+    def _patches(self, x: Tensor) -> Tensor:
+        if self.named is None:
+            return patch_grid(self.model.visual, x)
+        grid = self.named.patch_maps(x).flatten(2).transpose(1, 2)
+        names = self.named.classes(self.named.class_features(x))
+        return torch.cat([grid, name_row(names, grid.shape[2])], dim=1)
 
     @torch.no_grad()
     def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B E"]:
@@ -122,6 +149,16 @@ class Clip:
                 del self.text_cache[next(iter(self.text_cache))]
             self.text_cache[key] = torch.cat(parts)[[place[text] for text in texts]]
         return self.text_cache[key]
+
+    @torch.no_grad()
+    def embed_names(self, names: list[str]) -> Float[Tensor, "S Dt"]:
+        """Unit embeddings of names in the first block of a NamedTower's CLIP."""
+        width = self.name_width
+        unique = sorted(set(names), key=lambda t: (len(t), t))
+        parts = torch.cat([self.model.encode_text(self.tokens(unique[i:i + 32]))[:, :width]
+                           for i in range(0, len(unique), 32)])
+        place = {text: i for i, text in enumerate(unique)}
+        return F.normalize(parts[[place[text] for text in names]], dim=-1)
 
     def _encode(self, ids: Int[Tensor, "S T"]) -> Tensor:
         """Unit embeddings. A causal text tower that pools at the end token runs up to the last end token only, as later
@@ -229,7 +266,8 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     folder = clip_dir(name) if not pretrained and tower_of(name) else Path(name)
     local = folder.is_dir() and not pretrained
     if tower_of(name) and not pretrained and not (folder / WEIGHTS[0]).is_file():
-        config = "clip_cnn" if tower_of(name) == "cnn" else "clip"
+        config = "clip_cnn" if tower_of(name) == "cnn" else (
+            "pictures/clip" if name.endswith("-pictures") else "clip")
         raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
                          f"dixit train {config} clip.name={name} name=clip_{name}")
     files = [(p.name, s.st_size, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]] if local else []
@@ -282,7 +320,12 @@ def _open_folder(folder: Path, device: str | torch.device) -> Clip:
     except RuntimeError as error:
         problem = [line.strip() for line in str(error).splitlines() if line.strip()][:2][-1]
         raise ValueError(f"the weights in {weights[0].name} do not fit its open_clip_config.json: {problem}") from None
-    return Clip(model, open_clip.get_tokenizer(source), folder.resolve().name, model_config, _preprocessing(model))
+    labels = tuple(read_json(folder / CLASSES)) if (folder / CLASSES).is_file() else ()
+    named = getattr(model.visual, "trunk", None)
+    if isinstance(named, NamedTower) and len(labels) != len(named.classes.bias):
+        raise ValueError(f"{folder / CLASSES} must list its {len(named.classes.bias)} classes; build it anew")
+    return Clip(model, open_clip.get_tokenizer(source), folder.resolve().name, model_config, _preprocessing(model),
+                labels)
 
 
 def _transformers_type(folder: Path) -> str:
@@ -344,7 +387,7 @@ def _check(clip: Clip) -> None:
     """Raise ValueError unless a blank image gives a grid of patches, and it and two texts give one vector each."""
     blank = clip.preprocess(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), "colour")
     try:
-        patches = patch_grid(clip.model.visual, blank)
+        patches = clip._patches(blank)
     except (AttributeError, AssertionError, IndexError, TypeError) as error:
         tower = type(getattr(clip.model.visual, "trunk", clip.model.visual)).__name__
         raise ValueError(f"its image tower {tower} does not give a grid of patches ({error})") from None
@@ -360,27 +403,35 @@ def _check(clip: Clip) -> None:
             raise ValueError(f"the {what} of a blank image and two texts hold NaN or infinity; its weights are damaged")
 
 
-def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu", seed: int = 0) -> Clip:
+def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu", seed: int = 0,
+                 names: bool = False) -> Clip:
     """A CLIP of pretrained, locked towers with untrained heads. Its heads are `visual.head` and `text.proj`. The image
     tower "cnn" is untrained too (`visual.trunk`). What is untrained is a function of `seed`.
 
-    `name` is a tower, or a tower and a word of one's own: "lite0-animals". Raises DixitError for an unknown tower
-    or a missing asset.
+    `name` is a tower, or a tower and a word of one's own: "lite0-animals". With `names` the image tower is a
+    NamedTower: its heads are `visual.trunk.attributes` and the lower rows of `text.proj`, whose upper rows are the
+    identity. Raises DixitError for an unknown tower or a missing asset.
     """
     tower = tower_of(name)
     if not tower:
         raise DixitError(f"unknown tower '{name}'; choose one of {', '.join(TOWERS)}, or add a word to it: lite0-mine")
+    if names and (tower == "cnn" or width != ATTRIBUTE_WIDTH):
+        raise DixitError(f"clip.names needs a tower with an ImageNet classifier and clip.width {ATTRIBUTE_WIDTH}, not "
+                         f"'{tower}' and {width}")
     _, mean, std = TOWERS[tower]
     mean, std = _triple(mean), _triple(std)
+    text_width = read_json(asset("minilm") / "config.json")["hidden_size"]
+    size = NAME_SIZE if names else IMAGE_SIZE
+    vision = {"timm_model_name": f"dixit_{tower}_named", "timm_pool": "", "timm_proj": ""} if names else {
+        "timm_model_name": f"dixit_{tower}", "timm_pool": "abs_attn", "timm_proj": "mlp"}
     config = {
         "model_cfg": {
-            "embed_dim": width, "custom_text": True,
-            "vision_cfg": {"timm_model_name": f"dixit_{tower}", "timm_pool": "abs_attn", "timm_proj": "mlp",
-                           "image_size": IMAGE_SIZE},
-            "text_cfg": {"hf_model_name": str(asset("minilm")), "hf_tokenizer_name": "minilm", "hf_proj_type": "mlp",
-                         "hf_pooler_type": "mean_pooler"},
+            "embed_dim": width + text_width * names, "custom_text": True,
+            "vision_cfg": {**vision, "image_size": size},
+            "text_cfg": {"hf_model_name": str(asset("minilm")), "hf_tokenizer_name": "minilm",
+                         "hf_proj_type": "linear" if names else "mlp", "hf_pooler_type": "mean_pooler"},
         },
-        "preprocess_cfg": {"size": IMAGE_SIZE, "mean": mean, "std": std, "interpolation": "bicubic",
+        "preprocess_cfg": {"size": size, "mean": mean, "std": std, "interpolation": "bicubic",
                            "resize_mode": "squash"},
     }
     folder = clip_dir(name)
@@ -390,19 +441,44 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
         model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True,
                                             device=device)
     trunk: Any = model.visual.trunk
-    if isinstance(trunk, FinePatches):
+    if not isinstance(trunk, SmallCnn):
         weights = load_file(asset(tower) / "model.safetensors")
         named = {f"stem.{k}" if k.startswith(("conv_stem", "bn1")) else k: v for k, v in weights.items()}
-        trunk.load_state_dict({k: named[k] for k in trunk.state_dict()}, strict=True)
+        fine = trunk.fine if names else trunk
+        fine.load_state_dict({k: named[k] for k in fine.state_dict()}, strict=True)
     model.eval().requires_grad_(False)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(asset("minilm")), context_length=77)
-    return Clip(model, tokenizer, folder.name, config["model_cfg"], _preprocessing(model))
+    clip = Clip(model, tokenizer, folder.name, config["model_cfg"], _preprocessing(model))
+    if names:
+        for part in ("conv_head", "bn2"):
+            getattr(trunk, part).load_state_dict({k.removeprefix(f"{part}."): v for k, v in weights.items()
+                                                  if k.startswith(f"{part}.")}, strict=True)
+        _name_classes(clip, weights)
+    return clip
+
+
+@torch.no_grad()
+def _name_classes(clip: Clip, weights: dict[str, Tensor]) -> None:
+    """Give a NamedTower ImageNet's classifier and the text embeddings of its classes, and its text tower the identity.
+    """
+    classes, texts = clip.model.visual.trunk.classes, imagenet_texts()
+    projection = clip.model.text.proj.weight  # (Dt + W, Dt)
+    width = projection.shape[1]
+    projection[:width] = torch.eye(width)
+    classes.weight.copy_(weights["classifier.weight"])
+    classes.bias.copy_(weights["classifier.bias"])
+    embedded = clip.embed_names([text for row in texts for text in row])
+    classes.prototypes.copy_(torch.stack([F.normalize(part.mean(0), dim=0)
+                                          for part in embedded.split([len(row) for row in texts])]))
+    clip.classes = tuple(imagenet_synsets())
 
 
 def save_clip(clip: Clip, name: str) -> Path:
     """Write a CLIP trained here: one JSON, one weights file and the tokenizer in one folder."""
     folder = clip_dir(name)
     clip.tokenizer.tokenizer.save_pretrained(folder)
+    if clip.classes:
+        write_json(folder / CLASSES, list(clip.classes))
     with atomic_path(folder / "open_clip_model.safetensors") as temporary:
         save_file({k: v.contiguous() for k, v in clip.model.state_dict().items()}, temporary)
     return folder

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -27,7 +28,8 @@ from tqdm import tqdm
 from dixit.common import DixitError, atomic_write_text, locked, read_json, sha256, write_json
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
-from dixit.models.clip import Clip
+from dixit.models.clip import Clip, digest
+from dixit.models.named import name_row
 from dixit.models.perception import perception_key
 from dixit.models.towers import is_built_here
 
@@ -106,23 +108,68 @@ def _cache_path(kind: str, *key: str) -> Path:
 
 
 def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
-    """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped. CLIPs of one image tower share them."""
-    first = clip.patches(pixels(dataset, [0]), perception)
+    """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped. CLIPs of one image tower share them, but for
+    the name embeddings that a NamedTower adds."""
+    named = clip.named
+    if named is None:
+        return grid_features(clip, dataset, perception, batch)
+    grid, features = grid_features(clip, dataset, perception, batch), class_features(clip, dataset, perception, batch)
+
+    @torch.no_grad()
+    def compute(start: int, stop: int) -> np.ndarray:
+        rows = name_row(named.classes(_as_tensor(features[start:stop]).to(clip.device)), grid.shape[2])
+        return np.concatenate([grid[start:stop], rows.half().cpu().numpy()], axis=1)
+
+    path = _cache_path("named", clip.tower_key, digest(named.classes), fingerprint(dataset), perception_key(perception))
+    return _cached(path, (len(dataset), grid.shape[1] + 1, grid.shape[2]), "float16", compute,
+                   f"named patches {perception}", batch)
+
+
+def grid_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
+    """(n, P, Dv) float16 patches of the grid alone."""
+    named = clip.named
+
+    def grid(images: Tensor) -> Tensor:
+        if named is None:
+            return clip.patches(images, perception)
+        with torch.no_grad():
+            return named.patch_maps(clip.preprocess(images, perception)).flatten(2).transpose(1, 2)
+
     path = _cache_path("patches", clip.tower_key, fingerprint(dataset), perception_key(perception))
+    return _of_pixels(path, dataset, grid, f"patches {perception}", batch)
+
+
+def class_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
+    """(n, F) float16 features of a whole dataset in front of a NamedTower's classifier, memory-mapped."""
+    named = clip.named
+    assert named is not None
+
+    def features(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return named.class_features(clip.preprocess(images, perception).contiguous(
+                memory_format=torch.channels_last))
+
+    path = _cache_path("classes", clip.tower_key, fingerprint(dataset), perception_key(perception))
+    return _of_pixels(path, dataset, features, f"class features {perception}", batch)
+
+
+def _of_pixels(path: Path, dataset: Dataset, apply: Callable[[Tensor], Tensor], label: str, batch: int) -> np.ndarray:
+    """A cache of what a function makes of all images; the next images are decoded while it works."""
+    first = apply(pixels(dataset, [0]))
 
     def read(start: int) -> Tensor:
         return pixels(dataset, range(start, min(start + batch, len(dataset))))
 
     with ThreadPoolExecutor(1) as reader:
-        ahead: dict[int, Future] = {}  # the next images are decoded while these go through the tower
+        ahead: dict[int, Future] = {}
 
         def compute(start: int, stop: int) -> np.ndarray:
             images = ahead.pop(start).result() if start in ahead else read(start)
             if stop < len(dataset):
                 ahead[stop] = reader.submit(read, stop)
-            return clip.patches(images, perception).half().cpu().numpy()
+            return apply(images).half().cpu().numpy()
 
-        return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, f"patches {perception}", batch)
+        return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, label, batch)
 
 
 def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
@@ -137,28 +184,42 @@ def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
                                  os.POSIX_FADV_WILLNEED)
 
 
-def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> Float[Tensor, "n E"]:
-    """Unit image embeddings of a whole dataset, from the cached patches if the tower was built here."""
-    path = _cache_path("images", clip.key, fingerprint(dataset), perception_key(perception))
-    visual = clip.model.visual
-    patches = cache(lambda: patch_features(clip, dataset, perception))  # opened only if there is something to compute
+def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64,
+                     known: Bool[Tensor, "n_classes"] | None = None) -> Float[Tensor, "n E"]:
+    """Unit image embeddings of a whole dataset, from the cached patches if the tower was built here.
+
+    `known`: the classes that a NamedTower tells apart, if not all.
+    """
+    more = [] if known is None else [hashlib.sha256(known.numpy().tobytes()).hexdigest()]
+    path = _cache_path("images", clip.key, fingerprint(dataset), perception_key(perception), *more)
+    visual, named = clip.model.visual, clip.named
+    # opened only if there is something to compute
+    patches = cache(lambda: grid_features(clip, dataset, perception, batch))
+    features = cache(lambda: class_features(clip, dataset, perception, batch))
 
     def compute(start: int, stop: int) -> np.ndarray:
-        if not is_built_here(visual):
+        if named is None and not is_built_here(visual):
             return clip.embed_images(pixels(dataset, range(start, stop)), perception).cpu().numpy()
         with torch.no_grad():
             maps = to_feature_maps(patches()[start:stop]).to(clip.device)
-            return F.normalize(visual.head(maps), dim=-1).cpu().numpy()
+            if named is None:
+                return F.normalize(visual.head(maps), dim=-1).cpu().numpy()
+            names = named.classes(_as_tensor(features()[start:stop]).to(clip.device), known)
+            return F.normalize(named.join(names, maps), dim=-1).cpu().numpy()
 
     width = clip.embed_texts(["a"]).shape[1]
     values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception}", batch)
     return torch.from_numpy(np.array(values))
 
 
+def _as_tensor(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(rows, dtype=np.float32))
+
+
 def to_feature_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
     """Cached (B, P, Dv) patches as the square feature map a pooling head expects."""
     side = int(patches.shape[1] ** 0.5)
-    return torch.from_numpy(np.asarray(patches, dtype=np.float32)).transpose(1, 2).unflatten(2, (side, side))
+    return _as_tensor(patches).transpose(1, 2).unflatten(2, (side, side))
 
 
 def text_features(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:

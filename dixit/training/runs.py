@@ -26,10 +26,11 @@ from dixit.models.speaker import Speaker
 from dixit.training.checkpoints import base_weights, load_weights, trained_weights
 
 
-def open_speaker(config: Config, patches: Tensor, device: torch.device) -> Speaker:
-    """The speaker for (n, P, Dv) patch features. If a run `speaker.init` is named, it starts from its weights, or from
+def open_speaker(config: Config, clip: Clip, device: torch.device) -> Speaker:
+    """The speaker for a CLIP's patch features. If a run `speaker.init` is named, it starts from its weights, or from
     the copy of them that the config's own run has kept."""
-    speaker = Speaker(config.speaker, patches.shape[1], patches.shape[2], config.seed, device)
+    blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
+    speaker = Speaker(config.speaker, *blank.shape[1:], config.seed, device, clip.name_width)
     if config.speaker.init:
         path = base_weights(config.folder, config.speaker.init)
         new = ("audience.", "attributes.") if config.task == "caption" else ()
@@ -51,6 +52,7 @@ def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> F
 class SpeakerAndImages:
     """What a training of the speaker starts from: the speaker, and both splits with their cached patch features."""
 
+    clip: Clip
     speaker: Speaker
     data: Dataset
     validation: Dataset
@@ -61,15 +63,10 @@ class SpeakerAndImages:
 def speaker_and_images(config: Config, device: torch.device) -> SpeakerAndImages:
     """Open the models first, so that what is wrong with them is told before data and features are made."""
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    speaker = open_speaker(config, _blank_patches(clip), device)
+    speaker = open_speaker(config, clip, device)
     data, validation = load(config.data, "train", training=True), load(config.data, "validation")
-    return SpeakerAndImages(speaker, data, validation, patch_features(clip, data, "colour"),
+    return SpeakerAndImages(clip, speaker, data, validation, patch_features(clip, data, "colour"),
                             patch_features(clip, validation, "colour"))
-
-
-def _blank_patches(clip: Clip) -> Tensor:
-    """The patch features of a blank image, for their shape."""
-    return clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
 
 
 @dataclass
@@ -92,7 +89,7 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
                          "dixit train CONFIG")
     config = replace(load_config(folder / "config.yaml", overrides), out=str(folder))  # it may have been moved
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    speaker = open_speaker(config, _blank_patches(clip), torch.device(device))
+    speaker = open_speaker(config, clip, torch.device(device))
     # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
     has_base = config.speaker.init and not config.speaker.lora_rank
     base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None

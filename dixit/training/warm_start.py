@@ -25,33 +25,52 @@ from dixit.common import DixitError, rng, words
 from dixit.config import ATTRIBUTES, Config
 from dixit.data import scenes
 from dixit.data.images import load, pixels
+from dixit.data.known import COLOUR_NAMES
 from dixit.data.scenes import WORD_CLASSES
-from dixit.models.clip import build_locked
-from dixit.models.features import patch_features, prefetch, text_features, to_feature_maps
-from dixit.models.towers import FinePatches
+from dixit.models.clip import Clip, build_locked
+from dixit.models.features import (
+    class_features,
+    grid_features,
+    patch_features,
+    prefetch,
+    text_features,
+    to_feature_maps,
+)
+from dixit.models.named import joined
+from dixit.models.towers import SmallCnn
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
+from dixit.training.class_rows import train_rows
 from dixit.training.loop import Task, local_slice, share_bounds
 from dixit.training.runs import patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
-Reader = Callable[[np.ndarray], Tensor]  # indices of images -> (B, c, h, w)
+Reader = Callable[[np.ndarray], Any]  # indices of images -> what ClipHeads takes
 
 
 class ClipHeads(nn.Module):
     """The trained parts of a CLIP: pooling and projection heads, the logit scale, and the trunk unless it is locked.
 
-    With a locked trunk, `images` are its feature maps (B, Dv, h, w).
+    With a locked trunk, `images` are its feature maps (B, Dv, h, w); of a NamedTower, name embeddings and feature maps.
     """
 
-    def __init__(self, model: Any, locked: bool):
+    def __init__(self, clip: Clip):
         super().__init__()
-        self.image, self.text, self.scale = model.visual.head, model.text.proj, model.logit_scale
-        self.trunk = nn.Identity() if locked else model.visual.trunk
+        model, self.is_named = clip.model, clip.named is not None
+        self.image = clip.named.attributes if clip.named else model.visual.head
+        self.text, self.scale = model.text.proj, model.logit_scale
+        self.trunk = model.visual.trunk if isinstance(model.visual.trunk, SmallCnn) else nn.Identity()
         self.requires_grad_(True)
+        if self.is_named:  # the rows of the identity stay
+            mask = torch.arange(len(self.text.weight)) >= clip.name_width
+            self.text.weight.register_hook(lambda gradient: gradient * mask.to(gradient)[:, None])
 
-    def forward(self, images: Float[Tensor, "B c h w"], texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
-        image = self.image(self.trunk(images))
+    def forward(self, images: Any, texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
+        if self.is_named:
+            names, maps = images
+            image = joined(names, self.image(maps))
+        else:
+            image = self.image(self.trunk(images))
         return F.normalize(image, dim=-1), F.normalize(self.text(texts), dim=-1), self.scale.exp()
 
 
@@ -59,20 +78,27 @@ class ClipTask(Task):
     """Locked-image tuning with the symmetric CLIP loss (Radford et al. 2021), on cached tower features; a trunk that is
     not locked is trained along, from pixels.
 
-    Steps alternate between datasets and perceptions, so that all candidates of a step are of the same kind.
+    Steps alternate between datasets and perceptions, so that all candidates of a step are of the same kind. A
+    NamedTower first gets a class for each concept of the images; of pictures it is then trained on the captions that
+    name a colour only, because its classes have the names.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device, config.seed)
-        self.locked = isinstance(self.clip.model.visual.trunk, FinePatches)
-        self.trained: nn.Module = ClipHeads(self.clip.model, self.locked)
+        self.clip = build_locked(config.clip.name, config.clip.width, accelerator.device, config.seed,
+                                 config.clip.names)
+        sources = (config.data, *config.extra_data)
+        train_sets = [load(data, "train", training=True) for data in sources]
+        if self.clip.named:
+            self.add_classes(train_sets)
+        self.trained: nn.Module = ClipHeads(self.clip)
         self.sets: list[tuple[Reader, list[list[int]]]] = []
         self.validation: list[tuple[Reader, list[int], str]] = []
         texts: dict[str, int] = {}
-        for data in (config.data, *config.extra_data):
-            train_set, validation_set = load(data, "train", training=True), load(data, "validation")
-            captions = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
+        for data, train_set in zip(sources, train_sets, strict=True):
+            validation_set = load(data, "validation")
+            captions = [[texts.setdefault(t, len(texts)) for t in self.captions_of(row, record)]
+                        for row, record in zip(train_set["captions"], train_set["record"], strict=True)]
             first = [texts.setdefault(row[0], len(texts)) for row in validation_set["captions"]]
             for perception in config.clip.perceptions:
                 self.sets.append((self.reader(train_set, perception), captions))
@@ -82,12 +108,41 @@ class ClipTask(Task):
                                  f"validation needs at least {CANDIDATES}, from which it tells a caption's image")
         self.texts = text_features(self.clip, list(texts))
 
+    def add_classes(self, train_sets: list[Dataset]) -> None:
+        """Give the NamedTower a class for each concept of the training images."""
+        named = self.clip.named
+        assert named is not None
+        with_concepts = [images for images in train_sets if all(images["concept"])]
+        concepts = sorted({concept for images in with_concepts for concept in images["concept"]})
+        if concepts:
+            features = torch.cat([torch.from_numpy(class_features(self.clip, images, "colour").astype(np.float32))
+                                  for images in with_concepts]).to(self.clip.device)
+            place = {concept: i for i, concept in enumerate(concepts)}
+            labels = torch.tensor([place[concept] for images in with_concepts for concept in images["concept"]])
+            rows = train_rows(features, labels.to(self.clip.device), named.classes.weight, named.classes.bias,
+                              self.config.seed)
+            named.classes.add(*rows, self.clip.embed_names(concepts))
+            self.clip.classes += tuple(concepts)
+
+    def captions_of(self, captions: list[str], record: str) -> list[str]:
+        """The captions of an image that are trained on."""
+        coloured = [text for text in captions if set(words(text)) & COLOUR_NAMES]
+        return coloured[:4] if self.clip.named and coloured and not record else captions[:4]
+
     def reader(self, dataset: Dataset, perception: str) -> Reader:
-        """Reads images as the trained part takes them: cached feature maps, or pixels for a trunk that is trained."""
-        if not self.locked:
+        """Reads images as the trained part takes them: cached feature maps (of a NamedTower also name embeddings), or
+        pixels for a trunk that is trained."""
+        device, named = self.accelerator.device, self.clip.named
+        if named:
+            grid = grid_features(self.clip, dataset, perception)
+            with torch.no_grad():
+                features = torch.from_numpy(class_features(self.clip, dataset, perception).astype(np.float32))
+                names = torch.cat([named.classes(part.to(device)) for part in features.split(256)])
+            return lambda index: (names[torch.from_numpy(index).to(device)], to_feature_maps(grid[index]).to(device))
+        if isinstance(self.clip.model.visual.trunk, SmallCnn):
             return lambda index: self.clip.preprocess(pixels(dataset, index.tolist()), perception)
         patches = patch_features(self.clip, dataset, perception)
-        return lambda index: to_feature_maps(patches[index]).to(self.accelerator.device)
+        return lambda index: to_feature_maps(patches[index]).to(device)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         seed, batch, accumulate = self.config.seed, self.config.train.batch, self.config.train.accumulate
