@@ -40,6 +40,8 @@ class DataConfig:
     caption_column: str = "caption"
     captions: str = ""  # folder: a file of captions; default: metadata.csv or the like, or text files beside images
     splits: str = "given"  # folder, hub: given: as folders or files name them | hash: by a hash of the names
+    made_captions: bool = False  # warm starts: captions of pictures are made from classes and pixels, and not written
+    # ones. See training/made_captions.py
     broken: str = "error"  # an image that cannot be read: error | skip: left out, with a warning
 
 
@@ -76,6 +78,16 @@ class SpeakerConfig:
 
 
 @dataclass(frozen=True)
+class KnowledgeConfig:
+    """What a listener knows of the world. A KIND is a noun, `not NOUN` or `NOUN or NOUN`, e.g. animal, not animal,
+    food or vehicle; any noun of WordNet will do. See data/names.py."""
+
+    eyes: str = ""  # KIND of the classes that it can tell apart (clips with clip.names only); empty = all
+    words: str = "expert"  # basic: everyday names only (dog, not dalmatian) | expert: all names
+    names: str = ""  # KIND of things whose names it understands, or none; empty = all
+
+
+@dataclass(frozen=True)
 class ListenerConfig:
     """One listener: a CLIP, its perception and vocabulary, and its weight in the reward. See models/listeners.py."""
 
@@ -86,7 +98,8 @@ class ListenerConfig:
     pretrained: str = ""
     perception: str = "colour"
     vocabulary: tuple[str, ...] = ()  # the only words it understands; empty = all
-    domain: str = ""  # the only word class it understands, e.g. "shape"; empty = all
+    domain: str = ""  # the only class of attribute words it understands, e.g. colour; thing = none; empty = all
+    knows: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     language: str = "english"  # english | german
     learning_rate: float = 0.0  # above 0, it keeps learning to find the target from the speaker's captions
 

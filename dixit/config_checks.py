@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # What captions of scenes can name of an object (data/scenes.py): an audience is known by these.
 ATTRIBUTES = ("size", "colour", "texture", "shape", "position")
-DOMAINS = ("colour", "shape", "position", "size", "texture", "count")  # classes of words (data/scenes.py)
+DOMAINS = ("colour", "shape", "position", "size", "texture", "count", "thing")  # classes of words (data/scenes.py),
+# and none of them
 REGIONS = ("left", "right", "middle", "outer")  # of a scene (data/scenes.py)
 PERCEPTIONS = ("colour", "grey", "blur", "low_resolution", "left_half", "right_half", "centre_crop", "occluded",
                "channel_swapped")  # models/perception.py
@@ -29,6 +30,7 @@ CHOICES = {
     "task": ("clip", "words", "caption", "game"),
     "data.splits": ("given", "hash"), "data.broken": ("error", "skip"), "clip.perceptions": PERCEPTIONS,
     "listeners.kind": ("clip", "attributes"), "listeners.language": ("english", "german"),
+    "listeners.knows.words": ("basic", "expert"),
     "listeners.perception": PERCEPTIONS, "listeners.domain": ("", *DOMAINS),
     "oracle": (*ATTRIBUTES, *REGIONS),
     "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
@@ -43,7 +45,8 @@ CHOICES = {
 }
 # Texts that anything may be, and those that must not be empty.
 FREE = {"out", "data.path", "data.image_column", "data.caption_column", "data.captions", "clip.pretrained",
-        "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best", "speaker.lora_targets"}
+        "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best",
+        "listeners.knows.eyes", "listeners.knows.names", "speaker.lora_targets"}
 NOT_EMPTY = {"name", "clip.name", "data.name", "speaker.llm", "listeners.name", "listeners.clip", "audiences", "unseen"}
 
 SEED = "[0, 4294967295]"  # what numpy takes
@@ -128,6 +131,10 @@ def _check_lists(config: Config) -> None:
         for split in ("train", "validation", "test", "combos") if "scenes" in data.name.split("+") else ():
             if getattr(data, split) < 1:
                 raise DixitError(f"config: {where}.{split} is 0; choose at least 1 scene (other images take 0 for all)")
+    for group in ("listeners", "heldout"):
+        for i, listener in enumerate(getattr(config, group)):
+            if listener.knows != type(listener.knows)() and listener.kind != "clip":
+                raise DixitError(f"config: {group}[{i}].knows is for listeners of kind clip, not {listener.kind}")
     names = [listener.name for listener in config.listeners]
     unique = {"listeners": names, "heldout": [listener.name for listener in config.heldout],
               "train.trackers": list(config.train.trackers), "clip.perceptions": list(config.clip.perceptions)}

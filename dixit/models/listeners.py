@@ -13,15 +13,18 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from dixit.common import DixitError, first_line, words
 from dixit.config import ListenerConfig
+from dixit.data.known import COLOUR_NAMES
+from dixit.data.names import NameFilter, noun_of, things_of
 from dixit.data.scenes import WORD_CLASSES, scene_words
 from dixit.models.clip import Clip, load_clip
 from dixit.models.features import image_embeddings
+from dixit.models.named import IMAGENET
 
 
 @runtime_checkable
@@ -46,16 +49,19 @@ GERMAN = {
 
 
 class WordFilter:
-    """Reduces a caption to the words that a listener understands: its vocabulary, domain and language."""
+    """Reduces a caption to the words that a listener understands: its vocabulary, domain, names and language."""
 
     def __init__(self, config: ListenerConfig):
-        if config.domain and config.domain not in WORD_CLASSES:
-            raise DixitError(f"unknown listener domain '{config.domain}'; choose one of {', '.join(WORD_CLASSES)}")
-        every: frozenset[str] = frozenset().union(*WORD_CLASSES.values())
+        classes = {**WORD_CLASSES, "colour": WORD_CLASSES["colour"] | COLOUR_NAMES, "thing": frozenset()}
+        if config.domain and config.domain not in classes:
+            raise DixitError(f"unknown listener domain '{config.domain}'; choose one of {', '.join(classes)}")
+        every: frozenset[str] = frozenset().union(*classes.values())
         self.vocabulary = frozenset(config.vocabulary) or None
-        self.excluded = every - WORD_CLASSES[config.domain] if config.domain else frozenset()
+        self.excluded = every - classes[config.domain] if config.domain else frozenset()
         self.lexicon = GERMAN if config.language == "german" else None
-        self.keeps_all = self.vocabulary is None and not self.excluded and self.lexicon is None
+        knows = config.knows
+        self.names = NameFilter(knows.words, knows.names) if knows.words != "expert" or knows.names else None
+        self.keeps_all = self.vocabulary is None and not self.excluded and self.lexicon is None and self.names is None
 
     def apply(self, text: str) -> str:
         """The caption without the words this listener does not know, in English."""
@@ -64,6 +70,8 @@ class WordFilter:
         found = words(text)
         if self.lexicon is not None:
             found = [self.lexicon[w] for w in found if w in self.lexicon]
+        if self.names is not None:
+            found = self.names.keep(found)
         return " ".join(w for w in found if (self.vocabulary is None or w in self.vocabulary)
                         and w not in self.excluded)
 
@@ -145,8 +153,26 @@ def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
                 clips[key] = load_clip(c.clip, c.pretrained, device)
             except DixitError as error:
                 raise DixitError(f"listener {place} ({c.name}): {error}") from None
-        made.append(ClipListener(clips[key], image_embeddings(clips[key], dataset, c.perception), c))
+        made.append(ClipListener(clips[key], image_embeddings(
+            clips[key], dataset, c.perception, known=known_classes(clips[key], c)), c))
     return made
+
+
+def known_classes(clip: Clip, config: ListenerConfig) -> Bool[Tensor, "n_classes"] | None:
+    """Which of its CLIP's classes a listener's eyes can tell apart; None for all. Raises DixitError if the CLIP has no
+    classes, or the listener would know none."""
+    if not config.knows.eyes:
+        return None
+    if clip.named is None:
+        raise DixitError(f"listener {config.name}: knows.eyes needs a CLIP that names things, and {clip.name} does "
+                         "not; take one that was trained with clip.names, e.g. lite0-pictures")
+    known, others = things_of(config.knows.eyes), NameFilter("expert", config.knows.eyes)
+    mask = torch.tensor([i in known if i < IMAGENET else others.known(noun_of(label))
+                         for i, label in enumerate(clip.classes)])
+    if not mask.any():
+        raise DixitError(f"listener {config.name}: knows.eyes '{config.knows.eyes}' leaves it no class; choose another "
+                         "kind")
+    return mask
 
 
 def score_all(listeners: list, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "L S C"]:

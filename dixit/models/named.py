@@ -134,7 +134,7 @@ def imagenet_texts() -> list[list[str]]:
 
 def imagenet_synsets() -> list[str]:
     """WordNet's id of each ImageNet class, e.g. n01440764, in the classifier's order."""
-    return [ImageNetInfo().index_to_label_name(i) for i in range(IMAGENET)]
+    return ImageNetInfo().label_names()
 
 
 # num_classes is the CLIP's embedding width: open_clip asks for a classifier of that width where it adds no head itself.

@@ -42,9 +42,11 @@ from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.class_rows import train_rows
 from dixit.training.loop import Task, local_slice, share_bounds
-from dixit.training.runs import patch_batch, speaker_and_images
+from dixit.training.made_captions import MadeCaptions, with_names
+from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
+MADE_BAGS = 4096  # draws of made captions from which the weights of words are counted
 Reader = Callable[[np.ndarray], Any]  # indices of images -> what ClipHeads takes
 
 
@@ -204,7 +206,10 @@ class WordTask(Task):
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
         self.trained = self.speaker.trained
-        bags = [set(self.tokens(captions)) for captions in self.data["captions"]]
+        self.made = made_captions(config, start)
+        written = [captions for start in range(0, MADE_BAGS, 256) for captions in self.made[0].draw(
+            np.arange(start, start + 256) % len(self.data), "bags", start)[1]] if self.made else self.data["captions"]
+        bags = [set(self.tokens(captions)) for captions in written]
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         embedding = self.speaker.llm.get_input_embeddings().weight
@@ -225,11 +230,11 @@ class WordTask(Task):
             rows[i, known] = self.weight[known]
         return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
 
-    def _loss(self, store: Any, targets: Tensor, index: np.ndarray) -> Float[Tensor, "B"]:
-        prefix = self.trained(patch_batch(store, index, self.speaker.device))  # (B, K, D)
+    def _loss(self, patches: Float[Tensor, "B P Dv"], targets: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
+        prefix = self.trained(patches)  # (B, K, D)
         p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
         some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector has the word
-        return -(targets[index].to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+        return -(targets.to(some.device) * some.clamp(min=1e-6).log()).sum(1)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.config.train
@@ -237,13 +242,32 @@ class WordTask(Task):
         if micro_batch == 0:
             prefetch(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        return self._loss(self.store, self.targets, index[mine]).mean(), {}
+        patches = patch_batch(self.store, index[mine], self.speaker.device)
+        if self.made:
+            rows, captions = self.made[0].draw(index, self.config.seed, step)
+            patches = with_names(patches, rows[mine])
+            targets = self.target([set(self.tokens(texts)) for texts in captions[mine]])
+        else:
+            targets = self.targets[index[mine]]
+        return self._loss(patches, targets).mean(), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
         index = np.arange(min(256, len(self.validation)))
-        return {"loss": float(self._loss(self.validation_store, self.validation_targets, index).mean())}
+        patches, targets = patch_batch(self.validation_store, index, self.speaker.device), self.validation_targets
+        if self.made:
+            rows, captions = self.made[1].draw(index, "validation")
+            patches = with_names(patches, rows)
+            targets = self.target([set(self.tokens(texts)) for texts in captions])
+        return {"loss": float(self._loss(patches, targets[index]).mean())}
+
+
+def made_captions(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions, MadeCaptions] | None:
+    """Made captions of the training and the validation images, if the config asks for them."""
+    if not config.data.made_captions:
+        return None
+    return MadeCaptions(start.clip, start.data), MadeCaptions(start.clip, start.validation)
 
 
 UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
@@ -261,7 +285,8 @@ class CaptionTask(Task):
         start = speaker_and_images(config, accelerator.device)
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
-        self.captions = [self.that_fit(row) for row in self.data["captions"]]
+        self.made = made_captions(config, start)
+        self.captions = [] if self.made else [self.that_fit(row) for row in self.data["captions"]]
         self.validation_captions = [self.that_fit(row) for row in self.validation["captions"]]
         self.trained = self.speaker.trained
 
@@ -272,12 +297,11 @@ class CaptionTask(Task):
         fit = [text for text, length in zip(captions, lengths, strict=True) if length <= most]
         return fit or [captions[lengths.index(min(lengths))]]
 
-    def _loss(self, store: Any, captions: list[list[str]], index: np.ndarray, choice: np.ndarray,
+    def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]], choice: np.ndarray,
               conditioned: np.ndarray | None = None) -> Tensor:
-        """Nats of each caption, for the images `index` (B,), draws `choice` (B, N) in [0, 1), and whether the adapter
+        """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and whether the adapter
         gets the caption's attributes, `conditioned` (B, N)."""
-        texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
-        patches = patch_batch(store, index, self.speaker.device)
+        texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
         if conditioned is None:
             prefix = self.trained(patches)
         else:
@@ -297,7 +321,13 @@ class CaptionTask(Task):
         conditioned = None
         if self.config.speaker.audience_width:
             conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
-        return self._loss(self.store, self.captions, index[mine], choice[mine],
+        patches = patch_batch(self.store, index[mine], self.speaker.device)
+        if self.made:
+            rows, made = self.made[0].draw(index, seed, step)
+            patches, captions = with_names(patches, rows[mine]), [self.that_fit(row) for row in made[mine]]
+        else:
+            captions = [self.captions[i] for i in index[mine]]
+        return self._loss(patches, captions, choice[mine],
                           None if conditioned is None else conditioned[mine]).mean(), {}
 
     @torch.no_grad()
@@ -305,7 +335,12 @@ class CaptionTask(Task):
         """Validation loss (nats per caption), the precision of greedy captions' words for each word class, and, with an
         audience input, the fraction of captions that name the one requested attribute and nothing else."""
         index = np.arange(min(128, len(self.validation)))
-        loss = self._loss(self.validation_store, self.validation_captions, index, np.zeros((len(index), 1)))
+        patches, first = patch_batch(self.validation_store, index, self.speaker.device), np.zeros((len(index), 1))
+        if self.made:
+            rows, made = self.made[1].draw(index, "validation")
+            loss = self._loss(with_names(patches, rows), [self.that_fit(row) for row in made], first)
+        else:
+            loss = self._loss(patches, [self.validation_captions[i] for i in index], first)
         texts = [row[0] for row in self.speaker.caption(patch_batch(self.validation_store, index, self.speaker.device))]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(texts, self.validation["record"][: len(texts)]).items():

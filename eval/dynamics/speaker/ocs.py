@@ -190,12 +190,12 @@ class OcsCaptions(ShortCaptions):
     def bias(self) -> Tensor | float:
         return self.trained.bias if isinstance(self.trained, OutputBias) else 0.0
 
-    def _loss(self, store: np.ndarray, captions: list[list[str]], index: np.ndarray, choice: np.ndarray,
+    def _loss(self, patches: Tensor, captions: list[list[str]], choice: np.ndarray,
               conditioned: np.ndarray | None = None) -> Tensor:
         if not isinstance(self.trained, OutputBias):
-            return super()._loss(store, captions, index, choice)
-        texts = [captions[i][int(c * len(captions[i]))] for i, row in zip(index, choice, strict=True) for c in row]
-        prefix = self.trained(patch_batch(store, index, self.speaker.device))
+            return super()._loss(patches, captions, choice)
+        texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
+        prefix = self.trained(patches)
         return self.nats(prefix, *self.speaker.encode(texts))
 
     def nats(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Tensor) -> Float[Tensor, "S"]:
