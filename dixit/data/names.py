@@ -123,23 +123,20 @@ def main_sense(noun: str) -> str:
     Persons count only for a noun with no other sense, proper names never. "" if there is none.
     """
     bases = set(wordnet().bases(noun, "noun"))
-
-    def is_common(lemma: str) -> bool:
-        return lemma.lower() in bases and not (lemma.istitle() and " " not in lemma)
-
-    senses = _by_use(noun, wordnet().senses(noun))
-    return next((s for s in senses if any(map(is_common, wordnet().lemmas(s)))), "")
+    for synset in _by_use(noun, wordnet().senses(noun)):
+        if any(lemma.lower() in bases and (" " in lemma or not lemma.istitle()) for lemma in wordnet().lemmas(synset)):
+            return synset
+    return ""
 
 
 def _by_use(noun: str, senses: Iterable[str]) -> list[str]:
     """Senses of a noun, the main one first."""
     net, bases = wordnet(), set(wordnet().bases(noun, "noun"))
-
-    def key(synset: str) -> tuple[bool, int, bool]:
+    keys = {}
+    for synset in senses:
         tags = max(net.tags(synset, base) for base in bases)
-        return PERSON in net.ancestors(synset) and not tags, -tags, net.lemmas(synset)[0] not in bases
-
-    return sorted(senses, key=key)
+        keys[synset] = PERSON in net.ancestors(synset) and not tags, -tags, net.lemmas(synset)[0] not in bases
+    return sorted(keys, key=keys.__getitem__)
 
 
 @cache
@@ -370,7 +367,7 @@ def noun_of(caption: str) -> str:
 def is_basic(noun: str) -> bool:
     """Whether a noun is an everyday word: the one for its own main thing, a very common one, or a broad kind."""
     synset = next(iter(thing_senses(noun)), "")
-    if not synset or main_sense(noun) in GENERAL:
+    if not synset or not GENERAL.isdisjoint(wordnet().senses(noun)):
         return False
     if _kind_synset(synset) == synset or noun in KINDS.values() or rank(noun) < VERY_COMMON:
         return True
