@@ -47,11 +47,26 @@ VAGUE = frozenset({"device", "equipment", "covering", "structure", "artifact", "
 # Exceptions to the rule of the everyday word.
 BASIC = {
     "n01847000": "duck", "n02276258": "butterfly", "n02457408": "sloth", "n02346627": "porcupine",
-    "n03594734": "jeans", "n04355933": "sunglasses",
-    "n04356056": "sunglasses", "n06874185": "traffic light", "n02666196": "abacus",
-    "n04118776": "ruler", "n02892201": "plaque", "n03584254": "iPod", "n04049303": "barrel",
-    "n04243546": "slot machine", "n06359193": "website", "n03496892": "harvester",
-    "n13133613": "corn", "n12620546": "rose hip"}
+    "n03594734": "jeans", "n04355933": "sunglasses", "n04356056": "sunglasses", "n06874185": "traffic light",
+    "n02666196": "abacus", "n04118776": "ruler", "n02892201": "plaque", "n03584254": "iPod", "n04049303": "barrel",
+    "n04243546": "slot machine", "n06359193": "website", "n03496892": "harvester", "n13133613": "corn",
+    "n12620546": "rose hip", "n01616318": "vulture", "n01806143": "peacock", "n01560419": "bird",
+    "n01817953": "parrot", "n02397096": "warthog", "n02412080": "ram", "n02415577": "sheep", "n02443114": "weasel",
+    "n02443484": "ferret", "n02116738": "wild dog", "n02125311": "cougar", "n02127052": "lynx", "n02114855": "coyote",
+    "n02165456": "ladybug", "n01698640": "alligator", "n02497673": "lemur", "n02500267": "lemur", "n02606052": "fish",
+    "n01629819": "salamander", "n01632458": "salamander", "n01632777": "salamander", "n01871265": "elephant",
+    "n02117135": "hyena", "n01873310": "platypus", "n02454379": "armadillo", "n01784675": "centipede",
+    "n03017168": "bell", "n02804414": "crib", "n02870880": "bookcase", "n04447861": "toilet seat",
+    "n03047690": "shoe", "n03534580": "skirt", "n03866082": "skirt", "n03770439": "skirt", "n03775071": "mitten",
+    "n03980874": "poncho", "n03710637": "swimsuit", "n03494278": "harmonica", "n03692522": "magnifying glass",
+    "n03759954": "microphone", "n03877472": "pajamas", "n03888605": "parallel bars", "n03935335": "piggy bank",
+    "n03895866": "train", "n03393912": "train", "n04330267": "stove", "n04335435": "tram", "n04487081": "bus",
+    "n04522168": "vase", "n04553703": "sink", "n04399382": "teddy bear", "n07754684": "jackfruit",
+    "n07745940": "strawberry", "n15075141": "toilet paper", "n03032252": "cinema", "n03781244": "monastery",
+    "n03877845": "palace", "n03483316": "hair dryer", "n03691459": "speaker", "n04347754": "submarine",
+    "n02981792": "boat", "n04147183": "boat", "n04483307": "boat", "n03791053": "scooter", "n03444034": "go-kart",
+    "n04482393": "tricycle", "n04509417": "unicycle", "n02825657": "bell tower", "n03014705": "chest",
+    "n03485407": "computer", "n03180011": "computer", "n07871810": "meat loaf"}
 # What WordNet also has under the second synset, but a person has not.
 APART = {"n04524313": "n03094503", "n07705931": "n13086908"}  # vehicle: container; fruit: plant part
 # Musical, measuring, medical and scientific instruments: WordNet's first sense includes rifles and sunglasses.
@@ -71,7 +86,7 @@ DETERMINERS = frozenset("""
     """.split())
 WITHOUT_ARTICLE = frozenset("""
     broccoli cauliflower zucchini corn hay dough guacamole makeup lotion sunscreen perfume wool velvet mail bread food
-    coffee wine clothing furniture jewelry cloth coral equipment armour writing water paper tissue
+    coffee wine clothing furniture jewelry cloth coral equipment armour writing water paper tissue spray
     """.split())
 PLURALS = frozenset({"glasses"})  # not the plural of "glass" in most captions
 LEVELS = ("basic", "expert")

@@ -59,7 +59,7 @@ def test_everyday_words_and_kinds():
 
 def test_everyday_words_are_fewer_than_classes_and_all_dogs_are_dogs():
     assert {things()[i].basic for i in things_of("dog")} == {"dog"}
-    assert len({thing.basic for thing in things()}) < 550
+    assert len({thing.basic for thing in things()}) < 600
 
 
 @pytest.mark.parametrize("name, expected", [
