@@ -307,6 +307,25 @@ def _above(synset: str) -> frozenset[str]:
 
 # ---- names in captions -----------------------------------------------------------------------------------
 
+@cache
+def _classes_named() -> dict[str, frozenset[str]]:
+    """The synsets of the classes of which a name, in lower case, is the everyday word or a main name."""
+    named: dict[str, set[str]] = {}
+    for thing in things():
+        for name in (thing.basic, *(n for i, n in enumerate(thing.names) if i == 0 or " " in n)):
+            named.setdefault(name.lower(), set()).add(thing.synset)
+    return {name: frozenset(synsets) for name, synsets in named.items() if name not in NOT_NAMES}
+
+
+@lru_cache(1 << 16)
+def _meanings(name: str) -> frozenset[str]:
+    """The synsets that a name means: those of the classes with this name, and its main sense if it is a common one."""
+    net, classes, main = wordnet(), _classes_named().get(name, frozenset()), thing_senses(name)[:1]
+    if classes and main and (PERSON in net.ancestors(main[0]) or not net.tags(main[0], name)):
+        return classes
+    return classes.union(main)
+
+
 @lru_cache(1 << 17)
 def _name(text: str) -> tuple[str, bool]:
     """The dictionary form of a name of a thing, "" if the text is none; and whether it is one in any context.
@@ -317,18 +336,19 @@ def _name(text: str) -> tuple[str, bool]:
     last = text.split()[-1]
     if text in NOT_NAMES or text in FUNCTION_WORDS or (" " in text and last in FUNCTION_WORDS):
         return "", False
-    bases = [text] if text in PLURALS else net.bases(text, "noun")
-    base = max(bases, key=lambda b: net.words["noun"][b], default="")
-    if not base or base in NOT_NAMES or len(base) < 2:
+    bases = [text] if text in PLURALS or text in _classes_named() else list(net.bases(text, "noun"))
+    base = max(bases, key=lambda b: net.words["noun"].get(b, 0), default="")
+    if len(base) < 2 or base in NOT_NAMES:
         return "", False
-    main, things = main_sense(base), thing_senses(base)
-    if not things or (main and main != things[0] and 4 * net.tags(things[0], base) < max(net.tags(main, base), 1)):
+    main, senses = main_sense(base), thing_senses(base)
+    if base not in _classes_named() and (not senses or (
+            main and main != senses[0] and 4 * net.tags(senses[0], base) < max(net.tags(main, base), 1))):
         return "", False
     if " " in text:
         return base, True
     verbs, adjectives, adverbs = (max((net.words[pos][b] for b in net.bases(text, pos)), default=0)
                                   for pos in ("verb", "adj", "adv"))
-    nouns = net.words["noun"][base] + 1
+    nouns = net.words["noun"].get(base, 0) + 1
     if adjectives + adverbs > 100 * nouns:  # "small", a noun for a part of the back
         return "", False
     return base, verbs + adjectives + adverbs <= nouns
@@ -378,13 +398,20 @@ def noun_of(caption: str) -> str:
     return head
 
 
+@cache
+def _basic_words() -> frozenset[str]:
+    return frozenset(thing.basic.lower() for thing in things())
+
+
 @lru_cache(1 << 16)
 def is_basic(noun: str) -> bool:
     """Whether a noun is an everyday word: the one for its own main thing, a very common one, or a broad kind."""
+    if noun in _basic_words():
+        return True
     synset = next(iter(thing_senses(noun)), "")
     if not synset or not GENERAL.isdisjoint(wordnet().senses(noun)):
         return False
-    if _kind_synset(synset) == synset or noun in KINDS.values() or rank(noun) < VERY_COMMON:
+    if _kind_synset(synset) == synset or noun in KINDS.values() or (" " not in noun and rank(noun) < VERY_COMMON):
         return True
     word, names = basic(synset), wordnet().lemmas(synset)
     return word == noun or (rank(noun) < EVERYDAY and (word in names or wordnet().singular(word) in names))
@@ -441,5 +468,5 @@ class NameFilter:
         if self.condition is None:
             return True
         positive, synsets = self.condition
-        synset = next(iter(thing_senses(name)), "")
-        return bool(synset) and positive != synsets.isdisjoint(_above(synset))
+        meanings = _meanings(name)
+        return bool(meanings) and positive != all(synsets.isdisjoint(_above(synset)) for synset in meanings)
