@@ -28,7 +28,7 @@ from dixit.yaml_files import Plain, parse_yaml, read_yaml
 class DataConfig:
     """Images with text. See data/images.py."""
 
-    name: str = "scenes"  # scenes | emoji | cifar10 | stamps | folder | hub; several: scenes+emoji
+    name: str = "scenes"  # scenes | emoji | clipart | cifar10 | stamps | folder | hub; several: scenes+emoji
     path: str = ""  # folder: an image folder; hub: a dataset's name or local folder
     seed: int = 0  # scenes: every image is a function of (seed, split, index)
     image_size: int = 128  # pixels

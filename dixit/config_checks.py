@@ -23,7 +23,7 @@ DOMAINS = ("colour", "shape", "position", "size", "texture", "count", "thing")  
 REGIONS = ("left", "right", "middle", "outer")  # of a scene (data/scenes.py)
 PERCEPTIONS = ("colour", "grey", "blur", "low_resolution", "left_half", "right_half", "centre_crop", "occluded",
                "channel_swapped")  # models/perception.py
-DATA = ("scenes", "emoji", "cifar10", "stamps", "folder", "hub")  # data/images.py
+DATA = ("scenes", "emoji", "clipart", "cifar10", "stamps", "folder", "hub")  # data/images.py
 
 # Dotted key, without places in lists -> the values that a text may have.
 CHOICES = {

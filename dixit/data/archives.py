@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from dixit.common import DixitError
 
 
-def read_members(path: Path, pattern: str) -> dict[str, bytes]:
+def read_members(path: Path, pattern: str, skip_links: bool = False) -> dict[str, bytes]:
     """Read the members of a .whl, .tgz or .deb whose full name matches a regular expression; name -> content.
 
     Raises DixitError if the archive is damaged, if no name matches, if any name points outside the archive's
-    folder, or if a matching member is a link or another special file.
+    folder, or if a matching member is a link or another special file; with `skip_links` those are left out.
     """
     regex, contents = re.compile(pattern), {}
     try:
@@ -31,6 +31,8 @@ def read_members(path: Path, pattern: str) -> dict[str, bytes]:
             if "\\" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
                 raise DixitError(f"{path.name} is refused: unsafe member name {name!r}")
             if regex.fullmatch(name):
+                if not is_file and skip_links:
+                    continue
                 if not is_file:
                     raise DixitError(f"{path.name} is refused: {name!r} is not a plain file")
                 contents[name] = read()

@@ -1,9 +1,9 @@
-"""Load images with captions from six kinds of source as a `datasets.Dataset`, made once and kept in the cache.
+"""Load images with captions from seven kinds of source as a `datasets.Dataset`, made once and kept in the cache.
 
 Columns: `image` (square RGB, padded with white), `captions` (at least one), `concept` (a class or object,
 "" for scenes) and `record` (JSON of a scene's attributes, "" elsewhere).
 
-The sources are in known.py (sets known by name), folder.py and hub.py. Leaves out augmentation, streaming, video, and
+The sources are in known.py and clipart.py (sets known by name), folder.py and hub.py. Leaves out augmentation, streaming, video, and
 data sets' own loading scripts: no code from a data set is run.
 """
 
@@ -28,6 +28,7 @@ from dixit.common import DixitError, did_you_mean, first_line, locked, read_json
 from dixit.config import Config, DataConfig
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
+from dixit.data.clipart import clipart_set
 from dixit.data.decode import open_image
 from dixit.data.folder import folder_set, split_folders
 from dixit.data.hub import hub_set
@@ -37,8 +38,8 @@ from dixit.data.sources import SPLITS, Source, content_hash, examples, warn
 __all__ = ["EVALUATION_SETS", "fingerprint", "load", "open_data", "open_image", "pixels"]
 
 VERSION = 2  # part of every fingerprint; raise it when a change of the code gives other rows for the same input
-NAMES = ("scenes", "emoji", "cifar10", "stamps", "folder", "hub")
-EVALUATION_SETS = ("stamps", "emoji", "cifar10", "combos")  # names that open_data takes, besides folder:PATH
+NAMES = ("scenes", "emoji", "clipart", "cifar10", "stamps", "folder", "hub")
+EVALUATION_SETS = ("stamps", "emoji", "clipart", "cifar10", "combos")  # names that open_data takes, besides folder:PATH
 FEATURES = datasets.Features({
     "image": datasets.Image(mode="RGB"), "captions": datasets.List(datasets.Value("string")),
     "concept": datasets.Value("string"), "record": datasets.Value("string"),
@@ -98,6 +99,8 @@ def _source(data: DataConfig, split: str) -> Source:
         return scene_set(data, split)
     if data.name == "emoji":
         return emoji_set(data, split)
+    if data.name == "clipart":
+        return clipart_set(data, split)
     if data.name == "cifar10":
         return cifar10_set(data, split)
     if data.name == "stamps":
@@ -189,7 +192,7 @@ def _materialise(folder: Path, digest: str, title: str, order: Sequence[int], so
 
 
 def open_data(name: str, config: Config) -> datasets.Dataset:
-    """Load up to eval.images images (0 = all) of stamps, emoji, cifar10, combos or folder:PATH.
+    """Load up to eval.images images (0 = all) of stamps, emoji, clipart, cifar10, combos or folder:PATH.
 
     A folder without subfolders train, validation and test is loaded completely, unless the run was trained on it.
     Raises DixitError for another name, or fewer than two images.

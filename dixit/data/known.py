@@ -43,11 +43,11 @@ def scene_set(data: DataConfig, split: str) -> Source:
     return Source(getattr(data, split), content, row)
 
 
-def _labels(folder: Path) -> list[dict]:
+def labels_in(folder: Path) -> list[dict]:
     return json.loads((folder / "labels.json").read_text(encoding="utf-8"))
 
 
-def _words(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
     """Content words, for comparing concepts: letters only, without a plural 's'."""
     return {word.rstrip("s") for word in re.findall(r"[a-z]{3,}", text.lower())} - STOP_WORDS
 
@@ -68,14 +68,20 @@ def _stem(item: dict) -> str:
 
 def stamp_set(data: DataConfig) -> Source:
     folder = asset("stamps")
-    items = _labels(folder)
+    items = labels_in(folder)
 
     def row(i: int) -> dict:
         caption, noun = items[i]["caption"], head_noun(items[i]["caption"])
-        concept = noun if _words(noun) else _stem(items[i])
+        concept = noun if content_words(noun) else _stem(items[i])
         return make_row(open_image(folder / items[i]["file"], data.image_size), [caption], concept)
 
     return Source(len(items), content_hash(items), row)
+
+
+def stamp_words() -> set[str]:
+    """The content words of the concepts and file names of all stamps: no training set may name them."""
+    stamps = labels_in(asset("stamps"))
+    return set().union(*(content_words(head_noun(s["caption"])) | content_words(_stem(s)) for s in stamps))
 
 
 HUE_NAMES = ((15, "red"), (38, "orange"), (68, "yellow"), (165, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),
@@ -104,16 +110,21 @@ def main_colours(image: Image.Image) -> list[str]:
     return [str(colours[i]) for i in order if counts[i] > 0.25 * counts[order[0]]]
 
 
-def emoji_set(data: DataConfig, split: str) -> Source:
-    folder = asset("emoji")
-    stamps = _labels(asset("stamps"))
-    shared = set().union(*(_words(head_noun(s["caption"])) | _words(_stem(s)) for s in stamps))
+def emoji_splits() -> dict[str, str]:
+    """The split of every emoji but flags, by its label."""
+    shared = stamp_words()
 
     def split_of_item(item: dict) -> str:
-        words = _words(" ".join([item["label"], *item["keywords"]]))
+        words = content_words(" ".join([item["label"], *item["keywords"]]))
         return "test" if words & shared else split_of(item["label"])
 
-    items = [item for item in _labels(folder) if item["group"] != "flags" and split_of_item(item) == split]
+    return {item["label"]: split_of_item(item) for item in labels_in(asset("emoji")) if item["group"] != "flags"}
+
+
+def emoji_set(data: DataConfig, split: str) -> Source:
+    folder = asset("emoji")
+    splits = emoji_splits()
+    items = [item for item in labels_in(folder) if splits.get(item["label"]) == split and item["group"] != "flags"]
 
     def row(i: int) -> dict:
         label, keywords = items[i]["label"], items[i]["keywords"]

@@ -9,8 +9,9 @@ Leaves out nouns that are no physical things, and which sense of a noun a captio
 
 from __future__ import annotations
 
+import difflib
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -23,24 +24,54 @@ from dixit.data.wordnet import FUNCTION_WORDS, GENERAL, PERSON, wordnet
 # Broad kinds of things: synset -> the word a person would use. The nearest one on the way up is a thing's kind.
 KINDS = {
     "n01503061": "bird", "n02512053": "fish", "n02159955": "insect", "n00015388": "animal", PERSON: "person",
-    "n07705931": "fruit", "n07707451": "vegetable", "n12992868": "mushroom", "n07881800": "drink",
-    "n00021265": "food", "n07555863": "food", "n04524313": "vehicle", "n03800933": "instrument",
-    "n03051540": "clothing", "n03405725": "furniture", "n04565375": "weapon", "n02913152": "building",
-    "n03094503": "container", "n03699975": "machine", "n03563967": "tool", "n03964744": "toy",
-    "n03380867": "clothing", "n03100490": "vehicle", "n02729837": "appliance", "n04447443": "toiletry",
-    "n03597469": "jewelry", "n02739668": "armour", "n06791372": "sign",
-    "n03294048": "equipment", "n03183080": "device", "n03309808": "cloth", "n04341686": "structure",
-    "n03122748": "covering", "n00017222": "plant", "n13086908": "plant", "n09287968": "landscape",
-    "n09225146": "water", "n05220461": "body part", "n06410904": "writing", 
-    "n00020827": "material", "n00021939": "artifact", "n00019128": "natural object"}
+    "n07705931": "fruit", "n07707451": "vegetable", "n12992868": "mushroom", "n07734744": "mushroom",
+    "n07881800": "drink",
+    "n00021265": "food", "n07555863": "food", "n04524313": "vehicle", "n03100490": "vehicle",
+    "n03800933": "instrument", "n03051540": "clothing", "n03380867": "clothing", "n03405725": "furniture",
+    "n03151500": "furniture", "n04565375": "weapon", "n02913152": "building", "n03094503": "container",
+    "n04049303": "container", "n03699975": "machine", "n03563967": "tool", "n03964744": "toy",
+    "n02729837": "appliance", "n04447443": "toiletry", "n03597469": "jewelry", "n02739668": "armour",
+    "n03294048": "equipment", "n03078287": "equipment", "n03208556": "equipment", "n03183080": "device",
+    "n02755352": "device", "n03309808": "cloth", "n04341686": "structure", "n04362025": "structure",
+    "n03733281": "structure", "n03122748": "covering", "n00017222": "plant", "n13086908": "plant",
+    "n09287968": "landscape", "n09225146": "water", "n05220461": "body part", "n06589574": "book",
+    "n06410904": "writing", "n06359193": "writing", "n06791372": "sign", "n06793231": "sign", "n14974264": "paper",
+    "n09289709": "sphere", "n00020827": "material", "n00021939": "artifact", "n00019128": "natural object"}
 # Hypernyms that are common words, but too general to name what a picture shows.
 TOO_GENERAL = frozenset("""
     piece ware participant warmer system transport barrier housing press lounge bars web setup works site seat reaper
     support part paper body line band bar slot pin mammal instrument obstruction garment apparatus commodity stuff
-    peripheral upright lever emblem trap alcohol hose cooker monument
+    peripheral upright lever emblem sweet drug turner brass young trap alcohol hose cooker monument
     """.split()).union(KINDS.values())
 VAGUE = frozenset({"device", "equipment", "covering", "structure", "artifact", "material", "natural object", "tool",
                    "machine", "body part", "writing", "appliance", "toiletry", "landscape", "water", "container"})
+# Exceptions to the rule of the everyday word.
+BASIC = {
+    "n01847000": "duck", "n02276258": "butterfly", "n02457408": "sloth", "n02346627": "porcupine",
+    "n03594734": "jeans", "n04355933": "sunglasses", "n04356056": "sunglasses", "n06874185": "traffic light",
+    "n02666196": "abacus", "n04118776": "ruler", "n02892201": "plaque", "n03584254": "iPod", "n04049303": "barrel",
+    "n04243546": "slot machine", "n06359193": "website", "n03496892": "harvester", "n13133613": "corn",
+    "n12620546": "rose hip", "n01616318": "vulture", "n01806143": "peacock", "n01560419": "bird",
+    "n01817953": "parrot", "n02397096": "warthog", "n02412080": "ram", "n02415577": "sheep", "n02443114": "weasel",
+    "n02443484": "ferret", "n02116738": "wild dog", "n02125311": "cougar", "n02127052": "lynx", "n02114855": "coyote",
+    "n02165456": "ladybug", "n01698640": "alligator", "n02497673": "lemur", "n02500267": "lemur", "n02606052": "fish",
+    "n01629819": "salamander", "n01632458": "salamander", "n01632777": "salamander", "n01871265": "elephant",
+    "n02117135": "hyena", "n01873310": "platypus", "n02454379": "armadillo", "n01784675": "centipede",
+    "n03017168": "bell", "n02804414": "crib", "n02870880": "bookcase", "n04447861": "toilet seat",
+    "n03047690": "shoe", "n03534580": "skirt", "n03866082": "skirt", "n03770439": "skirt", "n03775071": "mitten",
+    "n03980874": "poncho", "n03710637": "swimsuit", "n03494278": "harmonica", "n03692522": "magnifying glass",
+    "n03759954": "microphone", "n03877472": "pajamas", "n03888605": "parallel bars", "n03935335": "piggy bank",
+    "n03895866": "train", "n03393912": "train", "n04330267": "stove", "n04335435": "tram", "n04487081": "bus",
+    "n04522168": "vase", "n04553703": "sink", "n04399382": "teddy bear", "n07754684": "jackfruit",
+    "n07745940": "strawberry", "n15075141": "toilet paper", "n03032252": "cinema", "n03781244": "monastery",
+    "n03877845": "palace", "n03483316": "hair dryer", "n03691459": "speaker", "n04347754": "submarine",
+    "n02981792": "boat", "n04147183": "boat", "n04483307": "boat", "n03791053": "scooter", "n03444034": "go-kart",
+    "n04482393": "tricycle", "n04509417": "unicycle", "n02825657": "bell tower", "n03014705": "chest",
+    "n03485407": "computer", "n03180011": "computer", "n07871810": "meat loaf"}
+# What WordNet also has under the second synset, but a person has not.
+APART = {"n04524313": "n03094503", "n07705931": "n13086908"}  # vehicle: container; fruit: plant part
+# Musical, measuring, medical and scientific instruments: WordNet's first sense includes rifles and sunglasses.
+INSTRUMENTS = {"instrument": frozenset({"n03800933", "n03733925", "n03739693", "n04147495"})}
 RARE = 1 << 16  # the rank of a word that is not in CLIP's vocabulary
 STEP = 1.5  # a word one hypernym further up must be this many times as common
 OTHER_SENSE = 3.0  # likewise for a word whose first sense is another one
@@ -56,10 +87,12 @@ DETERMINERS = frozenset("""
     """.split())
 WITHOUT_ARTICLE = frozenset("""
     broccoli cauliflower zucchini corn hay dough guacamole makeup lotion sunscreen perfume wool velvet mail bread food
-    coffee wine clothing furniture jewelry cloth coral guacamole toiletry equipment armour landscape writing
-    """.split()) - {"landscape"}
+    coffee wine clothing furniture jewelry cloth coral equipment armour writing water paper tissue spray
+    """.split())
+PLURALS = frozenset({"glasses"})  # not the plural of "glass" in most captions
 LEVELS = ("basic", "expert")
-EVERYDAY = 20_000  # the highest rank of an everyday synonym
+EVERYDAY = 20_000  # the highest rank of a synonym of an everyday word that is one itself
+VERY_COMMON = 7_000  # the highest rank of a word that is an everyday one beside a more general one, as "puppy"
 
 
 @cache
@@ -101,13 +134,25 @@ class Thing:
 
 @lru_cache(1 << 16)
 def main_sense(noun: str) -> str:
-    """The first sense of a noun that is no proper name and no person; its first sense if there is none; "" if no noun.
+    """The main sense of a noun: most often tagged in SemCor, then the one it is the first name of, then the first.
+
+    Persons count only for a noun with no other sense, proper names never. "" if there is none.
     """
-    net = wordnet()
-    senses = net.senses(noun)
-    base = net.singular(noun)
-    common = [s for s in senses if base in net.lemmas(s) or noun in net.lemmas(s)]
-    return next((s for s in common if PERSON not in net.ancestors(s)), senses[0] if senses else "")
+    bases = set(wordnet().bases(noun, "noun"))
+    for synset in _by_use(noun, wordnet().senses(noun)):
+        if any(lemma.lower() in bases and (" " in lemma or not lemma.istitle()) for lemma in wordnet().lemmas(synset)):
+            return synset
+    return ""
+
+
+def _by_use(noun: str, senses: Iterable[str]) -> list[str]:
+    """Senses of a noun, the main one first."""
+    net, bases = wordnet(), set(wordnet().bases(noun, "noun"))
+    keys = {}
+    for synset in senses:
+        tags = max(net.tags(synset, base) for base in bases)
+        keys[synset] = PERSON in net.ancestors(synset) and not tags, -tags, net.lemmas(synset)[0] not in bases
+    return sorted(keys, key=keys.__getitem__)
 
 
 @cache
@@ -129,7 +174,7 @@ def names_of(synset: str) -> tuple[str, ...]:
 def _is_latin(lemma: str) -> bool:
     first, *rest = lemma.split()
     if not first[0].isupper() or not rest:
-        return bool(wordnet().senses(f"genus {first}")) and first[0].isupper()
+        return first[0].isupper() and bool(wordnet().senses(f"genus {first}"))
     return bool(wordnet().senses(f"genus {first}")) or not wordnet().is_english(rest[-1])
 
 
@@ -161,6 +206,8 @@ def kind(synset: str) -> str:
 @cache
 def basic(synset: str) -> str:
     """The everyday word for a synset; if none is in CLIP's vocabulary its kind, or its first name if that is vague."""
+    if synset in BASIC:
+        return BASIC[synset]
     _, word = min(_everyday_words(synset), default=(0, ""))
     if word or not kind(synset) or kind(synset) in VAGUE:
         return word or names_of(synset)[0]
@@ -183,8 +230,9 @@ def _everyday_words(synset: str) -> Iterator[tuple[float, str]]:
                 if rank(name) == RARE or (depth and name in TOO_GENERAL):
                     continue
                 if " " in name:  # a name of several words, such as "hot dog", unless its last one is a hypernym
-                    if depth == 0 and name == names[0] and name.split()[-1] not in above:
-                        yield rank(name), name
+                    same = name.replace(" ", "") == names[0].replace(" ", "")
+                    if depth == 0 and same and name.split()[-1] not in above:
+                        yield rank(name), names[0]
                 elif is_first or name in heads:
                     yield rank(name) * STEP**depth, name
                 elif depth == 0 and name == names[0]:
@@ -210,9 +258,8 @@ def things_of(expression: str) -> frozenset[int]:
     "not" negates the whole rest. A noun means all hyponyms of its senses that are things. Raises DixitError for a
     word that is no noun of a thing, with near names.
     """
-    synsets = _meant(expression)
-    found = frozenset(i for i, t in enumerate(things()) if not synsets[1].isdisjoint(wordnet().ancestors(t.synset)))
-    return found if synsets[0] else frozenset(range(len(things()))) - found
+    positive, synsets = _meant(expression)
+    return frozenset(i for i, t in enumerate(things()) if positive != synsets.isdisjoint(_above(t.synset)))
 
 
 @lru_cache(256)
@@ -221,27 +268,65 @@ def _meant(expression: str) -> tuple[bool, frozenset[str]]:
     text = " ".join(expression.lower().split())
     if text == "none":
         return True, frozenset()
-    positive = not text.startswith("not ")
     synsets: set[str] = set()
     for noun in text.removeprefix("not ").split(" or "):
-        senses = thing_senses(noun.strip())
+        senses = _kind_senses(noun)
         if not senses:
-            names = sorted({t.basic for t in things()} | {t.kind for t in things()})
-            raise DixitError(f"'{noun}' in '{expression}' names no kind of thing; {did_you_mean(noun, names)}")
+            names = sorted({t.basic for t in things()} | set(KINDS.values()))
+            near = difflib.get_close_matches(noun, names, n=5, cutoff=0.6) or sorted(set(KINDS.values()))
+            raise DixitError(f"'{noun}' in '{expression}' names no kind of thing; {did_you_mean(noun, near)}")
         synsets.update(senses)
-    return positive, frozenset(synsets)
+    return not text.startswith("not "), frozenset(synsets)
+
+
+@lru_cache(256)
+def _kind_senses(noun: str) -> frozenset[str]:
+    """The synsets that a noun of an expression means: those of KINDS if it is one, else common senses and classes."""
+    singular = wordnet().singular(noun)
+    if singular in INSTRUMENTS:
+        return INSTRUMENTS[singular]
+    if singular in KINDS.values():
+        return frozenset(synset for synset, word in KINDS.items() if word == singular)
+    common = (s for i, s in enumerate(thing_senses(noun)) if i == 0 or wordnet().tags(s, singular))
+    return _classes_named().get(noun, frozenset()).union(common)
 
 
 @lru_cache(1 << 16)
 def thing_senses(noun: str) -> tuple[str, ...]:
-    """The senses of a noun that are physical things, persons only if that is its first sense."""
-    net = wordnet()
-    senses = net.senses(noun)
-    return tuple(s for s in senses if not net.ancestors(s).isdisjoint(KINDS) and s not in GENERAL
-                 and (PERSON not in net.ancestors(s) or s == senses[0]))
+    """The senses of a noun that are physical things, its main one first; persons only if that is its main sense."""
+    net, main = wordnet(), main_sense(noun)
+    senses = [s for s in net.senses(noun) if not net.ancestors(s).isdisjoint(KINDS) and s not in GENERAL
+              and (PERSON not in net.ancestors(s) or s == main)]
+    return tuple(sorted(_by_use(noun, senses), key=lambda s: s != main))
+
+
+@cache
+def _above(synset: str) -> frozenset[str]:
+    """The hypernyms of a synset with itself, less those of APART."""
+    found = wordnet().ancestors(synset)
+    return found - {APART[s] for s in APART.keys() & found}
 
 
 # ---- names in captions -----------------------------------------------------------------------------------
+
+@cache
+def _classes_named() -> dict[str, frozenset[str]]:
+    """The synsets of the classes of which a name, in lower case, is the everyday word or a main name."""
+    named: dict[str, set[str]] = {}
+    for thing in things():
+        for name in (thing.basic, *(n for i, n in enumerate(thing.names) if i == 0 or " " in n)):
+            named.setdefault(name.lower(), set()).add(thing.synset)
+    return {name: frozenset(synsets) for name, synsets in named.items() if name not in NOT_NAMES}
+
+
+@lru_cache(1 << 16)
+def _meanings(name: str) -> frozenset[str]:
+    """The synsets that a name means: those of the classes with this name, and its main sense if it is a common one."""
+    net, classes, main = wordnet(), _classes_named().get(name, frozenset()), thing_senses(name)[:1]
+    if classes and main and (PERSON in net.ancestors(main[0]) or not net.tags(main[0], name)):
+        return classes
+    return classes.union(main)
+
 
 @lru_cache(1 << 17)
 def _name(text: str) -> tuple[str, bool]:
@@ -251,22 +336,24 @@ def _name(text: str) -> tuple[str, bool]:
     """
     net = wordnet()
     last = text.split()[-1]
-    if text in NOT_NAMES or text in FUNCTION_WORDS or (" " in text and last in FUNCTION_WORDS):
+    if NOT_NAMES.issuperset(text.split()) or text in FUNCTION_WORDS or (" " in text and last in FUNCTION_WORDS):
         return "", False
-    base = max(net.bases(text, "noun"), key=lambda b: net.words["noun"][b], default="")
-    if not base or base in NOT_NAMES or len(base) < 2:
+    bases = [text] if text in PLURALS or text in _classes_named() else list(net.bases(text, "noun"))
+    base = max(bases, key=lambda b: net.words["noun"].get(b, 0), default="")
+    if len(base) < 2 or base in NOT_NAMES:
         return "", False
-    main = main_sense(base)
-    senses = net.senses(base)
-    people = [s for s in senses[:1] if PERSON in net.ancestors(s) and base in net.lemmas(s)]
-    things = people or [s for s in thing_senses(base) if base in map(str.lower, net.lemmas(s))]
-    if not things or (main not in things and 4 * net.tags(things[0], base) < net.tags(senses[0], base)):
+    main, senses = main_sense(base), thing_senses(base)
+    if base not in _classes_named() and (not senses or (
+            main and main != senses[0] and 4 * net.tags(senses[0], base) < max(net.tags(main, base), 1))):
         return "", False
     if " " in text:
         return base, True
-    others = sum(max((net.words[pos][b] for b in net.bases(text, pos)), default=0) for pos in ("verb", "adj", "adv"))
-    nouns = net.words["noun"][base]
-    return ("", False) if others > 100 * (nouns + 1) else (base, others <= nouns + 1)
+    verbs, adjectives, adverbs = (max((net.words[pos][b] for b in net.bases(text, pos)), default=0)
+                                  for pos in ("verb", "adj", "adv"))
+    nouns = net.words["noun"].get(base, 0) + 1
+    if adjectives + adverbs > 100 * nouns:  # "small", a noun for a part of the back
+        return "", False
+    return base, verbs + adjectives + adverbs <= nouns
 
 
 @lru_cache(1 << 16)
@@ -313,17 +400,31 @@ def noun_of(caption: str) -> str:
     return head
 
 
+@cache
+def _basic_words() -> frozenset[str]:
+    return frozenset(thing.basic.lower() for thing in things())
+
+
 @lru_cache(1 << 16)
 def is_basic(noun: str) -> bool:
-    """Whether a noun is an everyday word: the one for its own main thing, or as general as a broad kind."""
-    synset = next(iter(thing_senses(noun)), "")
-    main = main_sense(noun)
-    synset = main if main in thing_senses(noun) else synset
-    if not synset:
-        return False
-    if _kind_synset(synset) == synset or noun in KINDS.values():
+    """Whether a noun is an everyday word: the one for its own main thing, a very common one, or a broad kind."""
+    if noun in _basic_words():
         return True
-    return basic(synset).lower() == noun or (rank(noun) < EVERYDAY and basic(synset) in wordnet().lemmas(synset))
+    synset = next(iter(thing_senses(noun)), "")
+    if not synset or not GENERAL.isdisjoint(wordnet().senses(noun)):
+        return False
+    if _kind_synset(synset) == synset or noun in KINDS.values() or (" " not in noun and rank(noun) < VERY_COMMON):
+        return True
+    word, names = basic(synset), wordnet().lemmas(synset)
+    return word == noun or (rank(noun) < EVERYDAY and (word in names or wordnet().singular(word) in names))
+
+
+@lru_cache(1 << 16)
+def _head(name: str) -> str:
+    """The last word of a name of several words if it is a hypernym: "frog" of "tree frog"; "" of "hot dog"."""
+    last = _name(name.split()[-1])[0]
+    senses = thing_senses(name)
+    return last if last and senses and wordnet().is_a(senses[0], last) else ""
 
 
 class NameFilter:
@@ -338,27 +439,36 @@ class NameFilter:
             raise DixitError(f"unknown level '{level}'; {did_you_mean(level, LEVELS)}")
         self.level, self.kind = level, kind
         self.condition = _meant(kind) if kind else None
-        self.known = lru_cache(1 << 16)(self._known)
+        self._known: dict[str, bool] = {}
 
     def keep(self, tokens: list[str]) -> list[str]:
-        """The words without unknown names. Of a name of several words the last is kept if it is known by itself."""
+        """The words without unknown names.
+
+        Of a name of several words the known part is kept, with its colour: "frog" of "tree frog", but no "dog" of
+        "hot dog".
+        """
         kept: list[str] = []
         position = 0
         for start, end, name in _spans(tokens):
             kept += tokens[position:start]
             if self.known(name):
                 kept += tokens[start:end]
-            elif end - start > 1 and self.known(_name(tokens[end - 1])[0]):
-                kept.append(tokens[end - 1])
+            elif end - start > 1 and self.known(_head(name)):
+                kept += [word for word in tokens[start:end - 1] if word in NOT_NAMES] + [tokens[end - 1]]
             position = end
         return kept + tokens[position:]
 
-    def _known(self, name: str) -> bool:
+    def known(self, name: str) -> bool:
+        """Whether a name, in the form of `names_in`, is understood."""
+        if name not in self._known:
+            self._known[name] = self._decide(name)
+        return self._known[name]
+
+    def _decide(self, name: str) -> bool:
         if not name or (self.level == "basic" and not is_basic(name)):
             return False
         if self.condition is None:
             return True
         positive, synsets = self.condition
-        main = main_sense(name)
-        synset = main if main in thing_senses(name) else next(iter(thing_senses(name)), main)
-        return positive != synsets.isdisjoint(wordnet().ancestors(synset))
+        meanings = _meanings(name)
+        return bool(meanings) and positive != all(synsets.isdisjoint(_above(synset)) for synset in meanings)

@@ -6,11 +6,13 @@ Each fills an empty folder and returns further entries of its DONE.json. Downloa
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import re
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 
 from dixit.common import DixitError, scratch_dir, write_json
 from dixit.data.archives import read_members, single_member
+from dixit.data.clipart_names import FOLDERS, subject
 
 
 def prepare_smollm2(archives: list[Path], out: Path) -> dict[str, Any]:
@@ -170,6 +173,40 @@ def prepare_stamps(archives: list[Path], out: Path) -> dict[str, Any]:
                        "category": place.parent.as_posix()})
     write_json(out / "labels.json", labels)
     return {"images": len(labels), "top_folders": sorted({x["category"].split("/")[0] for x in labels})}
+
+
+def prepare_clipart(archives: list[Path], out: Path) -> dict[str, Any]:
+    """Copy drawings of things, scaled to at most 320 pixels a side, named by the subject in their file names.
+
+    Left out are folders of signs, flags, icons and cards, copies and links of a file in other folders, and empty drawings.
+    """
+    from PIL import Image
+
+    root = "usr/share/openclipart/png/"
+    members = read_members(archives[0], root + r".*\.png", skip_links=True)
+    (out / "images").mkdir()
+    labels, seen = [], set()
+    left_out = Counter({"folders of signs, flags, icons, cards": 0, "twice there": 0, "without a subject": 0, "empty": 0})
+    for name, content in sorted(members.items()):
+        place = PurePosixPath(name.removeprefix(root))
+        category, *sub = place.parent.parts
+        digest, text = hashlib.sha256(content).digest(), subject(place.stem)
+        reason = ("folders of signs, flags, icons, cards" if not re.fullmatch(FOLDERS, place.parent.as_posix()) else
+                  "without a subject" if not text else "twice there" if digest in seen else "")
+        if not reason:
+            seen.add(digest)
+            image = Image.open(io.BytesIO(content)).convert("RGBA")
+            white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L")
+            reason = "empty" if len(set(white.resize((64, 64)).tobytes())) == 1 else ""
+        if reason:
+            left_out[reason] += 1
+            continue
+        image.thumbnail((320, 320), Image.Resampling.LANCZOS)
+        file = f"images/{'-'.join(place.parts)}"
+        image.save(out / file, optimize=True)
+        labels.append({"file": file, "name": text, "category": category, "sub": "/".join(sub)})
+    write_json(out / "labels.json", labels)
+    return {"images": len(labels), "left_out": dict(left_out)}
 
 
 def prepare_wordnet(archives: list[Path], out: Path) -> dict[str, Any]:

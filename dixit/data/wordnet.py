@@ -72,8 +72,8 @@ class WordNet:
         known = self.words[pos]
         if word in known:
             yield word
-        exception = self._exceptions.get(pos, {}).get(word)
-        if exception:
+        exception = self._exceptions.get(pos, {}).get(word, "")
+        if exception in known:
             yield exception
             return
         for suffix, replacement in SUFFIXES.get(pos, ()):

@@ -16,7 +16,7 @@ from dixit.config import DataConfig
 from dixit.data.assets import cache_dir
 from dixit.data.decode import open_image
 from dixit.data.images import fingerprint, load, pixels
-from dixit.data.known import HUE_NAMES, _words, head_noun, main_colours
+from dixit.data.known import HUE_NAMES, content_words, head_noun, main_colours
 from dixit.data.scenes import HELD_OUT_PAIRS
 
 SMALL = DataConfig(image_size=32, train=12, validation=6, test=6, combos=6)
@@ -235,11 +235,11 @@ def test_emoji_splits_keep_stamp_concepts_unseen(cache):
               for split in ("train", "validation", "test")]
     train, validation, test = (set(split["concept"]) for split in splits)
     assert not train & validation and not (train | validation) & test
-    shown = set().union(*(_words(concept) for concept in stamps["concept"]))
+    shown = set().union(*(content_words(concept) for concept in stamps["concept"]))
     captions = [text for split in splits[:2] for texts in split["captions"] for text in texts]
-    taught = set().union(*map(_words, captions))
+    taught = set().union(*map(content_words, captions))
     colours = {name for _, name in HUE_NAMES} | {"brown", "grey", "black", "white"}  # a colour is no concept
-    assert len(train) > 500 and not (taught - _words("an emoji of something") - colours) & shown
+    assert len(train) > 500 and not (taught - content_words("an emoji of something") - colours) & shown
 
 
 def test_main_colours():
