@@ -1,7 +1,7 @@
 """Evaluate CLIPs: `python -m eval.clip_quality lite0 [mobilenetv2 ...]`.
 
-Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji and photo stamps, and zero-shot
-accuracy of each attribute of scenes. Prints the figures; `--keep CONDITION` also writes them to
+Zero-shot accuracy on CIFAR-10 test, recall at 1 among 10 on held-out scenes, emoji, clip art and photo stamps, and
+zero-shot accuracy of each attribute of scenes. Prints the figures; `--keep CONDITION` also writes them to
 eval/results/clip_quality.csv.
 
 Shapes: S captions, C candidates or classes.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from dixit.training.candidates import draw_candidates
 
 from .metrics import mean_and_error
 from .tables import Cell, add_keep_option, put, rows_of
+
+SETS = ("scenes", "emoji", "clipart", "stamps")
 
 
 def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str, float]:
@@ -66,17 +69,24 @@ def attributes(clip: Clip, data: DataConfig) -> dict[str, Any]:
     return found
 
 
+def _sides(clip: Clip) -> tuple[int, ...]:
+    size = clip.preprocessing.size
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
 @torch.no_grad()
-def quality(clip: Clip) -> dict[str, Any]:
-    """Every figure of one CLIP, with standard errors."""
-    cifar = load(DataConfig(name="cifar10", test=2000), "test")
+def quality(clip: Clip, sets: Sequence[str] = SETS) -> dict[str, Any]:
+    """Every figure of one CLIP, with standard errors. Pictures are as large as its image tower takes them."""
+    size = max(DataConfig.image_size, *_sides(clip))
+    cifar = load(DataConfig(name="cifar10", test=2000, image_size=size), "test")
     classes = sorted(set(cifar["concept"]))
     labels = torch.tensor([classes.index(c) for c in cifar["concept"]])
     return {
         "cifar10_zero_shot": classify(clip, image_embeddings(clip, cifar, "colour"),
                                       [f"a photo of {'an' if c[0] in 'aeiou' else 'a'} {c}" for c in classes], labels),
-        **{f"recall@1_of_10/{data}_{perception}": recall_among_ten(clip, DataConfig(name=data, test=1000), perception)
-           for data in ("scenes", "emoji", "stamps") for perception in ("colour", "grey")},
+        **{f"recall@1_of_10/{data}_{perception}": recall_among_ten(clip, DataConfig(
+            name=data, test=1000, image_size=DataConfig.image_size if data == "scenes" else size), perception)
+           for data in sets for perception in ("colour", "grey")},
         **{f"attribute/{k}": v for k, v in attributes(clip, DataConfig()).items()},
     }
 
@@ -84,12 +94,14 @@ def quality(clip: Clip) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="image sets for recall among ten "
+                        "(default all); leave stamps out while you choose anything")
     add_keep_option(parser)
     arguments = parser.parse_args()
     clips = {name: load_clip(name) for name in arguments.name}  # a missing one raises before anything is computed
     found = {}
     for name, clip in clips.items():
-        found[name] = figures = quality(clip)
+        found[name] = figures = quality(clip, arguments.sets)
         print(f"{name}")
         for key, value in figures.items():
             print(f"  {key:<32} {value['mean']:.3f} ± {value['se']:.3f}")
