@@ -24,7 +24,8 @@ from dixit.data.wordnet import FUNCTION_WORDS, GENERAL, PERSON, wordnet
 # Broad kinds of things: synset -> the word a person would use. The nearest one on the way up is a thing's kind.
 KINDS = {
     "n01503061": "bird", "n02512053": "fish", "n02159955": "insect", "n00015388": "animal", PERSON: "person",
-    "n07705931": "fruit", "n07707451": "vegetable", "n12992868": "mushroom", "n07881800": "drink",
+    "n07705931": "fruit", "n07707451": "vegetable", "n12992868": "mushroom", "n07734744": "mushroom",
+    "n07881800": "drink",
     "n00021265": "food", "n07555863": "food", "n04524313": "vehicle", "n03100490": "vehicle",
     "n03800933": "instrument", "n03051540": "clothing", "n03380867": "clothing", "n03405725": "furniture",
     "n03151500": "furniture", "n04565375": "weapon", "n02913152": "building", "n03094503": "container",
@@ -173,7 +174,7 @@ def names_of(synset: str) -> tuple[str, ...]:
 def _is_latin(lemma: str) -> bool:
     first, *rest = lemma.split()
     if not first[0].isupper() or not rest:
-        return bool(wordnet().senses(f"genus {first}")) and first[0].isupper()
+        return first[0].isupper() and bool(wordnet().senses(f"genus {first}"))
     return bool(wordnet().senses(f"genus {first}")) or not wordnet().is_english(rest[-1])
 
 
@@ -280,13 +281,14 @@ def _meant(expression: str) -> tuple[bool, frozenset[str]]:
 
 @lru_cache(256)
 def _kind_senses(noun: str) -> frozenset[str]:
-    """The synsets that a noun of an expression means: those of KINDS if it is one, else its common senses."""
+    """The synsets that a noun of an expression means: those of KINDS if it is one, else common senses and classes."""
     singular = wordnet().singular(noun)
     if singular in INSTRUMENTS:
         return INSTRUMENTS[singular]
     if singular in KINDS.values():
         return frozenset(synset for synset, word in KINDS.items() if word == singular)
-    return frozenset(s for i, s in enumerate(thing_senses(noun)) if i == 0 or wordnet().tags(s, singular))
+    common = (s for i, s in enumerate(thing_senses(noun)) if i == 0 or wordnet().tags(s, singular))
+    return _classes_named().get(noun, frozenset()).union(common)
 
 
 @lru_cache(1 << 16)
@@ -334,7 +336,7 @@ def _name(text: str) -> tuple[str, bool]:
     """
     net = wordnet()
     last = text.split()[-1]
-    if text in NOT_NAMES or text in FUNCTION_WORDS or (" " in text and last in FUNCTION_WORDS):
+    if NOT_NAMES.issuperset(text.split()) or text in FUNCTION_WORDS or (" " in text and last in FUNCTION_WORDS):
         return "", False
     bases = [text] if text in PLURALS or text in _classes_named() else list(net.bases(text, "noun"))
     base = max(bases, key=lambda b: net.words["noun"].get(b, 0), default="")

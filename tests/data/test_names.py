@@ -74,6 +74,7 @@ def test_a_listener_of_a_kind_understands_the_names_of_its_classes():
     for kind in sorted({thing.kind for thing in things()} | {"dog", "fruit or vegetable"}):
         known = NameFilter("expert", kind).known
         assert not [things()[i].basic for i in things_of(kind) if not known(things()[i].basic.lower())], kind
+    assert not [t.basic for i, t in enumerate(things()) if i not in things_of(t.basic)]
     unknown = NameFilter("expert", "not animal").known
     assert not [thing.basic for thing in things()[:398] if unknown(thing.basic.lower())]
 
@@ -119,7 +120,8 @@ def test_an_unknown_noun_is_refused(expression, near):
     ("a man with glasses riding a bike", ["man", "glasses", "bike"]),
     ("a sitting dog", ["dog"]), ("A dog is running", ["dog"]), ("a small turtle swimming", ["turtle"]),
     ("the hot dogs and ice cream", ["hot dog", "ice cream"]), ("a fly", ["fly"]), ("a bird flying", ["bird"]),
-    ("a small green circle at the top left", []), ("an orange shape", []), ("a photo of a thing", []), ("", []),
+    ("a small green circle at the top left", []), ("a big blue star", []),
+    ("an orange shape", []), ("a photo of a thing", []), ("", []),
     ("antlop antlop", [])])
 def test_names_in_captions(caption, names):
     assert [name for _, _, name in names_in(caption)] == names
