@@ -1,4 +1,6 @@
-"""Simulated Dixit games: `python -m eval.tournament RUN [--games 500] [--data test|stamps|emoji|cifar10|folder:PATH]`.
+"""Simulated Dixit games: `python -m eval.tournament RUN [--games 500] [--data DATA]`.
+
+DATA is test, stamps, emoji, clipart, cifar10 or folder:PATH.
 
 First, storytellers. Six players, with the run's training and held-out listeners among them, play each deal once
 with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own

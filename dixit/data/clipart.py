@@ -21,27 +21,49 @@ from dixit.data.sources import Source, content_hash, make_row, split_of
 from dixit.data.wordnet import wordnet
 
 MOST = 12  # drawings of one concept in a split
-# Nouns by which no drawing is described, or which name a sense that the drawings do not show.
-NOT_SHOWN = frozenset("""
-    artist box_set certificate diagram example graph kick keyboard_layout layout mascot menu page panel pitch rule
-    scene self shape spread stack stripper texture theory user set head body creation step display needle route video
+# Heads of names that are no kind of thing, or whose drawings show something else.
+NOT_SHOWN = frozenset({"body part", "martin luther king", "road runner"}).union("""
+    adult arctic ark art artist bar basis bloom body brace buddy bug business certificate chemical cobra come
+    creation da diagram display don donna enthusiast example face female figure food generic graph guy hash head
+    hedge heel hide hole human interior io john kick kid kiddy king lady layout lcd male manager manual mascot media
+    medium menu mix monitor_lizard movie need needle neon page paint panel part party pattern person pitch portrait
+    psycho queen ride rilievo roman room route rubber rule scene self set shape signore signorina spread stack stand
+    step stripper structure sub sulla teacher terry texture theory thong timothy tux user video virus water
     """.split())
+# Last words that are names of things here, although they are more often another part of speech or another sense.
+SHOWN = frozenset("""
+    angel brush can cd cube diary donkey drink duck egg fawn orange pepper rake shears shorts smoke teacup ticket troll
+    tv wrench fire
+    """.split())
+# Compounds that WordNet does not know, or counts as a sense of their last word.
+WHOLE = frozenset({"corn dog", "french fries", "hot dog"})
+JOINING = ("and", "in", "of", "on", "with")
 
 
-def concept_of(name: str) -> str:
-    """The head noun of a subject in the singular: "truck" for "big truck"; "" if it names no thing.
+def name_and_concept(subject: str) -> tuple[str, str]:
+    """A subject cut after its first noun phrase, "cat on leash" or "big truck", and its head noun, "cat" or "truck".
 
-    A compound that is no kind of its last word stays whole: "hot dog", but "cake" for "birthday cake".
+    A compound that is no kind of its last word is one noun: "teddy bear", but "cake" for "birthday cake". Both are "" if
+    the subject names no thing or begins with words that are not English.
     """
-    head, stop = "", -1
-    for start, end, noun in names_in(name):
+    words, spans = subject.split(), names_in(subject)
+    if subject in WHOLE:
+        return subject, subject
+    if words and words[-1] in SHOWN and not set(words) & set(JOINING):
+        spans = [(len(words) - 1, len(words), words[-1])]
+    head, begin, stop = "", 0, -1
+    for start, end, noun in spans:
         if head and start != stop:
             break
-        head, stop = noun, end
+        head, begin, stop = noun, start, end
     last = head.split()[-1] if head else ""
     if last != head and any(wordnet().is_a(sense, last) for sense in wordnet().senses(head)):
         head = last
-    return "" if head in NOT_SHOWN else head
+    if (len(head) < 3 and head not in SHOWN) or head in NOT_SHOWN or not all(wordnet().is_english(word) for word in words[:begin]):
+        return "", ""
+    second = next((end for start, end, _ in spans if stop < start <= stop + 2), 0)
+    joined = second and words[stop] in JOINING
+    return " ".join(words[:second if joined else stop]), head
 
 
 def concept_splits(concepts: set[str]) -> dict[str, str]:
@@ -51,32 +73,34 @@ def concept_splits(concepts: set[str]) -> dict[str, str]:
             for concept in concepts}
 
 
-def drawings(split: str) -> list[tuple[dict, str]]:
-    """The entries of labels.json in one split with their concepts, at most MOST of each concept, in a fixed order."""
-    named = [(item, concept_of(item["name"])) for item in labels_in(asset("clipart"))]
-    named = [(item, concept) for item, concept in named if concept]
-    splits = concept_splits({concept for _, concept in named})
-    shown = stamp_words()
+def drawings(split: str) -> list[dict]:
+    """The entries of labels.json in one split with their `concept`, at most MOST of each concept, in a fixed order."""
+    items = []
+    for item in labels_in(asset("clipart")):
+        name, concept = name_and_concept(item["name"])
+        if concept:
+            items.append({**item, "name": name, "concept": concept})
+    splits = concept_splits({item["concept"] for item in items})
     elsewhere = set().union(*(content_words(concept) for concept, other in splits.items() if other != split))
+    forbidden = set() if split == "test" else elsewhere | stamp_words()
     chosen, counts = [], Counter[str]()
-    for item, concept in sorted(named, key=lambda pair: content_hash(pair[0]["file"])):
-        others = content_words(item["name"]) - content_words(concept)
-        if splits[concept] != split or split != "test" and others & (shown | elsewhere) or counts[concept] == MOST:
-            continue
-        counts[concept] += 1
-        chosen.append((item, concept))
-    return sorted(chosen, key=lambda pair: pair[0]["file"])
+    for item in sorted(items, key=lambda item: content_hash(item["file"])):
+        others = content_words(item["name"]) - content_words(item["concept"])
+        if splits[item["concept"]] == split and not others & forbidden and counts[item["concept"]] < MOST:
+            counts[item["concept"]] += 1
+            chosen.append(item)
+    return sorted(chosen, key=lambda item: item["file"])
 
 
 def clipart_set(data: DataConfig, split: str) -> Source:
     folder, items = asset("clipart"), drawings(split)
 
     def row(i: int) -> dict:
-        item, concept = items[i]
+        item = items[i]
         image = open_image(folder / item["file"], data.image_size)
         colours, thing = " and ".join(main_colours(image)), phrase(item["name"])
         article = "an" if colours[0] in "aeiou" else "a"
         coloured = f"{colours} {item['name']}" if thing == item["name"] else f"{article} {colours} {item['name']}"
-        return make_row(image, [thing, f"a drawing of {thing}", f"something {colours}", coloured], concept)
+        return make_row(image, [thing, f"a drawing of {thing}", f"something {colours}", coloured], item["concept"])
 
     return Source(len(items), content_hash(items), row)

@@ -16,6 +16,10 @@ FOLDERS = "|".join("""
     recreation(/(art|games|games/dice|holiday.*|music|music/CD_Player|party|sports|toys))? science(/.*)?
     tools(/.*)? transportation(/(boating|vehicles.*))? unsorted
     """.split())
+# Files that hold a road sign, or the words "Linked image not found", among the drawings of things.
+SIGNS = re.compile(r"transportation/.*(Motorway_on|_lane|_opposite|buses_and_bikes|cattle|crosswind|cycles|drawbridge"
+                   r"|/horse|trams?_only|/tram|tunnel|_length|_sign|parking|bus_symbol|boating_rules|sailing_)"
+                   r"|.*(stylized_yoga|bullet_hole|telephone_(lutte|sauvetage)|simbol|_sign_)")
 
 # First words of artists' names, also cut short; the rest of the file name is dropped from there.
 ARTISTS = frozenset("""
@@ -39,51 +43,68 @@ STYLE = frozenset("""
     outline profile revisited shaded silhouet silhouette simpl simple simplified sketch slate stylised stylized style
     svg symbol symbolic v v0 yet with_strai by
     """.split())
+
+def _table(text: str) -> dict[str, str]:
+    """A dict written as "key=value; key=value", with line breaks anywhere."""
+    return dict(entry.split("=") for entry in " ".join(text.split()).split("; "))
+
+
 # Italian and French first words -> the subject.
-TRANSLATED = dict(line.strip().split("=") for line in """
+TRANSLATED = _table("""
     abeille=bee; acquila=eagle; aquila=eagle; aglio=garlic; albero=tree; ambulans=ambulance; ambulanza=ambulance;
     anatra=duck; antilope=antelope; ape=bee; arbre=tree; autos=cars; bicicletta=bicycle; biberon=baby bottle;
     binocolo=binoculars; borsa=bag; borsetta=handbag; bussola=compass; calamita=magnet; calcolatrice=calculator;
-    calzettoni=socks; camicia=shirt; cammello=camel; candela=candle; canguro=kangaroo; casa=house; cavalletta=grasshopper;
-    cavallo=horse; cestino=basket; cesto=basket; chiave=key; cigni=swans; cigno=swan; cinepresa=movie camera;
-    clessidra=hourglass; coccinella=ladybug; coccinelle=ladybug; coccinellona=ladybug; colombo=pigeon; coniglio=rabbit;
-    cornetto=croissant; couronne=crown; cronometro=stopwatch; dente=tooth; dino=dinosaur; dinosauri=dinosaurs;
-    dinosauro=dinosaur; elefante=elephant; elefantone=elephant; erlenmeyer=flask; fabbrica=factory; farfalla=butterfly;
-    fattoria=farm; fiore=flower; flamand=flamingo; foglie=leaves; formichina=ant; formicona=ant; gabbiano=seagull;
-    gallo=rooster; gateau=cake; gatto=cat; gattina=cat; gauffre=waffle; gelato=ice cream; glace=ice cream; gufo=owl;
-    insetto=insect; lampada=lamp; leone=lion; lettera=letter; libellula=dragonfly; libellule=dragonfly; lucchetto=padlock;
-    lucertola=lizard; lucertolona=lizard; lucertolone=lizard; lumaca=snail; mante=mantis; mantide=mantis;
-    mattone=brick; mazzo=bouquet of flowers; microscopio=microscope; moschito=mosquito; motosega=chainsaw; mucca=cow;
-    olifant=elephant; orso=bear; ours=bear; palloncini=balloons; pallone=hot-air balloon; pannocchia=corn cob;
-    papera=duck; pasteque=watermelon; pecora=sheep; pecorella=sheep; peperoncino=chili pepper; pera=pear; pesca=peach;
+    calzettoni=socks; camicia=shirt; cammello=camel; candela=candle; canguro=kangaroo; casa=house;
+    cavalletta=grasshopper; cavallo=horse; cestino=basket; cesto=basket; chiave=key; cigni=swans; cigno=swan;
+    cinepresa=movie camera; clessidra=hourglass; coccinella=ladybug; coccinelle=ladybug; coccinellona=ladybug;
+    colombo=pigeon; coniglio=rabbit; cornetto=croissant; couronne=crown; cronometro=stopwatch; dente=tooth;
+    dino=dinosaur; dinosauri=dinosaurs; dinosauro=dinosaur; elefante=elephant; elefantone=elephant;
+    erlenmeyer=flask; fabbrica=factory; farfalla=butterfly; fattoria=farm; fiore=flower; flamand=flamingo;
+    foglie=leaves; formichina=ant; formicona=ant; gabbiano=seagull; gallo=rooster; gateau=cake; gatto=cat;
+    gattina=cat; gauffre=waffle; gelato=ice cream; glace=ice cream; gufo=owl; insetto=insect; lampada=lamp;
+    leone=lion; lettera=letter; libellula=dragonfly; libellule=dragonfly; lucchetto=padlock; lucertola=lizard;
+    lucertolona=lizard; lucertolone=lizard; lumaca=snail; mante=mantis; mantide=mantis; mattone=brick; mazzo=bouquet
+    of flowers; microscopio=microscope; moschito=mosquito; motosega=chainsaw; mucca=cow; olifant=elephant;
+    orso=bear; ours=bear; palloncini=balloons; pallone=hot-air balloon; pannocchia=corn cob; papera=duck;
+    pasteque=watermelon; pecora=sheep; pecorella=sheep; peperoncino=chili pepper; pera=pear; pesca=peach;
     pescetto=fish; pinguino=penguin; pinzatrice=stapler; pollo=chicken; poltrona=armchair; pomodori=tomatoes;
-    porcinet=pig; principessa=princess; provetta=test tube; provette=test tubes; punaisa=thumbtack; puntine=thumbtacks;
-    ragazza=girl; ragazzo=boy; ragnetto=spider; ragno=spider; ramarro=lizard; rana=frog; ravanello=radish; rosa=rose;
-    ruota=cog; salvagente=life buoy; scala=ladder; scatolone=box; secchio=bucket; sedia=chair; sega=saw;
-    serratura=lock; siringa=syringe; spaventapasseri=scarecrow; stambecco=ibex; stampante=printer;
-    stetoscopio=stethoscope; stormo=birds; struzzo=ostrich; tacchino=turkey; tavolo=table; tavolozza=palette; tazza=cup;
-    telecamera=video camera; telefono=telephone; televisore=television; tenda=tent; tigre=tiger; topo=mouse; toro=bull;
-    toros=bull; torta=cake; tramezzino=sandwich; trattore=tractor; uccello=bird; vacca=cow; valigie=suitcases;
-    viti=screws; zaino=backpack; zanzara=mosquito; zucca=pumpkin; bottiglia=wine bottle; ferro=iron; siringa=syringe;
-    kubek=mug; zielony=mug; sapin=fir tree; prugna=plum; piramide=pyramid; cassetta=cassette; igloo=igloo;
-    grattacieli=skyscrapers; vestito=dress; quattro=butterflies; betoniera=cement mixer; guanti=gloves
-    """.replace("\n", " ").strip().split(";"))
+    porcinet=pig; principessa=princess; provetta=test tube; provette=test tubes; punaisa=insect;
+    puntine=thumbtacks; ragazza=girl; ragazzo=boy; ragnetto=spider; ragno=spider; ramarro=lizard; rana=frog;
+    ravanello=radish; rosa=rose; ruota=cog; salvagente=life buoy; scala=ladder; scatolone=box; secchio=bucket;
+    sedia=chair; sega=saw; serratura=lock; siringa=syringe; spaventapasseri=scarecrow; stambecco=ibex;
+    stampante=printer; stetoscopio=stethoscope; stormo=birds; struzzo=ostrich; tacchino=turkey; tavolo=table;
+    tavolozza=palette; tazza=cup; telecamera=video camera; telefono=telephone; televisore=television; tenda=tent;
+    tigre=tiger; topo=mouse; toro=bull; toros=bull; torta=cake; tramezzino=sandwich; trattore=tractor; uccello=bird;
+    vacca=cow; valigie=suitcases; viti=screws; zaino=backpack; zanzara=mosquito; zucca=pumpkin; bottiglia=wine
+    bottle; ferro=iron; siringa=syringe; kubek=mug; zielony=mug; sapin=fir tree; prugna=plum; piramide=pyramid;
+    cassetta=cassette; igloo=igloo; grattacieli=skyscrapers; vestito=dress; quattro=butterflies; betoniera=cement
+    mixer; guanti=gloves
+    """)
 # Subjects written in another order or with a mistake, after cleaning.
-MENDED = dict(line.strip().split("=") for line in """
-    pie apple=apple pie; pie cherry=cherry pie; pie pumpkin=pumpkin pie; pizza cheese=cheese pizza; pizza slice=pizza;
-    pizza pepperoni=pepperoni pizza; pizza rectangular=pizza; cone=ice cream cone; cone soft=ice cream cone;
-    cone soft chocolate=ice cream cone; cone soft vanilla=ice cream cone; baloon=balloon; farmer onelette=omelette;
-    cacuts=cactus; basebalm=baseball; soccer ballon=soccer ball; handphone=mobile phone; mobile=mobile phone;
-    magnifing glass=magnifying glass; mag=magnifying glass; magnificator=magnifying glass; stappler=stapler;
-    vavuum cleaner=vacuum cleaner; knot sqaure=square knot; home=house; pinkhome=pink house; redcar=red car;
-    sportcar=sports car; palmtree=palm tree; teddybear=teddy bear; volleball net=volleyball net; lightbulb=light bulb;
-    wooden mallot=wooden mallet; sun flower=sunflower; grass hopper=grasshopper; bluewhale=blue whale;
-    heart ballons=heart balloons; rubik=rubik cube; beachball=beach ball; perogies=pierogi; blowling ball=bowling ball;
-    volley ball=volleyball; africandrum=african drum; leafrake=leaf rake; hedgeshear=hedge shear; tophat=top hat;
-    meatgrinder=meat grinder; envelop=envelope; floppy=floppy disk; glass=drinking glass; compact disc=cd;
-    fatherchristmas=santa claus; paperbag=paper bag; gift=present; funnyflower=flower; lotas=lotus; cuppa=cup;
-    dino=dinosaur; pop can=can; laserprinter=laser printer; lcd=lcd monitor; tower=tower computer
-    """.replace("\n", " ").strip().split(";"))
+MENDED = _table("""
+    pie apple=apple pie; pie cherry=cherry pie; pie pumpkin=pumpkin pie; pizza cheese=cheese pizza; pizza
+    slice=pizza; pizza pepperoni=pepperoni pizza; pizza rectangular=pizza; cone=ice cream cone; cone soft=ice cream
+    cone; cone soft chocolate=ice cream cone; cone soft vanilla=ice cream cone; baloon=balloon; farmer
+    onelette=omelette; cacuts=cactus; basebalm=baseball; soccer ballon=soccer ball; handphone=mobile phone;
+    magnifing glass=magnifying glass; mag=magnifying glass; magnificator=magnifying glass;
+    stappler=stapler; vavuum cleaner=vacuum cleaner; knot sqaure=square knot; home=house; pinkhome=pink house;
+    redcar=red car; sportcar=sports car; palmtree=palm tree; teddybear=teddy bear; volleball net=volleyball net;
+    lightbulb=light bulb; wooden mallot=wooden mallet; sun flower=sunflower; grass hopper=grasshopper;
+    bluewhale=blue whale; heart ballons=heart balloons; lightbulb brightlit=light bulb; lightbulb lit=light bulb;
+    lightbulb notlit=light bulb; lightbulb erichs=light bulb; rubiks cube random=rubiks cube; rondelle orange=orange
+    slice; apple bitten=bitten apple; moon crescent=crescent moon; moon full=full moon; moon half=half moon; balloon
+    black=black balloon; balloon blue=blue balloon; balloon green=green balloon; jonathons duck=duck; balloon
+    orange=orange balloon; balloon white=white balloon; balloon yellow=yellow balloon; pin blue=blue pin; balloon
+    purple=purple balloon; balloon red=red balloon; pin green=green pin; pin yellow=yellow pin; pin red=red pin;
+    lemon half=half lemon; lemon whole=whole lemon; lime half=half lime; lime whole=whole lime; lens lente=lens;
+    joystick black red=joystick; joystick beige gray=joystick; cassette video=video cassette; frying pan
+    padella=frying pan; frying pan padella in=frying pan; rubik=rubik cube; beachball=beach ball; perogies=pierogi;
+    blowling ball=bowling ball; volley ball=volleyball; africandrum=african drum; leafrake=leaf rake;
+    hedgeshear=hedge shear; tophat=top hat; meatgrinder=meat grinder; envelop=envelope; floppy=floppy disk;
+    glass=drinking glass; compact disc=cd; fatherchristmas=santa claus; paperbag=paper bag; gift=present;
+    funnyflower=flower; lotas=lotus; cuppa=cup; dino=dinosaur; pop can=can; laserprinter=laser printer; lcd=lcd
+    monitor; tower=tower computer
+    """)
 
 
 def subject(stem: str) -> str:

@@ -3,8 +3,8 @@
 Columns: `image` (square RGB, padded with white), `captions` (at least one), `concept` (a class or object,
 "" for scenes) and `record` (JSON of a scene's attributes, "" elsewhere).
 
-The sources are in known.py and clipart.py (sets known by name), folder.py and hub.py. Leaves out augmentation, streaming, video, and
-data sets' own loading scripts: no code from a data set is run.
+The sources are in known.py and clipart.py (sets known by name), folder.py and hub.py. Leaves out augmentation,
+streaming, video, and data sets' own loading scripts: no code from a data set is run.
 """
 
 from __future__ import annotations

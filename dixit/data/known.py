@@ -1,4 +1,4 @@
-"""The image sets known by name: scenes, emoji, cifar10 and stamps.
+"""The image sets known by name, but for clip art: scenes, emoji, cifar10 and stamps.
 
 The hash of an emoji's label decides its split; an emoji whose label or keywords share a word with the concept or
 file name of any stamp is in `test` only. So loading emoji needs the stamps too, and no training set names a stamp's

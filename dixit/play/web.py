@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a run's folder, e.g. runs/colour_vs_grey")
     parser.add_argument("--data", help="the cards; test: the run's own test split; or as in eval.transfer: stamps, "
-                        "emoji, cifar10, folder:PATH (default: stamps, or test where there are none)")
+                        "emoji, clipart, cifar10, folder:PATH (default: stamps, or test where there are none)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one")
     arguments = parser.parse_args()
