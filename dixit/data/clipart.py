@@ -43,8 +43,8 @@ JOINING = ("and", "in", "of", "on", "with")
 def name_and_concept(subject: str) -> tuple[str, str]:
     """A subject cut after its first noun phrase, "cat on leash" or "big truck", and its head noun, "cat" or "truck".
 
-    A compound that is no kind of its last word is one noun: "teddy bear", but "cake" for "birthday cake". Both are "" if
-    the subject names no thing or begins with words that are not English.
+    A compound that is no kind of its last word is one noun: "teddy bear", but "cake" for "birthday cake". Both are ""
+    if the subject names no thing or begins with words that are not English.
     """
     words, spans = subject.split(), names_in(subject)
     if subject in WHOLE:
@@ -59,7 +59,8 @@ def name_and_concept(subject: str) -> tuple[str, str]:
     last = head.split()[-1] if head else ""
     if last != head and any(wordnet().is_a(sense, last) for sense in wordnet().senses(head)):
         head = last
-    if (len(head) < 3 and head not in SHOWN) or head in NOT_SHOWN or not all(wordnet().is_english(word) for word in words[:begin]):
+    unknown = len(head) < 3 and head not in SHOWN or head in NOT_SHOWN
+    if unknown or not all(wordnet().is_english(word) for word in words[:begin]):
         return "", ""
     second = next((end for start, end, _ in spans if stop < start <= stop + 2), 0)
     joined = second and words[stop] in JOINING
