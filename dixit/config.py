@@ -198,6 +198,8 @@ class Config:
     unseen: tuple[tuple[str, str], ...] = ()  # audiences that are evaluated, never trained on
     picks: tuple[int, ...] = (0, 4, 16, 64)  # numbers of observed picks of each listener; a round draws one of them
     oracle: tuple[str, ...] = ()  # what the oracle speaker names, e.g. [colour], or [colour, shape, left]
+    oracle_clip: str = ""  # pictures: a CLIP with clip.names, in no listener, from whose classes the oracle speaker
+    # chooses what to name. See eval/oracle.py
     game: GameConfig = field(default_factory=GameConfig)
     continual: ContinualConfig = field(default_factory=ContinualConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -335,8 +337,8 @@ def configs_folder() -> Path:
 def find_config(name: str | Path) -> Path:
     """A config file by its path, or by its name among those that come with dixit ("colour_vs_grey").
 
-    A name is looked up in configs/ first and in configs/pairs/ second. Raises DixitError, with the nearest name, if
-    there is none.
+    A name is looked up in configs/ first, then in configs/pairs/ and configs/pictures/. Raises DixitError, with the
+    nearest name, if there is none.
     """
     if Path(name).exists():
         return Path(name)
@@ -344,7 +346,7 @@ def find_config(name: str | Path) -> Path:
     shipped = {path.relative_to(folder).with_suffix("").as_posix(): path
                for path in sorted(folder.rglob("*.yaml")) if path.parent.name not in ("accelerate", "dynamics")}
     wanted = str(name).removesuffix(".yaml").removeprefix("configs/")
-    for key in (wanted, f"pairs/{wanted}"):
+    for key in (wanted, f"pairs/{wanted}", f"pictures/{wanted}"):
         if key in shipped:
             return shipped[key]
     if str(name).endswith((".yaml", ".yml")):

@@ -45,7 +45,7 @@ CHOICES = {
 }
 # Texts that anything may be, and those that must not be empty.
 FREE = {"out", "data.path", "data.image_column", "data.caption_column", "data.captions", "clip.pretrained",
-        "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best",
+        "oracle_clip", "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best",
         "listeners.knows.eyes", "listeners.knows.names", "speaker.lora_targets"}
 NOT_EMPTY = {"name", "clip.name", "data.name", "speaker.llm", "listeners.name", "listeners.clip", "audiences", "unseen"}
 

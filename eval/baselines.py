@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dixit.common import DixitError, rng, run_main
+from dixit.config import Config
 from dixit.models.features import patch_features
 from dixit.models.listeners import Listener, make_listeners, score_all
 from dixit.training import game
@@ -38,15 +39,15 @@ from .evaluate import dataset_of, generate_captions, measure, table, weights_of,
 POOLS = 8  # pools per image on which the reward is averaged
 
 
-def mean_reward(run: LoadedRun, listeners: list[Listener], texts: list[str],
+def mean_reward(config: Config, listeners: list[Listener], texts: list[str],
           candidates: Int[Tensor, "B M C"]) -> Float[Tensor, "S"]:
     """The game's reward of each caption, averaged over its image's pools; texts are ordered by image."""
     each = len(texts) // len(candidates)
     pools = candidates.shape[1]
     tried = candidates.repeat_interleave(each, 0).flatten(0, 1)
     logits = score_all(listeners, [text for text in texts for _ in range(pools)], tried)
-    weights = weights_of(run.config.listeners).to(logits.device)
-    return game.listener_reward(run.config.game.reward, logits, weights).unflatten(0, (-1, pools)).mean(1)
+    weights = weights_of(config.listeners).to(logits.device)
+    return game.listener_reward(config.game.reward, logits, weights).unflatten(0, (-1, pools)).mean(1)
 
 
 def best_of(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[Listener],
@@ -55,7 +56,7 @@ def best_of(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[List
     draws = rng("best_of", *key).random((len(prefix) * samples, run.config.speaker.max_tokens), dtype=np.float32)
     tokens, mask, _ = run.speaker.sample(prefix, torch.from_numpy(draws).to(prefix.device))
     texts = run.speaker.decode(tokens, mask)
-    best = mean_reward(run, listeners, texts, candidates).unflatten(0, (-1, samples)).argmax(1).tolist()
+    best = mean_reward(run.config, listeners, texts, candidates).unflatten(0, (-1, samples)).argmax(1).tolist()
     return [texts[i * samples + j] for i, j in enumerate(best)]
 
 
@@ -72,7 +73,7 @@ def contrastive(run: LoadedRun, prefix: Float[Tensor, "B P D"], listeners: list[
         best, token = logp.topk(tokens_tried, dim=1)  # (b, K)
         texts = [speaker.tokenizer.decode([*chosen[i], t] if t != speaker.eos else chosen[i], skip_special_tokens=True)
                  for i, row in zip(going, token.tolist(), strict=True) for t in row]
-        paid = mean_reward(run, listeners, texts, candidates[rows.cpu()]).unflatten(0, (-1, tokens_tried))
+        paid = mean_reward(run.config, listeners, texts, candidates[rows.cpu()]).unflatten(0, (-1, tokens_tried))
         choice = (best + strength * paid).argmax(1)
         for i, t in zip(list(going), token.gather(1, choice[:, None]).squeeze(1).tolist(), strict=True):
             if t == speaker.eos:

@@ -34,11 +34,13 @@ from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, load
 from dixit.models.features import patch_features
 from dixit.models.listeners import ClipListener, make_listeners, score_all
+from dixit.models.speaker import Speaker
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run
 
 from . import metrics
+from .picture_metrics import caption_figures
 
 
 @torch.no_grad()
@@ -65,6 +67,9 @@ def generate_captions(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, A
             captions["oracle"] = {"texts": [scenes.oracle_caption(r, named) for r in records]}
     else:
         captions["ground truth"] = {"texts": [row[0] for row in dataset["captions"]]}
+        if run.config.oracle_clip:
+            from .oracle import picture_oracle  # it scores as the baselines do, which generate captions here
+            captions["oracle"] = {"texts": picture_oracle(run.config, dataset, run.speaker.device)}
     return captions
 
 
@@ -128,6 +133,8 @@ def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]
             for k in (1, 5):
                 row[f"recall@{k}"] = metrics.mean_and_error(metrics.recall_at(similarity, k))
         row |= _text_figures(texts, run)
+        if not any(dataset["record"]):
+            row |= caption_figures(texts, dataset)
         if "kl" in own:
             row["kl_to_base"] = metrics.mean_and_error(own["kl"])
         figures[speaker_name] = row
@@ -156,21 +163,25 @@ def game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: Floa
 
 def _text_figures(texts: list[str], run: LoadedRun) -> dict:
     """Length, diversity, word classes, and perplexity under the frozen LLM."""
-    speaker = run.speaker
+    tokens = [run.speaker.encode(texts[start:start + 64])[1].sum(1).cpu() for start in range(0, len(texts), 64)]
+    rates = {f"says/{k}": metrics.mean_and_error(v) for k, v in metrics.word_class_rates(texts).items()}
+    return {"length": metrics.mean_and_error(torch.cat(tokens).double()), "perplexity": perplexity(texts, run.speaker),
+            "distinct_1": metrics.distinct(texts, 1), "distinct_2": metrics.distinct(texts, 2),
+            "vocabulary": metrics.vocabulary(texts), "most_repeated": metrics.most_repeated(texts), **rates}
+
+
+def perplexity(texts: list[str], speaker: Speaker) -> dict[str, float]:
+    """Perplexity per token of captions under the frozen LLM alone."""
     logp, lengths = [], []
     for start in range(0, len(texts), 64):
         tokens, mask = speaker.encode(texts[start:start + 64])
         logp.append(speaker.perplexity_logp(tokens, mask).sum(1).cpu())
         lengths.append(mask.sum(1).cpu())
     total, length = torch.cat(logp).double(), torch.cat(lengths).double()
-    perplexity = float((-total.sum() / length.sum()).exp())
-    rates = {f"says/{k}": metrics.mean_and_error(v) for k, v in metrics.word_class_rates(texts).items()}
+    mean = float((-total.sum() / length.sum()).exp())
     # The error of a ratio of sums, by the delta method.
     spread = (-total - (-total.sum() / length.sum()) * length).std() / length.mean() / len(texts) ** 0.5
-    return {"length": metrics.mean_and_error(length),
-            "perplexity": {"mean": perplexity, "se": perplexity * float(spread), "n": len(texts)},
-            "distinct_1": metrics.distinct(texts, 1), "distinct_2": metrics.distinct(texts, 2),
-            "vocabulary": metrics.vocabulary(texts), "most_repeated": metrics.most_repeated(texts), **rates}
+    return {"mean": mean, "se": mean * float(spread), "n": len(texts)}
 
 
 def dataset_of(run: LoadedRun, data: DataConfig, split: str, images: int) -> Dataset:

@@ -1,8 +1,8 @@
 """How a speaker names pictures: `python -m eval.naming RUN [--data stamps] [--eyes mobilenetv2-pictures ...]`.
 
 Greedy captions of a run's speaker, of any task: how often listeners with the CLIPs of `--eyes` find the picture among
-10 random ones by its caption, and what the captions are made of (eval/picture_metrics.py). Written captions stand beside
-them. Prints a table and examples; `--keep CONDITION` also writes the figures to eval/results/naming.csv.
+10 random ones by its caption, and what the captions are made of (eval/picture_metrics.py). Written captions stand
+beside them. Prints a table and examples; `--keep CONDITION` also writes the figures to eval/results/naming.csv.
 
 Leaves out games (eval/evaluate.py, eval/transfer.py).
 
@@ -41,7 +41,8 @@ def found_by(eyes: list[str], dataset: Dataset, captions: dict[str, list[str]], 
     count = len(dataset)
     pools = draw_candidates(np.repeat(np.arange(count), POOLS), np.arange(count), CANDIDATES, "naming", seed)
     figures: dict[str, dict[str, Any]] = {name: {} for name in captions}
-    for listener, name in zip(make_listeners(tuple(ListenerConfig(e, clip=e) for e in eyes), dataset), eyes, strict=True):
+    listeners = make_listeners(tuple(ListenerConfig(name, clip=name) for name in eyes), dataset)
+    for listener, name in zip(listeners, eyes, strict=True):
         for speaker, texts in captions.items():
             repeated = [text for text in texts for _ in range(POOLS)]
             hits = game.hits(score_all([listener], repeated, pools))[0].unflatten(0, (-1, POOLS)).mean(1)

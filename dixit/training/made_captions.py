@@ -37,6 +37,13 @@ LEVELS = 0.55, 0.3, 0.15  # fractions of captions that name the class itself, it
 FIRST = 0.7  # fraction of names of the class itself that are its first one
 
 
+def class_levels(clip: Clip) -> list[tuple[tuple[str, ...], str, str]]:
+    """Of each class of a CLIP that names things, its names, its everyday word and its broad kind. Where a kind is too
+    vague to tell anything, it is the everyday word."""
+    levels = [(t.names, t.basic, t.basic if t.kind in VAGUE or not t.kind else t.kind) for t in things()]
+    return levels + [((label,), noun_of(label) or label, noun_of(label) or label) for label in clip.classes[IMAGENET:]]
+
+
 class MadeCaptions:
     """Name embeddings and captions for the pictures of a data set, a pure function of the keys given to `draw`.
 
@@ -49,14 +56,10 @@ class MadeCaptions:
                              "clip.name to one that was trained with clip.names, e.g. lite0-pictures")
         self.classes, self.width = clip.named.classes, clip.named.num_features
         self.written, self.records = list(dataset["captions"]), list(dataset["record"])
-        self.levels = [(t.names, t.basic, t.basic if t.kind in VAGUE or not t.kind else t.kind) for t in things()]
-        usable = list(range(IMAGENET))
-        for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET):
-            noun = noun_of(label)
-            self.levels.append(((label,), noun or label, noun or label))
-            if noun and len(label.split()) <= 2 and label.replace(" ", "").isalpha():
-                usable.append(i)
-        self.usable = np.array(usable)
+        self.levels = class_levels(clip)
+        further = [i for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET)
+                   if noun_of(label) and len(label.split()) <= 2 and label.replace(" ", "").isalpha()]
+        self.usable = np.array([*range(IMAGENET), *further])
         rows = F.normalize(self.classes.weight, dim=1)
         self.near: Int[np.ndarray, "n m"] = (rows @ rows.T).fill_diagonal_(-1).topk(NEIGHBOURS).indices.cpu().numpy()
         self.colours = [[] if record else main_colours(Image.fromarray(np.asarray(row["image"])))

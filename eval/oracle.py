@@ -1,0 +1,69 @@
+"""What a speaker that knew the listeners could say of a picture, without seeing through their CLIPs.
+
+Candidate captions come from the likeliest classes of another CLIP that names things (`oracle_clip`): each class by its
+name, its everyday word and its broad kind, with the picture's colours and without, and the colours alone. The oracle
+takes the one with the highest reward from the training listeners, on pools of its own. It is no upper bound: a caption
+outside these candidates may serve better.
+
+Shapes: n images, M pools of C candidates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from dixit.common import DixitError
+from dixit.config import Config
+from dixit.data.known import main_colours
+from dixit.data.names import phrase
+from dixit.models.clip import load_clip
+from dixit.models.features import class_features
+from dixit.models.listeners import make_listeners
+from dixit.training.candidates import draw_candidates
+from dixit.training.made_captions import class_levels
+
+from .baselines import POOLS, mean_reward
+
+CLASSES = 3  # the likeliest ones of an image
+BATCH = 32  # images scored at once
+
+
+@torch.no_grad()
+def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -> list[list[str]]:
+    """What the oracle chooses from, for each image. Raises DixitError if `oracle_clip` does not name things."""
+    clip = load_clip(config.oracle_clip, "", device)
+    if clip.named is None:
+        raise DixitError(f"config: oracle_clip '{config.oracle_clip}' does not name things; take one that was trained "
+                         "with clip.names")
+    features = torch.from_numpy(np.asarray(class_features(clip, dataset, "colour"), dtype=np.float32)).to(device)
+    classes, levels = clip.named.classes, class_levels(clip)
+    likeliest = F.linear(features, classes.weight, classes.bias).topk(CLASSES, dim=1).indices.tolist()
+    rows = []
+    for image, best in zip(dataset, likeliest, strict=True):
+        colours = " and ".join(main_colours(Image.fromarray(np.asarray(image["image"]))))
+        nouns = [noun for i in best for noun in (levels[i][0][0], *levels[i][1:])]
+        texts = [phrase(said + noun) for noun in dict.fromkeys(nouns) for said in ("", f"{colours} ")]
+        rows.append([text[0].upper() + text[1:] + "." for text in (*texts, f"something {colours}")])
+    return rows
+
+
+@torch.no_grad()
+def picture_oracle(config: Config, dataset: Dataset, device: torch.device) -> list[str]:
+    """The oracle's caption of each image."""
+    rows, everyone = candidate_captions(config, dataset, device), np.arange(len(dataset))
+    listeners = make_listeners(config.listeners, dataset, device)
+    pools = draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "oracle",
+                            config.eval.seed).unflatten(0, (-1, POOLS))
+    most = max(map(len, rows))
+    chosen: list[str] = []
+    for start in tqdm(range(0, len(rows), BATCH), desc="oracle", unit="batch", disable=None):
+        some = [row + row[:1] * (most - len(row)) for row in rows[start:start + BATCH]]
+        paid = mean_reward(config, listeners, [text for row in some for text in row], pools[start:start + BATCH])
+        best = paid.unflatten(0, (-1, most)).argmax(1).tolist()
+        chosen += [row[i] for row, i in zip(some, best, strict=True)]
+    return chosen
