@@ -40,7 +40,7 @@ class DataConfig:
     caption_column: str = "caption"
     captions: str = ""  # folder: a file of captions; default: metadata.csv or the like, or text files beside images
     splits: str = "given"  # folder, hub: given: as folders or files name them | hash: by a hash of the names
-    made_captions: bool = False  # warm starts: captions of pictures are made from classes and pixels, and not written
+    made_captions: bool = False  # task caption: captions of pictures are made from classes and pixels, and not written
     # ones. See training/made_captions.py
     broken: str = "error"  # an image that cannot be read: error | skip: left out, with a warning
 

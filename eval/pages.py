@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dixit.common import read_json
+from dixit.config import configs_folder
 
 from .evaluate import table
 from .metrics import decimals
@@ -97,12 +98,16 @@ def results_page(folder: Path = RESULTS) -> str:
     examples = read_json(folder / "examples.json") if (folder / "examples.json").is_file() else {}
     variants = [pair for pair in pairs if "+" in pair]
     controls = [pair for pair in pairs if pair.startswith("control_") and pair not in variants]
-    plain = [pair for pair in pairs if pair not in variants and pair not in controls]
+    pictures = [pair for pair in pairs if pair not in variants and _folder(pair) == "pictures"]
+    plain = [pair for pair in pairs if pair not in (*variants, *controls, *pictures)]
 
     def lines_of(names: list[str]) -> list[str]:
         return [*HEAD, *(_summary_line(name, summary(pairs[name])) for name in names)]
 
     lines = ["# Listener pairs", "", LEGEND, "", *lines_of(plain), *_ceilings(folder, cells)]
+    if pictures:
+        lines += ["", "## Pictures", "", "Trained and tested on clip art, emoji and CIFAR-10, test concepts unseen by "
+                  "name; the oracle is that of eval/oracle.py.", "", *lines_of(pictures)]
     if controls:
         lines += ["", "## Controls", "", "Their gaps are colour minus grey, as in colour_vs_grey (control_identical: "
                   "of the held-out listeners).", "", *lines_of(controls)]
@@ -122,6 +127,11 @@ def results_page(folder: Path = RESULTS) -> str:
                   f"{f', seed {cell.seed}' if cell.seed else ''}: `{cell.command}`"
                   for _, cell in sorted(others.items())]
     return "\n".join(lines) + "\n"
+
+
+def _folder(pair: str) -> str:
+    """The folder of configs that has a pair."""
+    return "pictures" if (configs_folder() / "pictures" / f"{pair}.yaml").is_file() else "pairs"
 
 
 def _summary_line(pair: str, found: dict[str, Any]) -> str:
@@ -181,7 +191,7 @@ def _pair(pair: str, rows: list[Row], cells: list[Cell], examples: dict[str, Any
              if over_seeds(rows, name, "training/gap")]
     baselines = UNTRAINED[1] in names
     lines = ["", f"## {pair}", "",
-             f"`scripts/run_pairs {pair}{' --baselines' * baselines}` (`configs/pairs/{pair}.yaml`), seeds "
+             f"`scripts/run_pairs {pair}{' --baselines' * baselines}` (`configs/{_folder(pair)}/{pair}.yaml`), seeds "
              f"{', '.join(cell.seed for cell in made)}; {made[0].note if made else ''}", "",
              "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     games = [row.figure for row in find(rows, speaker="base")

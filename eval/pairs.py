@@ -1,4 +1,4 @@
-"""Train and evaluate the listener pairs of configs/pairs: `scripts/run_pairs [PAIR ...] [--seeds 0 1 2]`.
+"""Train and evaluate the listener pairs of configs/pairs and configs/pictures: `scripts/run_pairs [PAIR ...]`.
 
 A cell is one pair and one seed: the base speaker of that seed (trained once for all pairs), the game, and the
 evaluation on the test split with the drift panel. Its figures are written to eval/results/pairs.csv, its command,
@@ -63,11 +63,13 @@ from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 QUICK = ["train.steps=15", "eval.images=80"]
 WRITTEN = ("ground truth", "oracle")  # captions that are the same for every seed
 GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base)")
-TEXT = re.compile(r"says/.+|length|most_repeated|kl_to_base")
+TEXT = re.compile(r"says/.+|true_name|invented_colour|english|file_name|length|most_repeated|kl_to_base")
 OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accuracy/.+|faithful/.+")
 
 
-PAIRS = sorted(path.stem for path in (configs_folder() / "pairs").glob("*.yaml"))
+ON_SCENES = sorted(path.stem for path in (configs_folder() / "pairs").glob("*.yaml"))
+ON_PICTURES = sorted({path.stem for path in (configs_folder() / "pictures").glob("*.yaml")} - {"clip", "base"})
+PAIRS = [*ON_SCENES, *ON_PICTURES]
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,24 @@ def _signals_passed_on(processes: list[subprocess.Popen]) -> Iterator[None]:
         raise
 
 
-def base_speaker(runs: Path, seed: int, threads: int) -> Path:
-    """The warm-started speaker of a seed, trained on first use."""
-    words, base = runs / f"words_{seed}", runs / f"base_{seed}"
-    with locked(runs / f"base_{seed}.lock"):
-        if not (words / "train.json").is_file() and not (base / "train.json").is_file():
+def base_speaker(runs: Path, seed: int, threads: int, pictures: bool = False) -> Path:
+    """The warm-started speaker of a seed, of scenes or of pictures, trained on first use."""
+    mark = "pictures_" if pictures else ""
+    words, base = runs / f"words_{seed}", runs / f"base_{mark}{seed}"
+    with locked(runs / f"base_{mark}{seed}.lock"):
+        if (base / "train.json").is_file():
+            return base
+        if pictures:
+            launch("pictures/base.yaml", f"seed={seed}", f"out={base}", threads=threads)
+            return base
+        if not (words / "train.json").is_file():
             launch("words_scenes.yaml", f"seed={seed}", f"out={words}", threads=threads)
-        if not (base / "train.json").is_file():
-            launch("caption_scenes.yaml", f"seed={seed}", f"out={base}", f"speaker.init={words}", threads=threads)
+        launch("caption_scenes.yaml", f"seed={seed}", f"out={base}", f"speaker.init={words}", threads=threads)
     return base
 
 
 def path_of(pair: str) -> Path:
-    return configs_folder() / "pairs" / f"{pair}.yaml"
+    return configs_folder() / ("pictures" if pair in ON_PICTURES else "pairs") / f"{pair}.yaml"
 
 
 def reason_to_run(condition: str, seed: int, config_hash: str, baselines: bool, folder: Path) -> str:
@@ -160,7 +167,8 @@ def run_cell(path: Path, seed: int, runs: Path, threads: int, quick: bool, chang
     if (out / "train.json").is_file():
         _check_settings(out, config)
     else:
-        launch(path, f"speaker.init={base_speaker(runs, seed, threads)}", f"out={out}", *overrides, threads=threads)
+        base = base_speaker(runs, seed, threads, path.parent.name == "pictures")
+        launch(path, f"speaker.init={base}", f"out={out}", *overrides, threads=threads)
     began = time.perf_counter()
     run = load_run(out)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
@@ -269,7 +277,7 @@ def main() -> None:
     results = runs / "results" if arguments.quick else RESULTS
     page = results.parent / "RESULTS.md"
     if arguments.ceilings:
-        ceilings(base_speaker(runs, 0, torch.get_num_threads()), [path_of(pair) for pair in PAIRS], results)
+        ceilings(base_speaker(runs, 0, torch.get_num_threads()), [path_of(pair) for pair in ON_SCENES], results)
     tasks: dict[tuple[str, int], str] = {}  # the cells to make, and why
     if not arguments.page_only and not arguments.ceilings:
         for pair, seed in itertools.product(arguments.pair or PAIRS, arguments.seeds):

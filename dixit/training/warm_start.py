@@ -46,7 +46,6 @@ from dixit.training.made_captions import MadeCaptions, with_names
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
-MADE_BAGS = 4096  # draws of made captions from which the weights of words are counted
 Reader = Callable[[np.ndarray], Any]  # indices of images -> what ClipHeads takes
 
 
@@ -206,10 +205,7 @@ class WordTask(Task):
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
         self.trained = self.speaker.trained
-        self.made = made_captions(config, start)
-        written = [captions for start in range(0, MADE_BAGS, 256) for captions in self.made[0].draw(
-            np.arange(start, start + 256) % len(self.data), "bags", start)[1]] if self.made else self.data["captions"]
-        bags = [set(self.tokens(captions)) for captions in written]
+        bags = [set(self.tokens(captions)) for captions in self.data["captions"]]
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         embedding = self.speaker.llm.get_input_embeddings().weight
@@ -230,11 +226,11 @@ class WordTask(Task):
             rows[i, known] = self.weight[known]
         return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
 
-    def _loss(self, patches: Float[Tensor, "B P Dv"], targets: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
-        prefix = self.trained(patches)  # (B, K, D)
+    def _loss(self, store: Any, targets: Tensor, index: np.ndarray) -> Float[Tensor, "B"]:
+        prefix = self.trained(patch_batch(store, index, self.speaker.device))  # (B, K, D)
         p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
         some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector has the word
-        return -(targets.to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+        return -(targets[index].to(some.device) * some.clamp(min=1e-6).log()).sum(1)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.config.train
@@ -242,25 +238,13 @@ class WordTask(Task):
         if micro_batch == 0:
             prefetch(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        patches = patch_batch(self.store, index[mine], self.speaker.device)
-        if self.made:
-            rows, captions = self.made[0].draw(index, self.config.seed, step)
-            patches = with_names(patches, rows[mine])
-            targets = self.target([set(self.tokens(texts)) for texts in captions[mine]])
-        else:
-            targets = self.targets[index[mine]]
-        return self._loss(patches, targets).mean(), {}
+        return self._loss(self.store, self.targets, index[mine]).mean(), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
         index = np.arange(min(256, len(self.validation)))
-        patches, targets = patch_batch(self.validation_store, index, self.speaker.device), self.validation_targets
-        if self.made:
-            rows, captions = self.made[1].draw(index, "validation")
-            patches = with_names(patches, rows)
-            targets = self.target([set(self.tokens(texts)) for texts in captions])
-        return {"loss": float(self._loss(patches, targets[index]).mean())}
+        return {"loss": float(self._loss(self.validation_store, self.validation_targets, index).mean())}
 
 
 def made_captions(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions, MadeCaptions] | None:

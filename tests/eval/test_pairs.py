@@ -226,13 +226,13 @@ def test_more_samples_are_judged_better_and_one_is_the_first(home, game_run):
     pools = draw_candidates(np.repeat(everyone, 3), everyone, 4, "t").unflatten(0, (-1, 3))
     with torch.no_grad():
         prefix = run.base(torch.randn(12, *_patches(run), generator=torch.Generator().manual_seed(0)))
-        rewards = [float(mean_reward(run, listeners, best_of(run, prefix, listeners, pools, n, 0), pools).mean())
+        rewards = [float(mean_reward(run.config, listeners, best_of(run, prefix, listeners, pools, n, 0), pools).mean())
                    for n in (1, 16)]
         assert rewards[1] > rewards[0]
         greedy = run.speaker.decode(*run.speaker.sample(prefix)[:2])
         assert contrastive(run, prefix, listeners, pools, 3, 0.0) == greedy  # without listeners: plain decoding
         steered = contrastive(run, prefix, listeners, pools, 3, 1e4)
-    rewards = [float(mean_reward(run, listeners, texts, pools).mean()) for texts in (steered, greedy)]
+    rewards = [float(mean_reward(run.config, listeners, texts, pools).mean()) for texts in (steered, greedy)]
     assert rewards[0] > rewards[1]
 
 
