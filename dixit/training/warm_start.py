@@ -25,7 +25,6 @@ from dixit.common import DixitError, rng, words
 from dixit.config import ATTRIBUTES, Config
 from dixit.data import scenes
 from dixit.data.images import load, pixels
-from dixit.data.known import COLOUR_NAMES
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.clip import Clip, build_locked
 from dixit.models.features import (
@@ -80,8 +79,7 @@ class ClipTask(Task):
     not locked is trained along, from pixels.
 
     Steps alternate between datasets and perceptions, so that all candidates of a step are of the same kind. A
-    NamedTower first gets a class for each concept of the images; of pictures it is then trained on the captions that
-    name a colour only, because its classes have the names.
+    NamedTower first gets a class for each concept of the images.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -98,8 +96,7 @@ class ClipTask(Task):
         texts: dict[str, int] = {}
         for data, train_set in zip(sources, train_sets, strict=True):
             validation_set = load(data, "validation")
-            captions = [[texts.setdefault(t, len(texts)) for t in self.captions_of(row, record)]
-                        for row, record in zip(train_set["captions"], train_set["record"], strict=True)]
+            captions = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
             first = [texts.setdefault(row[0], len(texts)) for row in validation_set["captions"]]
             for perception in config.clip.perceptions:
                 self.sets.append((self.reader(train_set, perception), captions))
@@ -124,11 +121,6 @@ class ClipTask(Task):
                               self.config.seed)
             named.classes.add(*rows, self.clip.embed_names(concepts))
             self.clip.classes += tuple(concepts)
-
-    def captions_of(self, captions: list[str], record: str) -> list[str]:
-        """The captions of an image that are trained on."""
-        coloured = [text for text in captions if set(words(text)) & COLOUR_NAMES]
-        return coloured[:4] if self.clip.named and coloured and not record else captions[:4]
 
     def reader(self, dataset: Dataset, perception: str) -> Reader:
         """Reads images as the trained part takes them: cached feature maps (of a NamedTower also name embeddings), or
