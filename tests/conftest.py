@@ -115,6 +115,9 @@ def make_tiny(root: Path) -> Tiny:
     game_config.write_text(yaml.safe_dump({
         "task": "game", **shared, "listeners": listeners, "heldout": heldout, "oracle": ["colour"],
         "game": {"candidates": 4}, "policy": {"algorithm": "rloo", "samples": 2}}))
+    from dixit.data.assets import asset  # of the real cache
+    (root / "cache" / "assets").mkdir(parents=True)
+    (root / "cache" / "assets" / "wordnet").symlink_to(asset("wordnet"))
     environment = os.environ | {"DIXIT_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
                                 "PYTHONPATH": str(ROOT)}
     return Tiny(root, llm, clip, other, caption_config, game_config, environment)
