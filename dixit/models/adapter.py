@@ -73,8 +73,8 @@ class Adapter(nn.Module):
     is used as `attributes`, and that map is all that the game trains. With `config.gated_units` the audience drives a
     layer of gated units behind each block instead.
 
-    With `name_width` the last patch is no patch but a name embedding of that width (models/named.py), which has a
-    projection of its own.
+    With `name_width` the last patch is no patch but a name embedding of that width (models/named.py). A projection of
+    it is added to every query.
     """
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, llm_width: int, scale: float,
@@ -82,8 +82,8 @@ class Adapter(nn.Module):
         super().__init__()
         width, self.name_width = config.width, name_width
         self.inputs = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
-        self.names = nn.Sequential(nn.Linear(name_width, width), nn.LayerNorm(width)) if name_width else None
-        self.positions = nn.Parameter(torch.randn(patches, width) * 0.2)
+        self.names = nn.Linear(name_width, width) if name_width else None
+        self.positions = nn.Parameter(torch.randn(patches - bool(name_width), width) * 0.2)
         # Queries and offsets are as large as what they are added to: smaller ones let all K vectors become equal.
         self.queries = nn.Parameter(torch.randn(config.prefix, width))
         self.offsets = nn.Parameter(torch.randn(config.prefix, llm_width))
@@ -101,12 +101,13 @@ class Adapter(nn.Module):
 
     def forward(self, patches: Float[Tensor, "B P Dv"], audience: Float[Tensor, "B c"] | None = None,
                 attributes: Float[Tensor, "B a"] | None = None) -> Float[Tensor, "B K D"]:
-        if self.names is None:
-            keys = self.inputs(patches) + self.positions
-        else:
-            names = self.names(patches[:, -1:, :self.name_width])
-            keys = torch.cat([self.inputs(patches[:, :-1]), names], dim=1) + self.positions
+        names = patches[:, -1:, :self.name_width]
+        if self.names is not None:
+            patches = patches[:, :-1]
+        keys = self.inputs(patches) + self.positions
         q = self.queries.expand(len(patches), -1, -1)
+        if self.names is not None:
+            q = q + self.names(names)
         if self.audience is not None and audience is not None:
             attributes = self.audience(audience).tanh()
         if self.attributes is not None and attributes is not None:
