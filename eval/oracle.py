@@ -57,8 +57,9 @@ def picture_oracle(config: Config, dataset: Dataset, device: torch.device) -> li
     """The oracle's caption of each image."""
     rows, everyone = candidate_captions(config, dataset, device), np.arange(len(dataset))
     listeners = make_listeners(config.listeners, dataset, device)
-    pools = draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "oracle",
-                            config.eval.seed).unflatten(0, (-1, POOLS))
+    size = min(config.game.candidates, len(everyone))  # other data than the game's may have fewer images
+    pools = draw_candidates(np.repeat(everyone, POOLS), everyone, size, "oracle", config.eval.seed)
+    pools = pools.unflatten(0, (-1, POOLS))
     most = max(map(len, rows))
     chosen: list[str] = []
     for start in tqdm(range(0, len(rows), BATCH), desc="oracle", unit="batch", disable=None):

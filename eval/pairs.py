@@ -57,13 +57,13 @@ from .baselines import untrained_speakers
 from .drift import panel, word_shift
 from .evaluate import dataset_of, generate_captions, weights_of
 from .metrics import mean_and_error
-from .pages import DRIFT, UNTRAINED, results_page
+from .pages import DRIFT, OF_PICTURES, UNTRAINED, results_page
 from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 
 QUICK = ["train.steps=15", "eval.images=80"]
 WRITTEN = ("ground truth", "oracle")  # captions that are the same for every seed
 GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base)")
-TEXT = re.compile(r"says/.+|true_name|invented_colour|english|file_name|length|most_repeated|kl_to_base")
+TEXT = re.compile(r"says/.+|length|most_repeated|kl_to_base")
 OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accuracy/.+|faithful/.+")
 
 
@@ -200,7 +200,9 @@ def is_kept(speaker: str, figure: str, is_variant: bool) -> bool:
     """Whether a figure of the drift panel is kept; the others are in the run's own folder only if eval.drift is run."""
     if is_variant:
         return speaker != "ground truth" and bool(OF_VARIANTS.fullmatch(figure))
-    return bool(GAPS.fullmatch(figure)) or figure in DRIFT or speaker not in WRITTEN and bool(TEXT.fullmatch(figure))
+    if GAPS.fullmatch(figure) or figure in (*DRIFT, *OF_PICTURES):
+        return True
+    return speaker not in WRITTEN and bool(TEXT.fullmatch(figure))
 
 
 def keep(result: CellResult, folder: Path) -> None:

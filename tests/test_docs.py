@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from dixit.config import load_config
+from eval.pairs import path_of
 from eval.tables import RESULTS, look_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,7 +140,8 @@ def config_path(word: str) -> Path | None:
     """The config that a command names, by path or by name; None for a placeholder such as CONFIG."""
     if word.isupper():
         return None
-    return next((path for path in (ROOT / word, ROOT / f"configs/{word}.yaml", ROOT / f"configs/pairs/{word}.yaml")
+    return next((path for path in (ROOT / word, *(ROOT / f"configs/{folder}{word}.yaml"
+                                                  for folder in ("", "pairs/", "pictures/")))
                  if path.is_file()), ROOT / word)
 
 
@@ -153,7 +155,7 @@ def trainings() -> Iterator[tuple[str, list[Path], list[str]]]:
             configs, overrides = [config] if config else [], words[at + 1:]
         elif words[0] == "scripts/run_pairs":
             named = list(itertools.takewhile(lambda word: not word.startswith("--"), words[1:]))
-            configs = [ROOT / f"configs/pairs/{word}.yaml" for word in named if not word.isupper()]
+            configs = [path_of(word) for word in named if not word.isupper()]
             overrides = words[words.index("--set") + 1:] if "--set" in words else []
         else:
             continue

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dixit.common import DixitError, read_json
-from dixit.config import Config, SpeakerConfig, configs_folder, load_config, settings_hash
+from dixit.config import Config, SpeakerConfig, load_config, settings_hash
 from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run
@@ -25,6 +25,7 @@ from eval.pairs import (
     ceilings,
     keep,
     overrides_of,
+    path_of,
     reason_to_run,
     run_cell,
     variant_name,
@@ -104,7 +105,7 @@ def test_every_kept_cell_of_a_pair_is_of_todays_config():
     """The hash in cells.csv is that of the pair's YAML file with the changes that the cell's command names."""
     for cell in (cell for cell in read_cells() if cell.experiment == "pairs" and cell.seed):
         pair, *changes = cell.condition.split("+")
-        config = load_config(configs_folder() / "pairs" / f"{pair}.yaml", overrides_of(int(cell.seed), False, changes))
+        config = load_config(path_of(pair), overrides_of(int(cell.seed), False, changes))
         assert cell.config_hash == settings_hash(config), cell
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import DATA
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from towers import make_towers
 
 from dixit.common import DixitError
 from dixit.config import DataConfig, ListenerConfig, load_config
@@ -20,28 +20,6 @@ from dixit.models.features import _cached, image_embeddings, patch_features, pre
 from dixit.models.listeners import ClipListener, score_all
 from dixit.training.candidates import draw_candidates
 from eval import clip_quality
-
-
-def make_towers(cache: Path) -> None:
-    """Assets `lite0` and `minilm` as they would be fetched, but small or random."""
-    import timm
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    lite0, minilm = cache / "assets" / "lite0", cache / "assets" / "minilm"
-    for folder in (lite0, minilm):
-        folder.mkdir(parents=True)
-        (folder / "DONE.json").write_text("{}")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "and", "at", "the", "shape", ","]
-        words += sorted(frozenset().union(*scenes.WORD_CLASSES.values()))
-        text = BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                    intermediate_size=64, max_position_embeddings=80))
-    save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, lite0 / "model.safetensors")
-    text.save_pretrained(minilm)
-    (minilm / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(vocab=str(minilm / "vocab.txt")).save_pretrained(minilm)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_clip import make_towers
 from torch.nn import functional as F
+from towers import WIDTH, make_pictures, make_towers
 
 from dixit.common import DixitError
 from dixit.config import DataConfig, KnowledgeConfig, ListenerConfig, load_config
@@ -20,21 +20,6 @@ from dixit.models.listeners import known_classes, make_listeners
 from dixit.models.named import IMAGENET, Classes, imagenet_synsets
 from dixit.training.class_rows import train_rows
 from dixit.training.made_captions import MadeCaptions, with_names
-
-WIDTH = 32  # of the tiny text tower
-
-
-def make_pictures(root, count: int = 8) -> dict:
-    """A folder of plain pictures in two classes, and the config that reads it."""
-    from PIL import Image
-
-    for split, name in ((s, n) for s in ("train", "validation", "test") for n in ("dog", "violin")):
-        folder = root / split / name
-        folder.mkdir(parents=True)
-        for i in range(count):
-            colour = (250, 10 * i, 0) if name == "dog" else (0, 10 * i, 250)
-            Image.new("RGB", (48, 48), colour).save(folder / f"{i}.png")
-    return {"name": "folder", "path": str(root), "image_size": 48, "train": 0, "validation": 0, "test": 0}
 
 
 @pytest.fixture(scope="module")
