@@ -113,16 +113,15 @@ def _signals_passed_on(processes: list[subprocess.Popen]) -> Iterator[None]:
 def base_speaker(runs: Path, seed: int, threads: int, pictures: bool = False) -> Path:
     """The warm-started speaker of a seed, of scenes or of pictures, trained on first use."""
     mark = "pictures_" if pictures else ""
-    words, base = runs / f"words_{seed}", runs / f"base_{mark}{seed}"
+    words, base = runs / f"words_{mark}{seed}", runs / f"base_{mark}{seed}"
     with locked(runs / f"base_{mark}{seed}.lock"):
         if (base / "train.json").is_file():
             return base
-        if pictures:
-            launch("pictures/base.yaml", f"seed={seed}", f"out={base}", threads=threads)
-            return base
+        eyes = ["clip.name=lite0-pictures", "data.train=3000"] if pictures else []
         if not (words / "train.json").is_file():
-            launch("words_scenes.yaml", f"seed={seed}", f"out={words}", threads=threads)
-        launch("caption_scenes.yaml", f"seed={seed}", f"out={base}", f"speaker.init={words}", threads=threads)
+            launch("words_scenes.yaml", f"seed={seed}", f"out={words}", *eyes, threads=threads)
+        launch("pictures/base.yaml" if pictures else "caption_scenes.yaml", f"seed={seed}", f"out={base}",
+               f"speaker.init={words}", threads=threads)
     return base
 
 
