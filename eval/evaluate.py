@@ -40,7 +40,7 @@ from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run
 
 from . import metrics
-from .picture_metrics import caption_figures
+from .picture_metrics import caption_figures, without_colours
 
 
 @torch.no_grad()
@@ -112,6 +112,7 @@ def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]
     figures: dict[str, dict] = {}
     gaps: dict[tuple[str, str], Tensor] = {}
     picks: dict[str, Any] = {"pools": pools.tolist()}
+    concepts, plain = list(dataset["concept"]), [] if any(dataset["record"]) else without_colours(dataset)
     for speaker_name, own in captions.items():
         texts = own["texts"]
         row: dict[str, Any] = {}
@@ -133,8 +134,8 @@ def measure(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]
             for k in (1, 5):
                 row[f"recall@{k}"] = metrics.mean_and_error(metrics.recall_at(similarity, k))
         row |= _text_figures(texts, run)
-        if not any(dataset["record"]):
-            row |= caption_figures(texts, dataset)
+        if plain:
+            row |= caption_figures(texts, concepts, plain)
         if "kl" in own:
             row["kl_to_base"] = metrics.mean_and_error(own["kl"])
         figures[speaker_name] = row
@@ -163,25 +164,21 @@ def game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: Floa
 
 def _text_figures(texts: list[str], run: LoadedRun) -> dict:
     """Length, diversity, word classes, and perplexity under the frozen LLM."""
-    tokens = [run.speaker.encode(texts[start:start + 64])[1].sum(1).cpu() for start in range(0, len(texts), 64)]
+    total, length = token_logp(texts, run.speaker)
     rates = {f"says/{k}": metrics.mean_and_error(v) for k, v in metrics.word_class_rates(texts).items()}
-    return {"length": metrics.mean_and_error(torch.cat(tokens).double()), "perplexity": perplexity(texts, run.speaker),
+    return {"length": metrics.mean_and_error(length), "perplexity": metrics.perplexity(total, length),
             "distinct_1": metrics.distinct(texts, 1), "distinct_2": metrics.distinct(texts, 2),
             "vocabulary": metrics.vocabulary(texts), "most_repeated": metrics.most_repeated(texts), **rates}
 
 
-def perplexity(texts: list[str], speaker: Speaker) -> dict[str, float]:
-    """Perplexity per token of captions under the frozen LLM alone."""
+def token_logp(texts: list[str], speaker: Speaker) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """The log-probability of each caption under the frozen LLM alone, and its length in tokens."""
     logp, lengths = [], []
     for start in range(0, len(texts), 64):
         tokens, mask = speaker.encode(texts[start:start + 64])
         logp.append(speaker.perplexity_logp(tokens, mask).sum(1).cpu())
         lengths.append(mask.sum(1).cpu())
-    total, length = torch.cat(logp).double(), torch.cat(lengths).double()
-    mean = float((-total.sum() / length.sum()).exp())
-    # The error of a ratio of sums, by the delta method.
-    spread = (-total - (-total.sum() / length.sum()) * length).std() / length.mean() / len(texts) ** 0.5
-    return {"mean": mean, "se": mean * float(spread), "n": len(texts)}
+    return torch.cat(logp).double(), torch.cat(lengths).double()
 
 
 def dataset_of(run: LoadedRun, data: DataConfig, split: str, images: int) -> Dataset:

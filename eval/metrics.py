@@ -52,6 +52,14 @@ def vocabulary(texts: list[str]) -> int:
     return len({w for text in texts for w in words(text)})
 
 
+def perplexity(total: Float[Tensor, "S"], length: Float[Tensor, "S"]) -> dict[str, float]:
+    """{"mean", "se", "n"}: perplexity per token, from the log-probability of each caption and its length in tokens."""
+    mean = float((-total.sum() / length.sum()).exp())
+    # The error of a ratio of sums, by the delta method.
+    spread = (-total - (-total.sum() / length.sum()) * length).std() / length.mean() / len(total) ** 0.5
+    return {"mean": mean, "se": mean * float(spread), "n": len(total)}
+
+
 def most_repeated(texts: list[str]) -> float:
     """The share of images that get the commonest caption."""
     return most_common_caption(texts)[1] if texts else 0.0

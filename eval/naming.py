@@ -28,9 +28,9 @@ from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import LoadedRun, load_run
 
-from .evaluate import generate_captions, perplexity
-from .metrics import mean_and_error
-from .picture_metrics import caption_figures
+from .evaluate import generate_captions, token_logp
+from .metrics import mean_and_error, perplexity
+from .picture_metrics import caption_figures, without_colours
 from .tables import Cell, add_keep_option, put, rows_of
 
 POOLS, CANDIDATES = 20, 10
@@ -54,8 +54,10 @@ def naming(run: LoadedRun, dataset: Dataset, eyes: list[str]) -> tuple[dict[str,
     """Every figure of each speaker's captions, and the captions."""
     captions = {name: own["texts"] for name, own in generate_captions(run, dataset).items() if name != "oracle"}
     figures = found_by(eyes, dataset, captions, run.config.eval.seed)
+    concepts, plain = list(dataset["concept"]), without_colours(dataset)
     for name, texts in captions.items():
-        figures[name] |= caption_figures(texts, dataset) | {"perplexity": perplexity(texts, run.speaker)}
+        figures[name] |= caption_figures(texts, concepts, plain)
+        figures[name]["perplexity"] = perplexity(*token_logp(texts, run.speaker))
     return figures, captions
 
 

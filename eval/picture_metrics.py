@@ -40,13 +40,17 @@ def names_truly(caption: str, concept: str) -> bool | None:
     return wordnet().related(named, wanted) if named and wordnet().senses(wanted) else None
 
 
-def caption_figures(texts: list[str], dataset: Dataset) -> dict[str, Any]:
+def without_colours(dataset: Dataset) -> list[bool]:
+    """For each picture, whether its pixels have no colour but black, white and grey."""
+    return [set(main_colours(Image.fromarray(np.asarray(row["image"])))) <= COLOURLESS for row in dataset]
+
+
+def caption_figures(texts: list[str], concepts: list[str], plain: list[bool]) -> dict[str, Any]:
     """Shares of captions: that name a thing (says/name), of these a true one (true_name); that name a colour
     (says/colour); of pictures without colours, those given one (invented_colour); that are English (english), and that
-    look like file names (file_name)."""
-    true = [names_truly(text, concept) for text, concept in zip(texts, dataset["concept"], strict=True)]
+    look like file names (file_name). `plain` is `without_colours` of the pictures."""
+    true = [names_truly(text, concept) for text, concept in zip(texts, concepts, strict=True)]
     hues = [bool(set(words(text)) & (COLOUR_NAMES - COLOURLESS)) for text in texts]
-    plain = [set(main_colours(Image.fromarray(np.asarray(row["image"])))) <= COLOURLESS for row in dataset]
     shares: dict[str, list[bool]] = {
         "says/name": [bool(noun_of(text)) for text in texts], "true_name": [t for t in true if t is not None],
         "says/colour": [bool(set(words(text)) & COLOUR_NAMES) for text in texts],

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -141,24 +142,22 @@ class Clip:
         """
         key = tuple(texts)
         if key not in self.text_cache:
-            unique = sorted(set(texts), key=lambda t: (len(t), t))  # of like length together: little padding
-            parts = [self._encode(self.tokens(unique[i:i + 32]))
-                     for i in range(0, len(unique), 32)]
-            place = {text: i for i, text in enumerate(unique)}
             if len(self.text_cache) == TEXT_CACHE_SIZE:
                 del self.text_cache[next(iter(self.text_cache))]
-            self.text_cache[key] = torch.cat(parts)[[place[text] for text in texts]]
+            self.text_cache[key] = self._each_once(texts, self._encode)
         return self.text_cache[key]
+
+    def _each_once(self, texts: list[str], encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `encode` makes of the tokens of texts; equal texts are encoded once."""
+        unique = sorted(set(texts), key=lambda t: (len(t), t))  # of like length together: little padding
+        parts = [encode(self.tokens(unique[i:i + 32])) for i in range(0, len(unique), 32)]
+        place = {text: i for i, text in enumerate(unique)}
+        return torch.cat(parts)[[place[text] for text in texts]]
 
     @torch.no_grad()
     def embed_names(self, names: list[str]) -> Float[Tensor, "S Dt"]:
         """Unit embeddings of names in the first block of a NamedTower's CLIP."""
-        width = self.name_width
-        unique = sorted(set(names), key=lambda t: (len(t), t))
-        parts = torch.cat([self.model.encode_text(self.tokens(unique[i:i + 32]))[:, :width]
-                           for i in range(0, len(unique), 32)])
-        place = {text: i for i, text in enumerate(unique)}
-        return F.normalize(parts[[place[text] for text in names]], dim=-1)
+        return F.normalize(self._each_once(names, self.model.encode_text)[:, :self.name_width], dim=-1)
 
     def _encode(self, ids: Int[Tensor, "S T"]) -> Tensor:
         """Unit embeddings. A causal text tower that pools at the end token runs up to the last end token only, as later

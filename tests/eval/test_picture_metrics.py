@@ -6,7 +6,7 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from eval.picture_metrics import caption_figures, is_english, is_file_name, names_truly
+from eval.picture_metrics import caption_figures, is_english, is_file_name, names_truly, without_colours
 
 
 def test_english_words_and_file_names():
@@ -27,7 +27,8 @@ def test_shares_of_captions():
     red, grey = Image.new("RGB", (32, 32), (230, 10, 10)), Image.new("RGB", (32, 32), (120, 120, 120))
     data = Dataset.from_dict({"image": [red, grey, grey], "concept": ["dog", "cup", "cup"]}).cast_column(
         "image", ImageColumn())
-    found = caption_figures(["A red dog.", "A red mug.", "A grey thing."], data)
+    found = caption_figures(["A red dog.", "A red mug.", "A grey thing."], list(data["concept"]),
+                            without_colours(data))
     shares = {name: round(figure["mean"], 2) for name, figure in found.items()}
     assert shares == {"says/name": 0.67, "true_name": 0.5, "says/colour": 1.0, "invented_colour": 0.5, "english": 1.0,
                       "file_name": 0.0}
