@@ -40,8 +40,8 @@ class DataConfig:
     caption_column: str = "caption"
     captions: str = ""  # folder: a file of captions; default: metadata.csv or the like, or text files beside images
     splits: str = "given"  # folder, hub: given: as folders or files name them | hash: by a hash of the names
-    made_captions: bool = False  # task caption: captions of pictures are made from classes and pixels, and not written
-    # ones. See training/made_captions.py
+    made_captions: bool = False  # tasks words and caption: captions of pictures are made from classes and pixels, and
+    # not written ones. See training/made_captions.py
     broken: str = "error"  # an image that cannot be read: error | skip: left out, with a warning
 
 

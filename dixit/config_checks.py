@@ -163,8 +163,9 @@ def _check_game(config: Config) -> None:
             if listener.learning_rate and (group == "heldout" or listener.kind != "clip"):
                 raise DixitError(f"config: {group}[{i}].learning_rate must be 0; only listeners of kind clip that are "
                                  "trained with can learn")
-    if config.data.made_captions and config.task != "caption":
-        raise DixitError(f"config: data.made_captions is for task caption, not {config.task}; leave it out")
+    if config.data.made_captions and config.task not in ("words", "caption"):
+        raise DixitError(f"config: data.made_captions is for the tasks words and caption, not {config.task}; leave it "
+                         "out")
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
     if config.policy.algorithm in ("rloo", "grpo") and config.policy.samples < 2:

@@ -138,7 +138,7 @@ def main_sense(noun: str) -> str:
 
     Persons count only for a noun with no other sense, proper names never. "" if there is none.
     """
-    bases = set(wordnet().bases(noun, "noun"))
+    bases = set(wordnet().bases(noun.lower(), "noun"))
     for synset in _by_use(noun, wordnet().senses(noun)):
         if any(lemma.lower() in bases and (" " in lemma or not lemma.istitle()) for lemma in wordnet().lemmas(synset)):
             return synset
@@ -147,7 +147,7 @@ def main_sense(noun: str) -> str:
 
 def _by_use(noun: str, senses: Iterable[str]) -> list[str]:
     """Senses of a noun, the main one first."""
-    net, bases = wordnet(), set(wordnet().bases(noun, "noun"))
+    net, bases = wordnet(), set(wordnet().bases(noun.lower(), "noun"))
     keys = {}
     for synset in senses:
         tags = max(net.tags(synset, base) for base in bases)

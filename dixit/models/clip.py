@@ -39,7 +39,15 @@ from torchvision.transforms.v2 import functional as V
 from dixit.common import DixitError, atomic_path, read_json, write_json
 from dixit.data.assets import asset, cache_dir
 from dixit.models.hf_clip import open_hf_clip
-from dixit.models.named import ATTRIBUTE_WIDTH, NAME_SIZE, NamedTower, imagenet_synsets, imagenet_texts, name_row
+from dixit.models.named import (
+    ATTRIBUTE_WIDTH,
+    NAME_SIZE,
+    NamedTower,
+    TextHead,
+    image_row,
+    imagenet_synsets,
+    imagenet_texts,
+)
 from dixit.models.perception import perceive
 from dixit.models.towers import IMAGE_SIZE, TOWERS, SmallCnn, patch_grid, tower_of
 
@@ -79,8 +87,13 @@ class Clip:
 
     @property
     def name_width(self) -> int:
-        """The width of the name embedding that `patches` gives as its last row; 0 if it gives none."""
+        """The width of the names' block of embeddings; 0 if images are embedded as a whole."""
         return self.named.classes.prototypes.shape[1] if self.named else 0
+
+    @property
+    def row_width(self) -> int:
+        """The width of the image embedding that `patches` gives as its last row; 0 if it gives none."""
+        return self.name_width and self.name_width + ATTRIBUTE_WIDTH
 
     @cached_property
     def key(self) -> str:
@@ -110,16 +123,16 @@ class Clip:
     def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B P Dv"]:
         """Patch features in front of the pooling: the cells of a CNN's last map, the tokens of a transformer.
 
-        A tower that names what it sees gives one more, its name embedding (named.name_row).
+        A tower that names what it sees gives one more, its image embedding (named.image_row).
         """
         return self._patches(self.preprocess(images, perception))
 
     def _patches(self, x: Tensor) -> Tensor:
         if self.named is None:
             return patch_grid(self.model.visual, x)
-        grid = self.named.patch_maps(x).flatten(2).transpose(1, 2)
-        names = self.named.classes(self.named.class_features(x))
-        return torch.cat([grid, name_row(names, grid.shape[2])], dim=1)
+        maps = self.named.patch_maps(x)
+        image = self.named.join(self.named.classes(self.named.class_features(x)), maps)
+        return torch.cat([maps.flatten(2).transpose(1, 2), image_row(image, maps.shape[1])], dim=1)
 
     @torch.no_grad()
     def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B E"]:
@@ -292,8 +305,8 @@ def _open_folder(folder: Path, device: str | torch.device) -> Clip:
             what = f"holds a model of transformers ({kind}), not one of open_clip; {HUB_HINT}" if kind else \
                 "has no open_clip_config.json"
             raise ValueError(f"the folder {what}")
-        model, tokenizer, about = open_hf_clip(folder, device)
-        return Clip(model, tokenizer, folder.resolve().name, about, _preprocessing(model))
+        taken, tokenizer, about = open_hf_clip(folder, device)
+        return Clip(taken, tokenizer, folder.resolve().name, about, _preprocessing(taken))
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -313,14 +326,16 @@ def _open_folder(folder: Path, device: str | torch.device) -> Clip:
     if not weights:
         raise ValueError(f"it has no {WEIGHTS[0]}; weights in other formats are not read, since pickles can run code")
     source = f"local-dir:{folder}"
-    model = open_clip.create_model(source, load_weights=False, device=device, pretrained_text=False)
+    model: Any = open_clip.create_model(source, load_weights=False, device=device, pretrained_text=False)
+    named = getattr(model.visual, "trunk", None)
+    if isinstance(named, NamedTower):
+        model.text.proj = TextHead(model.text.config.hidden_size).to(device)
     try:
         open_clip.load_checkpoint(model, str(weights[0]))
     except RuntimeError as error:
         problem = [line.strip() for line in str(error).splitlines() if line.strip()][:2][-1]
         raise ValueError(f"the weights in {weights[0].name} do not fit its open_clip_config.json: {problem}") from None
     labels = tuple(read_json(folder / CLASSES)) if (folder / CLASSES).is_file() else ()
-    named = getattr(model.visual, "trunk", None)
     if isinstance(named, NamedTower) and len(labels) != len(named.classes.bias):
         raise ValueError(f"{folder / CLASSES} must list its {len(named.classes.bias)} classes; build it anew")
     return Clip(model, open_clip.get_tokenizer(source), folder.resolve().name, model_config, _preprocessing(model),
@@ -408,8 +423,8 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
     tower "cnn" is untrained too (`visual.trunk`). What is untrained is a function of `seed`.
 
     `name` is a tower, or a tower and a word of one's own: "lite0-animals". With `names` the image tower is a
-    NamedTower: its heads are `visual.trunk.attributes` and the lower rows of `text.proj`, whose upper rows are the
-    identity. Raises DixitError for an unknown tower or a missing asset.
+    NamedTower: its heads are `visual.trunk.attributes` and `text.proj`, a TextHead. Raises DixitError for an unknown
+    tower or a missing asset.
     """
     tower = tower_of(name)
     if not tower:
@@ -439,6 +454,8 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
         torch.manual_seed(seed)
         model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True,
                                             device=device)
+        if names:
+            model.text.proj = TextHead(text_width).to(device)
     trunk: Any = model.visual.trunk
     if not isinstance(trunk, SmallCnn):
         weights = load_file(asset(tower) / "model.safetensors")
@@ -458,12 +475,8 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
 
 @torch.no_grad()
 def _name_classes(clip: Clip, weights: dict[str, Tensor]) -> None:
-    """Give a NamedTower ImageNet's classifier and the text embeddings of its classes, and its text tower the identity.
-    """
+    """Give a NamedTower ImageNet's classifier and the text embeddings of its classes."""
     classes, texts = clip.model.visual.trunk.classes, imagenet_texts()
-    projection = clip.model.text.proj.weight  # (Dt + W, Dt)
-    width = projection.shape[1]
-    projection[:width] = torch.eye(width)
     classes.weight.copy_(weights["classifier.weight"])
     classes.bias.copy_(weights["classifier.bias"])
     embedded = clip.embed_names([text for row in texts for text in row])

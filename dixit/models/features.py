@@ -28,8 +28,8 @@ from tqdm import tqdm
 from dixit.common import DixitError, atomic_write_text, locked, read_json, sha256, write_json
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
-from dixit.models.clip import Clip, digest
-from dixit.models.named import name_row
+from dixit.models.clip import Clip
+from dixit.models.named import image_row
 from dixit.models.perception import perception_key
 from dixit.models.towers import is_built_here
 
@@ -109,7 +109,7 @@ def _cache_path(kind: str, *key: str) -> Path:
 
 def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
     """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped. CLIPs of one image tower share them, but for
-    the name embeddings that a NamedTower adds."""
+    the image embeddings that a NamedTower adds."""
     named = clip.named
     if named is None:
         return grid_features(clip, dataset, perception, batch)
@@ -117,10 +117,11 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
 
     @torch.no_grad()
     def compute(start: int, stop: int) -> np.ndarray:
-        rows = name_row(named.classes(_as_tensor(features[start:stop]).to(clip.device)), grid.shape[2])
+        names = named.classes(_as_tensor(features[start:stop]).to(clip.device))
+        rows = image_row(named.join(names, to_feature_maps(grid[start:stop]).to(clip.device)), grid.shape[2])
         return np.concatenate([grid[start:stop], rows.half().cpu().numpy()], axis=1)
 
-    path = _cache_path("named", clip.tower_key, digest(named.classes), fingerprint(dataset), perception_key(perception))
+    path = _cache_path("named", clip.key, fingerprint(dataset), perception_key(perception))
     return _cached(path, (len(dataset), grid.shape[1] + 1, grid.shape[2]), "float16", compute,
                    f"named patches {perception}", batch)
 

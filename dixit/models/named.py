@@ -3,11 +3,13 @@
 The image embedding is two blocks side by side. The first is the mean text embedding of the likeliest classes, weighted
 by their probability (ConSE, Norouzi et al. 2014; the text space as the target is DeViSE's, Frome et al. 2013). It needs
 no pair of image and text and knows no colour, place or number. Those are in the second block, a pooling head on the
-patches that is trained (training/warm_start.py). A cosine of two such embeddings is a weighted sum of the blocks'.
+patches that is trained (training/warm_start.py). Texts have the same two blocks: the text tower's own embedding, and a
+head on it that is trained. A cosine of two such embeddings is a weighted sum of the blocks'.
 
 Besides ImageNet's 1,000 classes there may be further ones, for the concepts of images that it is trained on.
 
-Shapes: B images, P patches, Dv patch width, F class-feature width, n classes, Dt text width, W attribute width.
+Shapes: B images, S texts, P patches, Dv patch width, F class-feature width, n classes, Dt text width, W attribute
+width, E = Dt + W.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ IMAGENET = 1000  # classes
 NAME_SIZE = 192  # pixels of a side for the classifier; the patches are read at towers.IMAGE_SIZE. Recall at 1 of 10 of
 # emoji (train) by their labels, lite0: .22 at 128, .25 at 160, .27 at 192, .29 at 224 pixels, in 5, 8, 12, 19 ms
 ATTRIBUTE_WIDTH = 256  # of the second block
-ATTRIBUTE_WEIGHT = 1.0  # of the second block beside the first, in images; texts learn theirs
+ATTRIBUTE_WEIGHT = 1.0  # of the second block beside the first, in images; texts learn theirs (TextHead)
 TEMPERATURE = 2.0  # of the class probabilities
 LIKELIEST = 20  # classes that an embedding is the mean of
 
@@ -114,11 +116,24 @@ def joined(names: Float[Tensor, "B Dt"], attributes: Float[Tensor, "B W"]) -> Fl
     return torch.cat([names, ATTRIBUTE_WEIGHT * F.normalize(attributes, dim=-1)], dim=1)
 
 
-def name_row(names: Float[Tensor, "B Dt"], width: int) -> Float[Tensor, "B 1 Dv"]:
-    """Unit embeddings of names as one more patch of `width`, at the scale of the patches: what a speaker reads beside
-    them."""
-    scaled = names * names.shape[1] ** 0.5
-    return F.pad(scaled, (0, width - names.shape[1]))[:, None]
+def image_row(images: Float[Tensor, "B E"], width: int) -> Float[Tensor, "B 1 Dv"]:
+    """Image embeddings of two blocks as one more patch of `width`, at the scale of the patches: what a speaker reads
+    beside them."""
+    return F.pad(images * images.shape[1] ** 0.5, (0, width - images.shape[1]))[:, None]
+
+
+class TextHead(nn.Module):
+    """Texts' embeddings of two blocks: what the text tower gives, as it is, and an MLP of it, which also weighs the
+    blocks by the length of its output."""
+
+    def __init__(self, text_width: int):
+        super().__init__()
+        hidden = (text_width + ATTRIBUTE_WIDTH) // 2  # as open_clip's
+        self.attributes = nn.Sequential(nn.Linear(text_width, hidden, bias=False), nn.GELU(),
+                                        nn.Linear(hidden, ATTRIBUTE_WIDTH, bias=False))
+
+    def forward(self, texts: Float[Tensor, "S Dt"]) -> Float[Tensor, "S E"]:
+        return torch.cat([texts, self.attributes(texts)], dim=1)
 
 
 def imagenet_texts() -> list[list[str]]:

@@ -69,11 +69,11 @@ class Speaker:
     """A trainable `adapter` in front of a frozen LLM.
 
     `trained` is the module that holds exactly the trained parameters (adapter, and LoRA's); its forward is
-    the adapter's. It may be replaced by a wrapped (distributed) version of itself. `name_width`: see Adapter.
+    the adapter's. It may be replaced by a wrapped (distributed) version of itself. `row_width`: see Adapter.
     """
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, seed: int = 0,
-                 device: str | torch.device = "cpu", name_width: int = 0):
+                 device: str | torch.device = "cpu", row_width: int = 0):
         self.config = config
         positions = 1 + config.prefix + config.max_tokens
         self.llm, self.tokenizer = load_llm(config.llm, config.dtype, positions)
@@ -84,7 +84,7 @@ class Speaker:
         self.llm_width = embedded.shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapter = Adapter(config, patches, patch_width, self.llm_width, float(embedded.float().std()), name_width)
+            adapter = Adapter(config, patches, patch_width, self.llm_width, float(embedded.float().std()), row_width)
             del embedded
             if config.lora_rank:
                 self.llm = add_lora(self.llm, config.llm, config.lora_rank, config.lora_targets)

@@ -1,12 +1,12 @@
-"""Captions of pictures that need no writer: names from made-up classes, colours from pixels.
+"""The captions of a warm start: written ones, or ones made of classes' names and of pixels' colours.
 
 An image embedding that lies in the text space lets a captioner learn names without images (CapDec, Nukrai et al. 2022;
 DeCap, Li et al. 2023). Here a picture's name embedding is replaced by that of a made-up class posterior, and its
 captions name the made-up class: at three levels (a tree frog, a frog, an animal), with or without the colours that its
-pixels have. Patches stay the picture's own, so that the speaker learns to take names from the name embedding and
-colours from the patches. Scenes keep their name embedding and their captions.
+pixels have. Patches and the attributes of the image embedding stay the picture's own, so that the speaker learns to
+take names from the name embedding and colours from the others. Scenes keep their name embedding and their captions.
 
-Leaves out the loss (warm_start.py).
+Leaves out the losses (warm_start.py).
 
 Shapes: B images, n classes, F class-feature width, Dt text width, Dv patch width.
 """
@@ -22,17 +22,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dixit.common import DixitError, rng
-from dixit.data.known import main_colours
-from dixit.data.names import VAGUE, noun_of, phrase, things
+from dixit.data.known import COLOUR_NAMES, main_colours
+from dixit.data.names import VAGUE, noun_of, phrase, thing_senses, things
 from dixit.models.clip import Clip
-from dixit.models.named import IMAGENET, name_row
+from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET, image_row
 
 CAPTIONS = 6  # made for each picture
 NEIGHBOURS, OTHERS = 20, 10  # classes that are near the made-up one, and how many of them share its posterior
 CONCENTRATION = 0.5  # of the Dirichlet distribution of their shares
 LEAST = 0.15  # probability of the made-up class, at least
 NOISE = 0.01  # standard deviation of what is added to the name embedding
-COLOURED = 0.3  # fraction of captions that name colours
+COLOURED, BOTH = 0.35, 0.25  # fraction of captions that name colours; of these, fraction that name two if there are two
 LEVELS = 0.55, 0.3, 0.15  # fractions of captions that name the class itself, its everyday word, its broad kind
 FIRST = 0.7  # fraction of names of the class itself that are its first one
 
@@ -42,6 +42,21 @@ def class_levels(clip: Clip) -> list[tuple[tuple[str, ...], str, str]]:
     vague to tell anything, it is the everyday word."""
     levels = [(t.names, t.basic, t.basic if t.kind in VAGUE or not t.kind else t.kind) for t in things()]
     return levels + [((label,), noun_of(label) or label, noun_of(label) or label) for label in clip.classes[IMAGENET:]]
+
+
+class WrittenCaptions:
+    """The captions that a data set has."""
+
+    def __init__(self, dataset: Dataset):
+        self.captions = list(dataset["captions"])
+
+    def documents(self) -> list[list[str]]:
+        """Captions to count words in: those of each image."""
+        return self.captions
+
+    def draw(self, index: Int[np.ndarray, "B"], *_: int | str) -> tuple[None, list[list[str]]]:
+        """No name embeddings, and the captions of some images."""
+        return None, [self.captions[i] for i in index]
 
 
 class MadeCaptions:
@@ -54,19 +69,25 @@ class MadeCaptions:
         if clip.named is None:
             raise DixitError(f"data.made_captions needs a CLIP that names things, and {clip.name} does not; set "
                              "clip.name to one that was trained with clip.names, e.g. lite0-pictures")
-        self.classes, self.width = clip.named.classes, clip.named.num_features
+        self.classes = clip.named.classes
         self.written, self.records = list(dataset["captions"]), list(dataset["record"])
         self.levels = class_levels(clip)
-        further = [i for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET)
-                   if noun_of(label) and len(label.split()) <= 2 and label.replace(" ", "").isalpha()]
+        further = [i for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET) if label.replace(" ", "").isalpha()
+                   and thing_senses(label)]
         self.usable = np.array([*range(IMAGENET), *further])
         rows = F.normalize(self.classes.weight, dim=1)
         self.near: Int[np.ndarray, "n m"] = (rows @ rows.T).fill_diagonal_(-1).topk(NEIGHBOURS).indices.cpu().numpy()
         self.colours = [[] if record else main_colours(Image.fromarray(np.asarray(row["image"])))
                         for row, record in zip(dataset, self.records, strict=True)]
 
-    def draw(self, index: Int[np.ndarray, "B"], *key: int | str) -> tuple[Float[Tensor, "B Dv"], list[list[str]]]:
-        """The name rows (NaN where an image keeps its own) and the captions of some images."""
+    def documents(self) -> list[list[str]]:
+        """Captions to count words in: each class's names at all levels, each colour, and the captions of scenes."""
+        scenes = [own for own, record in zip(self.written, self.records, strict=True) if record]
+        named = [[*names, basic, kind] for names, basic, kind in (self.levels[i] for i in self.usable)]
+        return scenes + named + [[colour] for colour in sorted(COLOUR_NAMES)]
+
+    def draw(self, index: Int[np.ndarray, "B"], *key: int | str) -> tuple[Float[Tensor, "B Dt"], list[list[str]]]:
+        """The name embeddings (NaN where an image keeps its own) and the captions of some images."""
         r = rng("made captions", *key)
         posterior = torch.zeros(len(index), len(self.classes.bias))
         captions: list[list[str]] = []
@@ -85,8 +106,8 @@ class MadeCaptions:
                 captions.append([self.caption(made, self.colours[image], r) for _ in range(CAPTIONS)])
         names = self.classes.mean_embedding(posterior.to(self.classes.bias))
         noise = torch.from_numpy(r.standard_normal(names.shape)).to(names)
-        rows = name_row(F.normalize(names + NOISE * noise, dim=1), self.width)[:, 0]
-        return rows.masked_fill(kept[:, None].to(rows.device), torch.nan), captions
+        names = F.normalize(names + NOISE * noise, dim=1)
+        return names.masked_fill(kept[:, None].to(names.device), torch.nan), captions
 
     def caption(self, made: int, colours: list[str], r: np.random.Generator) -> str:
         """One caption of a made-up class in a picture of these colours."""
@@ -94,13 +115,17 @@ class MadeCaptions:
         level = r.choice(3, p=LEVELS)
         first = names[0] if r.random() < FIRST else names[int(r.integers(len(names)))]
         noun = (first, basic, kind)[level]
-        said = " and ".join(colours) + " " if colours and r.random() < COLOURED else ""
+        said = " and ".join(colours[:1 + (r.random() < BOTH)]) + " " if colours and r.random() < COLOURED else ""
         text = phrase(said + noun)
         return text[0].upper() + text[1:] + "."
 
 
-def with_names(patches: Float[Tensor, "B P Dv"], rows: Float[Tensor, "B Dv"]) -> Float[Tensor, "B P Dv"]:
-    """Patches with other name rows, where these are given."""
-    rows = rows.to(patches)
-    last = torch.where(rows.isnan(), patches[:, -1], rows)
-    return torch.cat([patches[:, :-1], last[:, None]], dim=1)
+def with_names(patches: Float[Tensor, "B P Dv"], names: Float[Tensor, "B Dt"] | None) -> Float[Tensor, "B P Dv"]:
+    """Patches whose image embedding has other names, where these are given."""
+    if names is None:
+        return patches
+    width = names.shape[1]
+    row = image_row(F.pad(names, (0, ATTRIBUTE_WIDTH)), patches.shape[2]).to(patches)[:, 0, :width]
+    changed = patches.clone()
+    changed[:, -1, :width] = torch.where(row.isnan(), patches[:, -1, :width], row)
+    return changed

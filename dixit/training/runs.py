@@ -30,7 +30,7 @@ def open_speaker(config: Config, clip: Clip, device: torch.device) -> Speaker:
     """The speaker for a CLIP's patch features. If a run `speaker.init` is named, it starts from its weights, or from
     the copy of them that the config's own run has kept."""
     blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
-    speaker = Speaker(config.speaker, blank.shape[1], blank.shape[2], config.seed, device, clip.name_width)
+    speaker = Speaker(config.speaker, blank.shape[1], blank.shape[2], config.seed, device, clip.row_width)
     if config.speaker.init:
         path = base_weights(config.folder, config.speaker.init)
         new = ("audience.", "attributes.") if config.task == "caption" else ()

@@ -41,7 +41,7 @@ from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.class_rows import train_rows
 from dixit.training.loop import Task, local_slice, share_bounds
-from dixit.training.made_captions import MadeCaptions, with_names
+from dixit.training.made_captions import MadeCaptions, WrittenCaptions, with_names
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
@@ -61,9 +61,6 @@ class ClipHeads(nn.Module):
         self.text, self.scale = model.text.proj, model.logit_scale
         self.trunk = model.visual.trunk if isinstance(model.visual.trunk, SmallCnn) else nn.Identity()
         self.requires_grad_(True)
-        if self.is_named:  # the rows of the identity stay
-            mask = torch.arange(len(self.text.weight)) >= clip.name_width
-            self.text.weight.register_hook(lambda gradient: gradient * mask.to(gradient)[:, None])
 
     def forward(self, images: Any, texts: Float[Tensor, "B Dt"]) -> tuple[Tensor, ...]:
         if self.is_named:
@@ -197,53 +194,56 @@ class WordTask(Task):
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
         self.trained = self.speaker.trained
-        bags = [set(self.tokens(captions)) for captions in self.data["captions"]]
+        self.captions, self.validation_captions = caption_sources(config, start)
+        bags = [set(self.tokens(captions)) for captions in self.captions.documents()]
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         embedding = self.speaker.llm.get_input_embeddings().weight
         self.words = embedding[sorted(counts)].detach()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
-        self.targets, self.validation_targets = self.target(bags), self.target(
-            [set(self.tokens(captions)) for captions in self.validation["captions"]])
 
     def tokens(self, captions: list[str]) -> list[int]:
         return [token for ids in self.speaker.tokenizer(captions, add_special_tokens=False)["input_ids"]
                 for token in ids]
 
-    def target(self, bags: list[set[int]]) -> Float[Tensor, "n W"]:
+    def target(self, captions: list[list[str]]) -> Float[Tensor, "B W"]:
         """A distribution over the words of each image: inverse document frequency, normalised."""
-        rows = torch.zeros(len(bags), len(self.column))
-        for i, bag in enumerate(bags):
-            known = [self.column[token] for token in bag if token in self.column]
+        rows = torch.zeros(len(captions), len(self.column))
+        for i, own in enumerate(captions):
+            known = [self.column[token] for token in set(self.tokens(own)) if token in self.column]
             rows[i, known] = self.weight[known]
         return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
 
-    def _loss(self, store: Any, targets: Tensor, index: np.ndarray) -> Float[Tensor, "B"]:
-        prefix = self.trained(patch_batch(store, index, self.speaker.device))  # (B, K, D)
+    def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]]) -> Float[Tensor, "B"]:
+        prefix = self.trained(patches)  # (B, K, D)
         p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
         some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector has the word
-        return -(targets[index].to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+        return -(self.target(captions).to(some.device) * some.clamp(min=1e-6).log()).sum(1)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
-        settings = self.config.train
-        index = game.batch_indices(self.config.seed, step, settings.batch, len(self.data))
+        seed, settings = self.config.seed, self.config.train
+        index = game.batch_indices(seed, step, settings.batch, len(self.data))
         if micro_batch == 0:
-            prefetch(self.store, game.batch_indices(self.config.seed, step + 1, settings.batch, len(self.data)))
+            prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        return self._loss(self.store, self.targets, index[mine]).mean(), {}
+        names, captions = self.captions.draw(index, seed, step)
+        patches = patch_batch(self.store, index[mine], self.speaker.device)
+        return self._loss(with_names(patches, None if names is None else names[mine]), captions[mine]).mean(), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
         index = np.arange(min(256, len(self.validation)))
-        return {"loss": float(self._loss(self.validation_store, self.validation_targets, index).mean())}
+        names, captions = self.validation_captions.draw(index, "validation")
+        patches = patch_batch(self.validation_store, index, self.speaker.device)
+        return {"loss": float(self._loss(with_names(patches, names), captions).mean())}
 
 
-def made_captions(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions, MadeCaptions] | None:
-    """Made captions of the training and the validation images, if the config asks for them."""
-    if not config.data.made_captions:
-        return None
-    return MadeCaptions(start.clip, start.data), MadeCaptions(start.clip, start.validation)
+def caption_sources(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions | WrittenCaptions, ...]:
+    """Captions of the training and of the validation images: made ones if the config asks for them."""
+    if config.data.made_captions:
+        return MadeCaptions(start.clip, start.data), MadeCaptions(start.clip, start.validation)
+    return WrittenCaptions(start.data), WrittenCaptions(start.validation)
 
 
 UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
@@ -261,9 +261,7 @@ class CaptionTask(Task):
         start = speaker_and_images(config, accelerator.device)
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
-        self.made = made_captions(config, start)
-        self.captions = [] if self.made else [self.that_fit(row) for row in self.data["captions"]]
-        self.validation_captions = [self.that_fit(row) for row in self.validation["captions"]]
+        self.captions, self.validation_captions = caption_sources(config, start)
         self.trained = self.speaker.trained
 
     def that_fit(self, captions: list[str]) -> list[str]:
@@ -277,7 +275,8 @@ class CaptionTask(Task):
               conditioned: np.ndarray | None = None) -> Tensor:
         """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and whether the adapter
         gets the caption's attributes, `conditioned` (B, N)."""
-        texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
+        fitting = [self.that_fit(own) for own in captions]
+        texts = [own[int(c * len(own))] for own, row in zip(fitting, choice, strict=True) for c in row]
         if conditioned is None:
             prefix = self.trained(patches)
         else:
@@ -297,13 +296,10 @@ class CaptionTask(Task):
         conditioned = None
         if self.config.speaker.audience_width:
             conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
-        patches = patch_batch(self.store, index[mine], self.speaker.device)
-        if self.made:
-            rows, made = self.made[0].draw(index, seed, step)
-            patches, captions = with_names(patches, rows[mine]), [self.that_fit(row) for row in made[mine]]
-        else:
-            captions = [self.captions[i] for i in index[mine]]
-        return self._loss(patches, captions, choice[mine],
+        names, captions = self.captions.draw(index, seed, step)
+        patches = with_names(patch_batch(self.store, index[mine], self.speaker.device),
+                             None if names is None else names[mine])
+        return self._loss(patches, captions[mine], choice[mine],
                           None if conditioned is None else conditioned[mine]).mean(), {}
 
     @torch.no_grad()
@@ -311,19 +307,15 @@ class CaptionTask(Task):
         """Validation loss (nats per caption), the precision of greedy captions' words for each word class, and, with an
         audience input, the fraction of captions that name the one requested attribute and nothing else."""
         index = np.arange(min(128, len(self.validation)))
-        patches, first = patch_batch(self.validation_store, index, self.speaker.device), np.zeros((len(index), 1))
-        if self.made:
-            rows, made = self.made[1].draw(index, "validation")
-            loss = self._loss(with_names(patches, rows), [self.that_fit(row) for row in made], first)
-        else:
-            loss = self._loss(patches, [self.validation_captions[i] for i in index], first)
-        texts = [row[0] for row in self.speaker.caption(patch_batch(self.validation_store, index, self.speaker.device))]
+        patches = patch_batch(self.validation_store, index, self.speaker.device)
+        names, captions = self.validation_captions.draw(index, "validation")
+        loss = self._loss(with_names(patches, names), captions, np.zeros((len(index), 1)))
+        texts = [row[0] for row in self.speaker.caption(patches)]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(texts, self.validation["record"][: len(texts)]).items():
             figures[f"recall/{name}"] = recall
         if self.config.speaker.audience_width:
             requested = 2 * torch.eye(len(ATTRIBUTES))[index % len(ATTRIBUTES)] - 1
-            patches = patch_batch(self.validation_store, index, self.speaker.device)
             prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=requested.to(patches))
             texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
             right = (torch.tensor([scenes.mentioned_attributes(text) for text in texts]) == requested).all(1).float()

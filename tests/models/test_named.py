@@ -53,8 +53,10 @@ def test_training_changes_the_attribute_heads_and_adds_classes_only(here):
     _, _, fresh, clip = here
     before, after = fresh.model.state_dict(), clip.model.state_dict()
     assert clip.classes[IMAGENET:] == ("dog", "violin") and clip.classes[:2] == ("n01440764", "n01443537")
-    assert torch.equal(after["text.proj.weight"][:WIDTH], torch.eye(WIDTH))  # names are embedded by the text tower
-    assert not torch.equal(after["text.proj.weight"][WIDTH:], before["text.proj.weight"][WIDTH:])
+    head = "text.proj.attributes.0.weight"
+    assert not torch.equal(after[head], before[head])
+    features = torch.randn(3, WIDTH)
+    assert torch.equal(clip.model.text.proj(features)[:, :WIDTH], features)  # names are embedded by the text tower
     for key, value in before.items():
         kept = key.startswith(("visual.trunk.fine", "visual.trunk.conv_head", "visual.trunk.bn2", "text.transformer"))
         if kept:
@@ -75,9 +77,10 @@ def test_opened_it_equals_the_trained_one_and_caches_equal_direct_passes(here):
     cached = torch.from_numpy(np.array(patch_features(opened, dataset, "colour"))).float()
     assert patches.shape[1] == 65
     torch.testing.assert_close(cached, patches, atol=2e-2, rtol=2e-2)
-    names = patches[:, -1, :WIDTH] / WIDTH ** 0.5  # the last row is the name embedding
-    torch.testing.assert_close(names, F.normalize(direct[:, :WIDTH], dim=1), atol=1e-4, rtol=0)
-    assert not patches[:, -1, WIDTH:].any()
+    width = direct.shape[1]
+    row = F.normalize(patches[:, -1, :width], dim=1)  # the last row is the image embedding
+    torch.testing.assert_close(row, direct, atol=1e-4, rtol=0)
+    assert not patches[:, -1, width:].any()
 
 
 def test_the_class_of_a_concept_wins_its_training_pictures(here):
@@ -147,7 +150,7 @@ def test_made_captions_name_the_made_class_and_the_colours(here):
     assert torch.equal(changed[:, :-1], patches[:, :-1]) and not torch.allclose(changed[:, -1], patches[:, -1])
 
 
-def test_scenes_keep_their_name_rows_and_captions(here):
+def test_scenes_keep_their_names_and_captions(here):
     clip, dataset = load_clip("lite0-pictures"), load(DataConfig(image_size=64, validation=12), "validation")
     made = MadeCaptions(clip, dataset)
     rows, captions = made.draw(np.arange(4), 0)
@@ -157,16 +160,20 @@ def test_scenes_keep_their_name_rows_and_captions(here):
 
 
 def test_a_speaker_is_warm_started_on_made_captions(here, train, tiny, tmp_path, monkeypatch):
-    """The warm start runs, and another name row changes what the adapter gives."""
+    """Both warm starts run, and other names change what the adapter gives."""
     _, pictures, _, _ = here
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     common = {"data": pictures | {"made_captions": True}, "clip": {"name": "lite0-pictures"},
               "speaker": {"llm": str(tiny.llm), "prefix": 3, "width": 32, "layers": 1, "heads": 2, "max_tokens": 8},
               "train": {"steps": 2, "batch": 4, "log_every": 1, "eval_every": 2, "save_every": 2}}
-    (tmp_path / "caption.yaml").write_text(json.dumps(common | {"task": "caption"}))
+    (tmp_path / "words.yaml").write_text(json.dumps(common | {"task": "words"}))
+    words = train(tmp_path / "words.yaml", tmp_path / "words")
+    assert {"red", "green"} <= {words.speaker.tokenizer.decode(token).strip() for token in words.column}
+    start = common["speaker"] | {"init": str(tmp_path / "words")}
+    (tmp_path / "caption.yaml").write_text(json.dumps(common | {"task": "caption", "speaker": start}))
     task = train(tmp_path / "caption.yaml", tmp_path / "base")
     patches = torch.from_numpy(np.asarray(task.store[:2], dtype=np.float32))
-    other = with_names(patches, torch.randn(2, patches.shape[2]))
+    other = with_names(patches, torch.randn(2, WIDTH))
     assert not torch.allclose(task.speaker.trained(patches), task.speaker.trained(other))
     rows = [json.loads(line) for line in (tmp_path / "base" / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
