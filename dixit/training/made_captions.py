@@ -13,6 +13,8 @@ Shapes: B images, n classes, F class-feature width, Dt text width, Dv patch widt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -45,10 +47,14 @@ def class_levels(clip: Clip) -> list[tuple[tuple[str, ...], str, str]]:
 
 
 class WrittenCaptions:
-    """The captions that a data set has."""
+    """The captions that a data set has, a list for each image."""
 
-    def __init__(self, dataset: Dataset):
-        self.captions = list(dataset["captions"])
+    def __init__(self, captions: list[list[str]]):
+        self.captions = captions
+
+    def select(self, index: Int[np.ndarray, "n"]) -> WrittenCaptions:
+        """The captions of some images."""
+        return WrittenCaptions([self.captions[i] for i in index])
 
     def documents(self) -> list[list[str]]:
         """Captions to count words in: those of each image."""
@@ -62,15 +68,16 @@ class WrittenCaptions:
 class MadeCaptions:
     """Name embeddings and captions for the pictures of a data set, a pure function of the keys given to `draw`.
 
-    Raises DixitError if the CLIP does not name things.
+    `fit` makes a list of captions from one, e.g. those that are short enough. Raises DixitError if the CLIP does not
+    name things.
     """
 
-    def __init__(self, clip: Clip, dataset: Dataset):
+    def __init__(self, clip: Clip, dataset: Dataset, fit: Callable[[list[str]], list[str]]):
         if clip.named is None:
             raise DixitError(f"data.made_captions needs a CLIP that names things, and {clip.name} does not; set "
                              "clip.name to one that was trained with clip.names, e.g. lite0-pictures")
         self.classes = clip.named.classes
-        self.written, self.records = list(dataset["captions"]), list(dataset["record"])
+        self.fit, self.written, self.records = fit, list(dataset["captions"]), list(dataset["record"])
         self.levels = class_levels(clip)
         further = [i for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET) if label.replace(" ", "").isalpha()
                    and thing_senses(label)]
@@ -107,7 +114,7 @@ class MadeCaptions:
         names = self.classes.mean_embedding(posterior.to(self.classes.bias))
         noise = torch.from_numpy(r.standard_normal(names.shape)).to(names)
         names = F.normalize(names + NOISE * noise, dim=1)
-        return names.masked_fill(kept[:, None].to(names.device), torch.nan), captions
+        return names.masked_fill(kept[:, None].to(names.device), torch.nan), [self.fit(own) for own in captions]
 
     def caption(self, made: int, colours: list[str], r: np.random.Generator) -> str:
         """One caption of a made-up class in a picture of these colours."""

@@ -194,10 +194,11 @@ class WordTask(Task):
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
         self.trained = self.speaker.trained
-        self.captions, self.validation_captions = caption_sources(config, start)
+        self.captions, self.validation_captions = caption_sources(config, start, list)
         bags = [set(self.tokens(captions)) for captions in self.captions.documents()]
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
+        self.columns: dict[str, list[int]] = {}  # of each caption's tokens
         embedding = self.speaker.llm.get_input_embeddings().weight
         self.words = embedding[sorted(counts)].detach()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
@@ -210,8 +211,10 @@ class WordTask(Task):
         """A distribution over the words of each image: inverse document frequency, normalised."""
         rows = torch.zeros(len(captions), len(self.column))
         for i, own in enumerate(captions):
-            known = [self.column[token] for token in set(self.tokens(own)) if token in self.column]
-            rows[i, known] = self.weight[known]
+            for text in own:
+                if text not in self.columns:
+                    self.columns[text] = [self.column[t] for t in self.tokens([text]) if t in self.column]
+                rows[i, self.columns[text]] = self.weight[self.columns[text]]
         return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
 
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]]) -> Float[Tensor, "B"]:
@@ -239,11 +242,16 @@ class WordTask(Task):
         return {"loss": float(self._loss(with_names(patches, names), captions).mean())}
 
 
-def caption_sources(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions | WrittenCaptions, ...]:
-    """Captions of the training and of the validation images: made ones if the config asks for them."""
+def caption_sources(config: Config, start: SpeakerAndImages,
+                    fit: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:
+    """Captions of the training and of the validation images, MadeCaptions if the config asks for them, else
+    WrittenCaptions; `fit` makes a list of captions from each image's."""
+    images = start.data, start.validation
     if config.data.made_captions:
-        return MadeCaptions(start.clip, start.data), MadeCaptions(start.clip, start.validation)
-    return WrittenCaptions(start.data), WrittenCaptions(start.validation)
+        first, second = (MadeCaptions(start.clip, own, fit) for own in images)
+        return first, second
+    written, held = (WrittenCaptions([fit(row) for row in own["captions"]]) for own in images)
+    return written, held
 
 
 UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
@@ -261,7 +269,7 @@ class CaptionTask(Task):
         start = speaker_and_images(config, accelerator.device)
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
-        self.captions, self.validation_captions = caption_sources(config, start)
+        self.captions, self.validation_captions = caption_sources(config, start, self.that_fit)
         self.trained = self.speaker.trained
 
     def that_fit(self, captions: list[str]) -> list[str]:
@@ -275,8 +283,7 @@ class CaptionTask(Task):
               conditioned: np.ndarray | None = None) -> Tensor:
         """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and whether the adapter
         gets the caption's attributes, `conditioned` (B, N)."""
-        fitting = [self.that_fit(own) for own in captions]
-        texts = [own[int(c * len(own))] for own, row in zip(fitting, choice, strict=True) for c in row]
+        texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
         if conditioned is None:
             prefix = self.trained(patches)
         else:

@@ -137,7 +137,7 @@ def test_new_rows_win_their_images_and_leave_others(here):
 def test_made_captions_name_the_made_class_and_the_colours(here):
     _, pictures, _, _ = here
     clip, dataset = load_clip("lite0-pictures"), load(DataConfig(**pictures), "train")
-    made = MadeCaptions(clip, dataset)
+    made = MadeCaptions(clip, dataset, list)
     index = np.arange(8)
     rows, captions = made.draw(index, 0, 3)
     again, same = made.draw(index, 0, 3)
@@ -152,7 +152,7 @@ def test_made_captions_name_the_made_class_and_the_colours(here):
 
 def test_scenes_keep_their_names_and_captions(here):
     clip, dataset = load_clip("lite0-pictures"), load(DataConfig(image_size=64, validation=12), "validation")
-    made = MadeCaptions(clip, dataset)
+    made = MadeCaptions(clip, dataset, list)
     rows, captions = made.draw(np.arange(4), 0)
     assert rows.isnan().all() and captions == [dataset[i]["captions"] for i in range(4)]
     patches = clip.patches(pixels(dataset, range(4)), "colour")
