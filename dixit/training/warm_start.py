@@ -235,8 +235,9 @@ class WordTask(Task):
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]]) -> Float[Tensor, "B"]:
         prefix = self.trained(patches)  # (B, K, D)
         p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
-        some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector has the word
-        return -(self.target(captions).to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+        # at least one vector has the word; exact for small p, so that rare words are learned too
+        some = -torch.expm1(torch.log1p(-p.clamp(max=1 - 1e-6)).sum(1))  # (B, W)
+        return -(self.target(captions).to(some.device) * some.clamp(min=1e-30).log()).sum(1)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train
