@@ -1,0 +1,192 @@
+"""configs/recipes: what they name exists, and they run at full size with random weights (slow).
+
+    python -m pytest tests/test_recipes.py -m slow -s
+
+prints seconds and peak memory of every stage. It needs 8 GB of memory and 6 GB in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import transformers as hf
+from full_size import LLMS, FullSize
+from processes import free_port, processes_of
+from safetensors.torch import load_file
+
+from dixit.config import Config, load_config
+from dixit.training.checkpoints import trained_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
+GAMES = ("vit_b32_vs_grey", "vit_b32_vs_rn50", "vit_b32_vs_vit_l14")
+# The other CLIP and LLM of docs/recipes.md, at every stage.
+OTHER_SPEAKER = ("clip.name=ViT-B-16-SigLIP", "clip.pretrained=webli", "speaker.llm=Qwen/Qwen3-0.6B-Base")
+PARAMETERS = {"ViT-B-32": 151_277_313, "ViT-L-14": 427_616_513, "RN50-quickgelu": 102_007_137,
+              "ViT-B-16-SigLIP": 203_155_970, "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+              "Qwen/Qwen3-0.6B-Base": 596_049_920}  # of the published models
+
+
+def recipe(name: str, *overrides: str) -> Config:
+    return load_config(ROOT / "configs" / "recipes" / f"{name}.yaml", overrides)
+
+
+def clips(config: Config) -> set[tuple[str, str]]:
+    """(name, tag) of each CLIP that a recipe names."""
+    return {(config.clip.name, config.clip.pretrained),
+            *((one.clip, one.pretrained) for one in (*config.listeners, *config.heldout))}
+
+
+@pytest.mark.parametrize("overrides", [(), OTHER_SPEAKER], ids=["as written", "other speaker"])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_names_models_that_open_clip_knows_with_their_activation(path, overrides):
+    for name, tag in clips(load_config(path, overrides)):
+        assert open_clip.is_pretrained_cfg(name, tag), (name, tag)
+        activation = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+        assert open_clip.get_model_config(name).get("quick_gelu", False) == activation, (name, tag)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_models_have_the_published_number_of_parameters(name):
+    with torch.device("meta"):  # shapes only
+        model = hf.AutoModelForCausalLM.from_config(LLMS[name]) if name in LLMS else \
+            open_clip.create_model(name, pretrained=None, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_the_stages_of_a_recipe_fit_together():
+    words, caption, *games = [recipe(name) for name in ("words_coco", "caption_coco", *GAMES)]
+    assert {path.stem for path in RECIPES} == {"words_coco", "caption_coco", *GAMES}
+    assert {config.speaker.llm for config in (words, caption, *games)} <= set(LLMS)
+    for config, before in ((caption, words), *((game, caption) for game in games)):
+        assert config.speaker.init == str(before.folder)
+        assert (config.data, config.clip) == (before.data, before.clip)
+        assert {key: getattr(config.speaker, key) for key in ("llm", "prefix", "width", "layers", "max_tokens")} == {
+            key: getattr(before.speaker, key) for key in ("llm", "prefix", "width", "layers", "max_tokens")}
+    for game in games:
+        assert not {(one.clip, one.pretrained) for one in game.listeners} & {
+            (one.clip, one.pretrained) for one in game.heldout}
+
+
+def test_a_game_reads_no_caption(home, train, folder_of_cards, tmp_path):
+    """Captions of the images by listed splits: with other captions the game is the same to the last digit."""
+    for name, text in (("one", "Card {i}"), ("two", "nothing of the kind, {i} times")):
+        entries = [{"filename": f"card {i}.png", "split": "val" if i % 4 == 0 else "train",
+                    "sentences": [{"raw": text.format(i=i)}]} for i in range(70)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"images": entries}))
+        train(home.game_config, tmp_path / name, f"data={{name: folder, path: {folder_of_cards}, image_size: 32, "
+              f"captions: {tmp_path / name}.json}}", "oracle=[]", "train.steps=2")
+    (one, two) = (load_file(trained_weights(tmp_path / name)) for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+# --- at full size ---
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: its folder and log, wall seconds with imports, and the sum of its processes' peaks in GB."""
+
+    folder: Path
+    log: list[dict]
+    seconds: float
+    memory: float
+
+
+def launch(config: Path, out: Path, processes: int, overrides: list[str], environment: dict[str, str]) -> Run:
+    """`accelerate launch` a training on so many processes, and watch the memory of each."""
+    launcher = ["--config_file", "configs/accelerate/ddp.yaml"] if processes > 1 else [
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "--num_processes", str(processes),
+             "--main_process_port", str(free_port()), "scripts/train.py", str(config), f"out={out}", *overrides]
+    began, peaks = time.monotonic(), dict[int, float]()
+    with Path(f"{out}.err").open("w") as said:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            for child in processes_of(out):
+                peaks[child] = max(peak_gb(child), peaks.get(child, 0.0))
+            time.sleep(0.2)
+    said_text = Path(f"{out}.err").read_text()
+    assert process.returncode == 0, said_text
+    assert "Traceback" not in said_text and "QuickGELU mismatch" not in said_text
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert len(peaks) == processes == json.loads((out / "train.json").read_text())["processes"]
+    return Run(out, log, time.monotonic() - began, sum(peaks.values()))
+
+
+def peak_gb(process: int) -> float:
+    """Peak resident memory of a process; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Iterator[FullSize]:
+    root = tmp_path_factory.mktemp("full")
+    yield FullSize(root)
+    shutil.rmtree(root)  # some GB
+
+
+STEPS = ("train.steps=5", "train.eval_every=5", "train.save_every=5", "train.warmup=1")
+BATCH = {"words": 8, "caption": 4, "game": 2}  # global, so that each of two processes has at least one image
+SPEAKERS = {"smollm2": (), "qwen3": OTHER_SPEAKER}
+BEFORE = {"caption_coco": "words_coco", **dict.fromkeys(GAMES, "caption_coco")}
+MORE = {"vit_b32_vs_vit_l14": ("heldout=[]",)}  # two processes with both pairs of CLIPs would need more than 8 GB
+
+
+@pytest.fixture(scope="module")
+def stage(files, tiny):
+    """Run a recipe after the recipes before it, each once: by speaker, name, processes and further overrides."""
+    done: dict[tuple, Run] = {}
+
+    def run(speaker: str, name: str, processes: int, *more: str) -> Run:
+        key = (speaker, name, processes, *more)
+        if key not in done:
+            more = (*STEPS, *MORE.get(name, ()), *more)
+            config = recipe(name, *SPEAKERS[speaker], *more)
+            overrides = [*more, f"train.batch={BATCH[config.task]}", *files.overrides(config)]
+            if name in BEFORE:
+                overrides.append(f"speaker.init={run(speaker, BEFORE[name], 1).folder}")
+            done[key] = launch(ROOT / "configs" / "recipes" / f"{name}.yaml", files.root / f"run{len(done)}", processes,
+                               overrides, tiny.environment)
+            step = sum(line["seconds_per_step"] for line in done[key].log) / len(done[key].log)
+            print("\n" + " ".join(map(str, key)), f"| {done[key].seconds:.0f} s, {step:.1f} s per step, "
+                  f"{done[key].memory:.1f} GB", flush=True)
+        return done[key]
+    return run
+
+
+def check(run: Run) -> None:
+    """Five steps with finite figures, none skipped, and the files of a finished run."""
+    assert [line["step"] for line in run.log] == [1, 2, 3, 4, 5]
+    for line in run.log:
+        assert all(math.isfinite(value) for value in line.values()) and "skipped" not in line and line["grad_norm"] > 0
+    assert any(key.startswith("eval/") for key in run.log[-1])
+    weights = load_file(trained_weights(run.folder))
+    assert weights and all(value.isfinite().all() for value in weights.values())
+    assert (run.folder / "config.yaml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["words_coco", "caption_coco", *GAMES])
+@pytest.mark.parametrize("speaker", SPEAKERS)
+def test_a_recipe_runs_at_full_size_on_one_process_and_on_two(stage, speaker, name):
+    one, two = stage(speaker, name, 1), stage(speaker, name, 2)
+    for run in (one, two):
+        check(run)
+    for a, b in zip(one.log, two.log, strict=True):
+        print({k: (a[k], b[k]) for k in a if k in ("loss", "reward", "grad_norm")})
