@@ -96,7 +96,7 @@ class FullSize:
 
     def coco(self) -> Path:
         folder = self.root / "coco"
-        return folder if folder.is_dir() else make_coco(folder, train=16, val=10, test=10)
+        return folder if folder.is_dir() else make_coco(folder, train=12, val=10, test=2)
 
     def overrides(self, config: Config) -> list[str]:
         """What puts local files in the place of the weights and images that a recipe names.

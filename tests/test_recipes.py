@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -91,16 +92,23 @@ def test_a_game_reads_no_caption(home, train, folder_of_cards, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_the_first_warm_start_takes_an_llm_in_bfloat16(home, train, tmp_path):
+    train(home.caption_config, tmp_path / "run", "task=words", "speaker.dtype=bfloat16", "train.steps=1")
+    assert math.isfinite(json.loads((tmp_path / "run" / "log.jsonl").read_text())["loss"])
+
+
 # --- at full size ---
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder and log, wall seconds with imports, and the sum of its processes' peaks in GB."""
+    """A finished training: its folder and log, wall and CPU seconds of all its processes with their imports, and their
+    peak memory in GB."""
 
     folder: Path
     log: list[dict]
     seconds: float
+    cpu: float
     memory: float
 
 
@@ -110,28 +118,35 @@ def launch(config: Path, out: Path, processes: int, overrides: list[str], enviro
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "--num_processes", str(processes),
              "--main_process_port", str(free_port()), "scripts/train.py", str(config), f"out={out}", *overrides]
-    began, peaks = time.monotonic(), dict[int, float]()
+    began, used, peak, children = time.monotonic(), cpu_seconds(), 0.0, set[int]()
     with Path(f"{out}.err").open("w") as said:
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=said)
         while process.poll() is None:
-            for child in processes_of(out):
-                peaks[child] = max(peak_gb(child), peaks.get(child, 0.0))
+            running = processes_of(out)
+            children |= set(running)
+            peak = max(peak, sum(map(memory_gb, running)))
             time.sleep(0.2)
-    said_text = Path(f"{out}.err").read_text()
-    assert process.returncode == 0, said_text
-    assert "Traceback" not in said_text and "QuickGELU mismatch" not in said_text
+    seconds, cpu, text = time.monotonic() - began, cpu_seconds() - used, Path(f"{out}.err").read_text()
+    assert process.returncode == 0, text
+    assert "Traceback" not in text and "QuickGELU mismatch" not in text
+    assert len(children) == processes == json.loads((out / "train.json").read_text())["processes"]
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert len(peaks) == processes == json.loads((out / "train.json").read_text())["processes"]
-    return Run(out, log, time.monotonic() - began, sum(peaks.values()))
+    return Run(out, log, seconds, cpu, peak)
 
 
-def peak_gb(process: int) -> float:
-    """Peak resident memory of a process; 0 if it has ended."""
+def cpu_seconds() -> float:
+    """What the ended children of this process, and theirs, have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_gb(process: int) -> float:
+    """Resident memory of a process, pages shared with another counted by halves; 0 if it has ended."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024 / 1e9
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +178,7 @@ def stage(files, tiny):
                 overrides.append(f"speaker.init={run(speaker, BEFORE[name], 1).folder}")
             done[key] = launch(ROOT / "configs" / "recipes" / f"{name}.yaml", files.root / f"run{len(done)}", processes,
                                overrides, tiny.environment)
-            step = sum(line["seconds_per_step"] for line in done[key].log) / len(done[key].log)
-            print("\n" + " ".join(map(str, key)), f"| {done[key].seconds:.0f} s, {step:.1f} s per step, "
+            print("\n" + " ".join(map(str, key)), f"| {done[key].seconds:.0f} s, CPU {done[key].cpu:.0f} s, "
                   f"{done[key].memory:.1f} GB", flush=True)
         return done[key]
     return run
@@ -174,7 +188,8 @@ def check(run: Run) -> None:
     """Five steps with finite figures, none skipped, and the files of a finished run."""
     assert [line["step"] for line in run.log] == [1, 2, 3, 4, 5]
     for line in run.log:
-        assert all(math.isfinite(value) for value in line.values()) and "skipped" not in line and line["grad_norm"] > 0
+        figures = {key: value for key, value in line.items() if key != "eval/captions"}
+        assert all(map(math.isfinite, figures.values())) and "skipped" not in line and line["grad_norm"] > 0
     assert any(key.startswith("eval/") for key in run.log[-1])
     weights = load_file(trained_weights(run.folder))
     assert weights and all(value.isfinite().all() for value in weights.values())
@@ -182,11 +197,28 @@ def check(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["words_coco", "caption_coco", *GAMES])
-@pytest.mark.parametrize("speaker", SPEAKERS)
+def test_a_game_in_float32_is_the_same_on_one_process_and_on_two(stage):
+    one, two = (stage("smollm2", "vit_b32_vs_grey", n, "speaker.dtype=float32", "heldout=[]") for n in (1, 2))
+    close(one, two, loss=1e-4, gradient=1e-4)
+
+
+CASES = [("smollm2", "words_coco"), ("smollm2", "caption_coco"), *(("smollm2", name) for name in GAMES),
+         ("qwen3", "words_coco"), ("qwen3", "caption_coco"), ("qwen3", "vit_b32_vs_grey")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("speaker", "name"), CASES)
 def test_a_recipe_runs_at_full_size_on_one_process_and_on_two(stage, speaker, name):
     one, two = stage(speaker, name, 1), stage(speaker, name, 2)
-    for run in (one, two):
-        check(run)
+    check(one)
+    check(two)
+    if name not in GAMES:  # in a game other rounding may draw another token
+        close(one, two, loss=1e-3, gradient=1e-2)  # an LLM in bfloat16, or autocast
+
+
+def close(one: Run, two: Run, loss: float, gradient: float) -> None:
+    """The losses, rewards and gradient norms of every step agree up to these fractions."""
     for a, b in zip(one.log, two.log, strict=True):
-        print({k: (a[k], b[k]) for k in a if k in ("loss", "reward", "grad_norm")})
+        assert b["loss"] == pytest.approx(a["loss"], rel=loss, abs=loss), a["step"]
+        assert b.get("reward") == pytest.approx(a.get("reward"), rel=loss, abs=loss), a["step"]
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=gradient), a["step"]

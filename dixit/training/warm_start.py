@@ -199,7 +199,7 @@ class WordTask(Task):
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         embedding = self.speaker.llm.get_input_embeddings().weight
-        self.words = embedding[sorted(counts)].detach()  # (W, D)
+        self.words = embedding[sorted(counts)].detach().float()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
 
     def tokens(self, captions: list[str]) -> list[int]:
