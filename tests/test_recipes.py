@@ -200,8 +200,9 @@ def stage(files, tiny):
             overrides = [*more, f"train.batch={BATCH[config.task]}", *files.overrides(config)]
             if name in BEFORE:
                 overrides.append(f"speaker.init={run(speaker, BEFORE[name], 1).folder}")
-            done[key] = launch(ROOT / "configs" / "recipes" / f"{name}.yaml", files.root / f"run{next(number)}", processes,
-                               overrides, tiny.environment)
+            out = files.root / f"run{next(number)}"
+            done[key] = launch(ROOT / "configs" / "recipes" / f"{name}.yaml", out, processes, overrides,
+                               tiny.environment)
             print("\n" + " ".join(map(str, key)), f"| {done[key].seconds:.0f} s, CPU {done[key].cpu:.0f} s, "
                   f"{done[key].memory:.1f} GB", flush=True)
         return done[key]
