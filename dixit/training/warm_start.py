@@ -215,7 +215,7 @@ class WordTask(Task):
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         self.columns: dict[str, list[int]] = {}  # of each caption's tokens
         embedding = self.speaker.llm.get_input_embeddings().weight
-        self.words = embedding[sorted(counts)].detach()  # (W, D)
+        self.words = embedding[sorted(counts)].detach().float()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
 
     def tokens(self, captions: list[str]) -> list[int]:
