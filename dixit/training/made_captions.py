@@ -34,8 +34,8 @@ NEIGHBOURS, OTHERS = 20, 10  # classes that are near the made-up one, and how ma
 CONCENTRATION = 0.5  # of the Dirichlet distribution of their shares
 LEAST = 0.15  # probability of the made-up class, at least
 NOISE = 0.01  # standard deviation of what is added to the name embedding
-COLOURED, BOTH = 0.35, 0.25  # fraction of captions that name colours; of these, fraction that name two if there are two
-NAMELESS = 0.15  # fraction of captions with colours that name nothing else: A red thing.
+COLOURED, BOTH = 0.2, 0.25  # fraction of captions that name colours; of these, fraction that name two if there are two
+NAMELESS = 0.05  # fraction of captions with colours that name nothing else: A red thing.
 LEVELS = 0.55, 0.3, 0.15  # fractions of captions that name the class itself, its everyday word, its broad kind
 FIRST = 0.7  # fraction of names of the class itself that are its first one
 
