@@ -91,8 +91,8 @@ def load_deck(run: LoadedRun, name: str) -> Deck:
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
     shown = Path(name).name if name.startswith("folder:") else name  # the browser must not see paths
     about = tuple(map(describe_listener, configs)) if run.clip.named else _seeing(configs)
-    return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, distractors), configs, about,
-                make_clip_listeners(images, configs, clips), clips, hand, key)
+    return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, distractors), configs,
+                about, make_clip_listeners(images, configs, clips), clips, hand, key)
 
 
 def in_turn(listeners: Sequence[ListenerConfig], heldout: Sequence[ListenerConfig]) -> tuple[ListenerConfig, ...]:

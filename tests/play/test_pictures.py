@@ -29,7 +29,7 @@ def picture_run(tmp_path_factory, train, tiny):
     """A finished game whose CLIP names things, with three experts and the same three with other eyes."""
     wordnet()  # read from the real cache
     root = tmp_path_factory.mktemp("pictures")
-    shared = {"data": make_pictures(root / "pictures", 20), "clip": {"name": "lite0-pictures"},
+    shared = {"data": make_pictures(root / "pictures", 12), "clip": {"name": "lite0-pictures"},
               "speaker": {"llm": str(tiny.llm), "prefix": 3, "width": 32, "layers": 1, "heads": 2, "max_tokens": 6},
               "train": {"steps": 2, "batch": 4, "lr": 0.01, "log_every": 1, "eval_every": 2, "save_every": 2}}
     experts = [{"name": name, "clip": "lite0-pictures", "weight": 1.0 - 2 * (i > 0), "knows": {"eyes": eyes}}
@@ -130,15 +130,16 @@ def test_stamps_are_the_default_cards_where_they_are(picture_run, dealt, capsys)
     assert web.default_cards() == "test" and capsys.readouterr().err.count("\n") == 1
     stamps = picture_run.parents[1] / "cache" / "assets" / "stamps"
     shutil.copytree(picture_run.parents[1] / "pictures" / "test" / "dog", stamps / "images")
-    labels = [{"file": f"images/{i}.png", "caption": f"A dog number {i}.", "category": "animals/dogs"}
-              for i in range(20)]
+    shutil.copytree(picture_run.parents[1] / "pictures" / "test" / "violin", stamps / "images" / "more")
+    labels = [{"file": f"images/{more}{i}.png", "caption": f"A dog number {more}{i}.", "category": "animals/dogs"}
+              for more in ("", "more/") for i in range(12)]
     (stamps / "labels.json").write_text(json.dumps(labels))
     (stamps / "DONE.json").write_text("{}")
     try:
         assert web.default_cards() == "stamps" and capsys.readouterr().err == ""
         deck = load_deck(dealt[0], "stamps")
         assert deck.name == "stamps" and set(deck.texts) <= {label["caption"] for label in labels}
-        assert len(open_data("stamps", dealt[0].config)) == 20
+        assert len(open_data("stamps", dealt[0].config)) == 24
     finally:
         shutil.rmtree(stamps)
 
