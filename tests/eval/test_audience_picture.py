@@ -81,5 +81,5 @@ def test_any_caption_is_drawn_as_text(tmp_path):
     draw(images, [Column(name, "about " * 9, texts) for name in ("base", "a very long name of a run " * 3)],
          tmp_path / "picture.png")
     assert Image.open(tmp_path / "picture.png").height > 250
-    assert wrap("word " * 60, 1.5, 10, 5)[-1].endswith("…") and len(wrap("word " * 60, 1.5, 10, 5)) == 5
-    assert wrap("", 1.5, 10) == []
+    assert wrap("word " * 60, 1.5, 10.0, 5)[-1].endswith("…") and len(wrap("word " * 60, 1.5, 10.0, 5)) == 5
+    assert wrap("", 1.5, 10.0) == []

@@ -119,10 +119,12 @@ def test_what_a_player_can_tell_apart_is_what_the_game_was_trained_with(dealt):
     assert not torch.allclose(playing[0].images, playing[1].images, atol=1e-2)
 
 
-def test_a_folder_of_photographs_is_dealt(dealt, folder_of_cards):
+def test_a_folder_of_photographs_is_dealt(dealt, folder_of_cards, tmp_path):
     run, _ = dealt
-    deck = load_deck(run, f"folder:{folder_of_cards}")
-    assert len(deck.clues) == 65 and deck.name == folder_of_cards.name
+    for card in sorted(folder_of_cards.glob("*.png"))[:20]:
+        shutil.copy(card, tmp_path)
+    deck = load_deck(run, f"folder:{tmp_path}")
+    assert len(deck.clues) == 15 and deck.name == tmp_path.name
     assert deck.images.shape[-1] == run.config.data.image_size
 
 
