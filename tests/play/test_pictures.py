@@ -104,8 +104,8 @@ def test_agents_are_experts_and_the_page_says_of_what(dealt, tmp_path):
                       "eyes lite0"]
     clips = [deck.configs[i].clip for i in state["agent_listeners"].values()]
     assert clips == ["lite0-pictures", "lite0-other-pictures", "lite0-pictures"]
-    told = client.get("/static/game.js").text
-    assert "look.about" in told
+    script = client.get("/static/game.js").text
+    assert "look.about" in script
     assert deck.clues == [" ".join(clue.split()) for clue in deck.clues]  # plain text: what the speaker says
 
 
