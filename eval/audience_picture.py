@@ -21,6 +21,7 @@ import tempfile
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -120,7 +121,7 @@ def draw(images: UInt8[Tensor, "n 3 H W"], found: list[Column], path: Path) -> N
     height = top + len(images) * (IMAGE + MARGIN)
     figure = Figure(figsize=(WIDTH, height))
 
-    def write(text: list[str], x: float, y: float, size: float, **style: str) -> None:  # y: inches from the top
+    def write(text: list[str], x: float, y: float, size: float, **style: Any) -> None:  # y: inches from the top
         figure.text(x / WIDTH, 1 - y / height, "\n".join(text), fontsize=size, linespacing=LINE / 1.2, parse_math=False,
                     **style)
 
