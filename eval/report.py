@@ -1,7 +1,8 @@
 """Write a report about a run: `python -m eval.report RUN` makes RUN/report.html, self-contained, and RUN/rounds.png.
 
 The report has learning curves, the table of eval/evaluate.py, and a contact sheet: image, base and trained caption,
-each listener's pick and its probability. All text is escaped.
+each listener's pick and its probability. If eval/transfer.py has been run, its table and images with their captions are
+shown too, e.g. of photo stamps. All text is escaped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -26,9 +28,10 @@ from PIL import Image  # noqa: E402
 
 from dixit.common import DixitError, atomic_path, atomic_write_text, read_json, run_main  # noqa: E402
 from dixit.config import Config, load_config  # noqa: E402
-from dixit.data.images import load, pixels  # noqa: E402
+from dixit.data.images import EVALUATION_SETS, load, open_data, pixels  # noqa: E402
 from dixit.models.perception import perceive  # noqa: E402
 
+from . import transfer  # noqa: E402
 from .evaluate import table  # noqa: E402
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c1c28}
@@ -111,6 +114,29 @@ def contact_sheet(config: Config, dataset: Dataset, picks: dict, count: int) -> 
     return '<div class="sheet">' + "".join(cards) + "</div>"
 
 
+def zero_shot(folder: Path, config: Config, count: int) -> str:
+    """The table of RUN/transfer.json, and images of each of its sets with their captions; empty if there is none.
+
+    The images are evenly spaced over the set, `count` of them. Folders of images are in the table only.
+    """
+    if not (folder / "transfer.json").is_file():
+        return ""
+    sets = read_json(folder / "transfer.json")["figures"]["data"]
+    captions = read_json(folder / "transfer_captions.json")
+    parts = [f"<h2>Zero-shot</h2>{as_html(transfer.table(sets))}"]
+    for name in (name for name in sets if name in EVALUATION_SETS):
+        images = sets[name]["images"]
+        dataset = open_data(name, replace(config, eval=replace(config.eval, images=images)))
+        cards = []
+        for i in sorted({round(k * (images - 1) / max(count - 1, 1)) for k in range(count)}):
+            picture = Image.fromarray(pixels(dataset, [i])[0].permute(1, 2, 0).numpy())
+            said = "".join(f"<h3>{speaker}: {html.escape(captions[name][0][speaker][i]) or '(nothing)'}</h3>"
+                           for speaker in ("base", "trained") if speaker in captions[name][0])
+            cards.append(f'<div class="card"><img alt="{name} {i}" src="{data_uri(picture)}">{said}</div>')
+        parts.append(f'<h2>{name}</h2><div class="sheet">{"".join(cards)}</div>')
+    return "".join(parts)
+
+
 def write_picture(folder: Path, config: Config, dataset: Dataset, picks: dict) -> None:
     """RUN/rounds.png: up to four rounds, each with the target, the captions, and which listener finds it."""
     count = min(4, len(dataset))
@@ -146,7 +172,7 @@ def write_report(folder: Path, count: int = 24) -> Path:
 <p><small>{html.escape(results["command"])}; config {html.escape(results["config_hash"])}; commit
 {html.escape(results["commit"])}; seed {html.escape(str(results["seeds"]["run"]))}. Mean ± standard error over
 images.</small></p>
-<h2>Rounds</h2>{contact_sheet(config, dataset, picks, count)}</html>"""
+<h2>Rounds</h2>{contact_sheet(config, dataset, picks, count)}{zero_shot(folder, config, count)}</html>"""
     atomic_write_text(folder / "report.html", page)
     write_picture(folder, config, dataset, picks)
     return folder / "report.html"

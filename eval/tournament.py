@@ -1,15 +1,16 @@
-"""Simulated Dixit games: `python -m eval.tournament RUN [--games 500] [--data DATA]`.
+"""Simulated Dixit games: `python -m eval.tournament RUN [--games 500] [--data DATA] [--audience all|heldout]`.
 
-DATA is test, stamps, emoji, clipart, cifar10 or folder:PATH.
+DATA is test, stamps, emoji, clipart, cifar10 or folder:PATH. The players' listeners are the run's training and held-out
+ones, or with `--audience heldout` the held-out ones only.
 
-First, storytellers. Six players, with the run's training and held-out listeners among them, play each deal once
+First, storytellers. Six players with these listeners, some of them twice if there are fewer, play each deal once
 with the clues of each storyteller: the trained speaker, the base speaker, the literal captioner (each card's own
-caption), an associated word, a caption of a random card. A round scores if some but not all find the card. Shares of
-scoring rounds and their differences from the trained speaker's have 95 % intervals by bootstrap over games, paired,
-and the differences also by bootstrap over cards, which the games share. A difference is called significant if
-both intervals are above 0.
+caption), an associated word, a caption of a random card, one adjective for every card. A round scores if some but not
+all find the card. Shares of scoring rounds and their differences from the trained speaker's have 95 % intervals by
+bootstrap over games, paired, and the differences also by bootstrap over cards, which the games share. A difference is
+called significant if both intervals are above 0.
 
-Then a tournament: the same five as players at one table, each with its own listener (random: none), seats redrawn
+Then a tournament: the first five as players at one table, each with its own listener (random: none), seats redrawn
 for each game. Ratings are Bradley-Terry strengths of final scores on Elo's scale (mean 1500), with 95 % intervals.
 
 Cards are images the speaker never trained on. Writes RUN/tournament.json (with --keep CONDITION also rows of
@@ -42,6 +43,7 @@ from .metrics import bootstrap
 from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 SEATS, CARDS = 6, 84  # players and cards of a game, as in the box
+ADJECTIVE = "Beautiful."  # a clue for any card
 
 
 def scoring_share(game: rules.Game) -> float:
@@ -146,9 +148,10 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
     Of each storyteller "scoring_rounds" and "trained_minus_this" (interval over games) and "trained_minus_this/cards"
     (over cards), of each player "rating" and "points".
     """
+    audience = ", held-out listeners only" if results.get("audience") == "heldout" else ""
     cell = Cell("tournament", condition, str(results["seed"]), results["command"], results["config_hash"],
                 results["commit"], seconds=results["wall_seconds"],
-                note=f"{results['games']} games with {results['cards']} cards")
+                note=f"{results['games']} games with {results['cards']} cards{audience}")
     rows = []
     for name, row in results["storytellers"].items():
         figures = {"scoring_rounds": {"mean": row["share"], "low": row["low"], "high": row["high"]},
@@ -172,6 +175,8 @@ def main() -> None:
     parser.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
     parser.add_argument("--games", type=int, default=500)
     parser.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
+    parser.add_argument("--audience", choices=("all", "heldout"), default="all", help="whose listeners the players "
+                        "have: all of the run's, or the held-out ones only (default: all)")
     add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.games < 1:
@@ -182,9 +187,12 @@ def main() -> None:
     if run.base is None or not config.listeners:
         raise DixitError(f"{arguments.run} has no base speaker or no listeners; name a run of the game that started "
                          "from one")
+    if arguments.audience == "heldout" and not config.heldout:
+        raise DixitError(f"--audience heldout: {arguments.run} has no held-out listeners; leave it out")
     dataset = (dataset_of(run, config.data, "test", config.eval.images) if arguments.data == "test"
                else open_data(arguments.data, config))
     made = make_listeners((*config.listeners, *config.heldout), dataset, run.speaker.device)
+    audience = made[len(config.listeners):] if arguments.audience == "heldout" else made
     seeing = next((m for m in made if isinstance(m, ClipListener)), None)
     if seeing is None:
         raise DixitError("a tournament needs a listener of kind clip, for the one-word player")
@@ -193,7 +201,7 @@ def main() -> None:
     clues = {"trained": captions["trained"]["texts"], "base": captions["base"]["texts"], "literal": anything,
              "association": associated_words(dataset, seeing.clip, seeing.images),
              "random": [anything[i] for i in rng("any clue", config.eval.seed).permutation(len(anything))]}
-    shares, counts = storytellers(clues, made, arguments.games)
+    shares, counts = storytellers({**clues, "adjective": [ADJECTIVE] * len(dataset)}, audience, arguments.games)
     cards = over_cards(counts, config.eval.seed)
     rows = torch.from_numpy(np.stack([*shares.values(), *(shares["trained"] - v for v in shares.values())]))
     low, high = bootstrap(rows, config.eval.seed).tolist()
@@ -203,9 +211,10 @@ def main() -> None:
                "trained_minus_this": float(rows[k + i].mean()), "difference_low": low[k + i],
                "difference_high": high[k + i], "cards_low": cards[name][0], "cards_high": cards[name][1],
                "significant": min(low[k + i], cards[name][0]) > 0} for i, name in enumerate(shares)}
-    ratings = tournament(clues, made, arguments.games, config.eval.seed)
+    ratings = tournament(clues, audience, arguments.games, config.eval.seed)
     results = {"command": command_line(), "config_hash": config_hash(config), "commit": git_commit(),
-               "seed": config.seed, "games": arguments.games, "data": arguments.data, "cards": len(dataset),
+               "seed": config.seed, "games": arguments.games, "data": arguments.data,
+               "audience": arguments.audience, "cards": len(dataset),
                "wall_seconds": round(time.perf_counter() - began, 1), "storytellers": storyteller_rows,
                "tournament": ratings}
     write_json(arguments.run / "tournament.json", results)

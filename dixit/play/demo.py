@@ -25,7 +25,14 @@ from dixit.common import DixitError, run_main
 from dixit.data.images import load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
 from dixit.models.perception import perceive
-from dixit.play.explain import ScoredCaptions, caption_images, listener_labels, listener_response, make_clip_listeners
+from dixit.play.explain import (
+    ScoredCaptions,
+    caption_images,
+    describe_listener,
+    listener_labels,
+    listener_response,
+    make_clip_listeners,
+)
 from dixit.play.terminal import METHODS, detect_method, render
 from dixit.training.runs import LoadedRun, load_run
 
@@ -74,7 +81,8 @@ class Demo:
             raise DixitError(f"give numbers of listeners from 1 to {len(self.all_listeners)}, as in: l 1 2")
         self.selected = [int(n) - 1 for n in dict.fromkeys(numbers)] or self.selected
         for i, (name, c) in enumerate(zip(self.names, self.all_listeners, strict=True)):
-            print(f"  {'*' if i in self.selected else ' '} {i + 1} {name}: sees {c.perception}")
+            about = describe_listener(c) if self.run.clip.named else f"sees {c.perception}"
+            print(f"  {'*' if i in self.selected else ' '} {i + 1} {name}: {about}")
         if numbers and self.images is not None:
             self.show_responses()
 

@@ -1,4 +1,4 @@
-"""Caption images, and explain listeners' choices: their beliefs, and the effect of each word.
+"""Caption images, and explain listeners: what they are, their beliefs, and the effect of each word.
 
 Used by the terminal demo (demo.py) and the web page (web.py).
 
@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from dixit.config import ListenerConfig
+from dixit.data.names import WITHOUT_ARTICLE
 from dixit.models.clip import Clip
-from dixit.models.listeners import ClipListener, Listener
+from dixit.models.listeners import ClipListener, Listener, known_classes
 from dixit.models.speaker import Speaker
+from dixit.models.towers import tower_of
 from dixit.training import game
 from dixit.training.runs import LoadedRun
 
 ScoredCaptions = list[tuple[str, float]]  # captions of one image, each with its probability
+UNCOUNTABLE = WITHOUT_ARTICLE | {"fish", "sheep"}  # nouns that have no plural of their own
 
 
 @torch.no_grad()
@@ -63,11 +67,63 @@ def listener_labels(listeners: Sequence[ListenerConfig]) -> list[str]:
     return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.clip).name}" for c in listeners]
 
 
+def describe_listener(c: ListenerConfig) -> str:
+    """What a listener knows, understands and sees, in plain words: "expert of animals, eyes lite0".
+
+    Limits that it does not have are left out; the last part is its image tower, or the name of its CLIP.
+    """
+    parts = []
+    if c.knows.eyes:
+        parts.append(f"expert of {_kinds(c.knows.eyes)}")
+    if c.knows.words == "basic":
+        parts.append("knows everyday names only")
+    if c.knows.names:
+        parts.append(f"knows names of {_kinds(c.knows.names)} only" if c.knows.names != "none" else "knows no names")
+    if c.domain:
+        parts.append("understands no attributes" + ("" if c.domain == "thing" else f" but {_plural(c.domain)}"))
+    if c.vocabulary:
+        parts.append(f"understands {len(c.vocabulary)} words")
+    if c.language != "english":
+        parts.append(f"understands {c.language.capitalize()}")
+    if c.perception != "colour":
+        parts.append(f"sees {c.perception.replace('_', ' ')}")
+    clip = Path(c.clip).name
+    return ", ".join([*(parts or ["knows everything"]), f"eyes {tower_of(clip) or clip}"])
+
+
+def _kinds(expression: str) -> str:
+    """An expression of kinds (config.KnowledgeConfig) in plain words: "not food or animal" is "everything but food and
+    animals"."""
+    text = " ".join(expression.lower().split())
+    *first, last = [_plural(noun) for noun in text.removeprefix("not ").split(" or ")]
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"everything but {listed}" if text.startswith("not ") else listed
+
+
+def _plural(noun: str) -> str:
+    if noun in UNCOUNTABLE or noun.endswith("s"):
+        return noun
+    if noun[-1] == "y" and noun[-2:-1] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("x", "ch", "sh")) else "s")
+
+
 def make_clip_listeners(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
                clips: Sequence[Clip]) -> list[ClipListener]:
     """Listeners of kind clip whose candidates are these images; `clips` has the CLIP of each listener."""
-    return [ClipListener(clip, torch.cat([clip.embed_images(some, c.perception) for some in images.split(32)]), c)
+    return [ClipListener(clip, torch.cat([_embed(clip, some, c) for some in images.split(32)]), c)
             for c, clip in zip(listeners, clips, strict=True)]
+
+
+@torch.no_grad()
+def _embed(clip: Clip, images: UInt8[Tensor, "B 3 H W"], c: ListenerConfig) -> Float[Tensor, "B E"]:
+    """Unit embeddings of images as a listener sees them, by the classes that it can tell apart."""
+    known, named = known_classes(clip, c), clip.named
+    if known is None or named is None:
+        return clip.embed_images(images, c.perception)
+    x = clip.preprocess(images, c.perception)
+    names = named.classes(named.class_features(x), known.to(x.device))
+    return F.normalize(named.join(names, named.patch_maps(x)), dim=-1)
 
 
 def word_effects(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:

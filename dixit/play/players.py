@@ -101,5 +101,6 @@ def literal_clues(dataset: Dataset) -> list[str]:
 
 
 def assign_seats(count: int, seats: int, game: int) -> list[int]:
-    """For each seat the index of one of `count` kinds of player: evenly distributed, shuffled for each game."""
-    return [int(i) % count for i in rng("seats", game).permutation(np.arange(seats))]
+    """For each seat the index of one of `count` kinds of player, drawn for each game: evenly distributed, or some of
+    them if there are more than seats."""
+    return [int(i) % count for i in rng("seats", game).permutation(np.arange(max(seats, count)))[:seats]]

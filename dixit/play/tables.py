@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ from dixit.models.clip import Clip, load_clip
 from dixit.models.listeners import AttributeListener, Listener
 from dixit.models.perception import perceive
 from dixit.play import rules
-from dixit.play.explain import caption_images, listener_labels, listener_response, make_clip_listeners
+from dixit.play.explain import (
+    caption_images,
+    describe_listener,
+    listener_labels,
+    listener_response,
+    make_clip_listeners,
+)
 from dixit.play.players import Agent, apply_move, literal_clues
 from dixit.training.runs import LoadedRun
 
@@ -55,6 +62,7 @@ class Deck:
     clues: list[str]
     distractors: UInt8[Tensor, "a 3 H W"]  # the other candidates for an uploaded image
     configs: tuple[ListenerConfig, ...]
+    about: tuple[str, ...]  # what each listener is, for the list of players
     listeners: Sequence[Listener]
     clips: list[Clip]  # of the listeners; empty for the practice deck
     hand: int
@@ -65,7 +73,8 @@ def load_deck(run: LoadedRun, name: str) -> Deck:
     """Draw up to CARDS cards from data set `name`. Raises DixitError if there are too few images or no clip listener.
     """
     config = replace(run.config, eval=replace(run.config.eval, images=CARDS + DISTRACTORS))
-    configs = tuple(c for c in (*config.listeners, *config.heldout) if c.kind == "clip")
+    everyone = (in_turn(config.listeners, config.heldout) if run.clip.named else (*config.listeners, *config.heldout))
+    configs = tuple(c for c in everyone if c.kind == "clip")
     if not configs:
         raise DixitError(f"{run.folder} has no listener of kind clip, and the agents need eyes; name a run of the game")
     dataset = load(config.data, "test") if name == "test" else open_data(name, config)
@@ -81,8 +90,21 @@ def load_deck(run: LoadedRun, name: str) -> Deck:
     clips = [load_clip(c.clip, c.pretrained) for c in configs]
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
     shown = Path(name).name if name.startswith("folder:") else name  # the browser must not see paths
+    about = tuple(map(describe_listener, configs)) if run.clip.named else _seeing(configs)
     return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, distractors), configs,
-                make_clip_listeners(images, configs, clips), clips, hand, key)
+                about, make_clip_listeners(images, configs, clips), clips, hand, key)
+
+
+def in_turn(listeners: Sequence[ListenerConfig], heldout: Sequence[ListenerConfig]) -> tuple[ListenerConfig, ...]:
+    """Training and held-out listeners in an order whose first few differ in knowledge and in image towers: the first
+    training one, the second held-out one, the third training one, and so on; then those that were passed over."""
+    pairs = list(zip_longest(listeners, heldout))
+    order = [pair[i % 2] for i, pair in enumerate(pairs)] + [pair[1 - i % 2] for i, pair in enumerate(pairs)]
+    return tuple(c for c in order if c is not None)
+
+
+def _seeing(configs: Sequence[ListenerConfig]) -> tuple[str, ...]:
+    return tuple(f"sees: {label}" for label in listener_labels(configs))
 
 
 def practice_deck() -> Deck:
@@ -94,7 +116,7 @@ def practice_deck() -> Deck:
     configs = tuple(ListenerConfig(name, kind="attributes", domain=domain)
                     for name, domain in (("colours only", "colour"), ("shapes only", "shape"), ("everything", "")))
     images, clues = pixels(dataset), [row[1] for row in dataset["captions"]]  # other captions than the descriptions
-    return Deck("drawn scenes", images, literal_clues(dataset), clues, images[:0], configs,
+    return Deck("drawn scenes", images, literal_clues(dataset), clues, images[:0], configs, _seeing(configs),
                 [AttributeListener(dataset, c) for c in configs], [], HAND, f"practice-{fingerprint(dataset)}")
 
 
@@ -193,8 +215,8 @@ class Tables:
     def _state(self, session_id: str) -> dict[str, Any]:
         """Everything that the page shows."""
         session, deck = self._session(session_id), self.deck
-        listeners = [{"name": label, "perception": c.perception}
-                 for label, c in zip(listener_labels(deck.configs), deck.configs, strict=True)]
+        listeners = [{"name": label, "about": about, "perception": c.perception}
+                     for label, about, c in zip(listener_labels(deck.configs), deck.about, deck.configs, strict=True)]
         state: dict[str, Any] = {
             "run": self.run.config.name if self.run else "", "deck": deck.name, "key": deck.key,
             "cards": len(deck.clues), "goals": GOALS, "max_clue_length": MAX_CLUE_LENGTH, "listeners": listeners,

@@ -1,11 +1,12 @@
 """Play Dixit in the browser: `python -m dixit.play.web [RUN] [--data stamps|emoji|test|folder:PATH] [--port 8000]`.
 
 You play against three agents of a trained run (default: the run of the game in runs/ that was trained last). Their
-clues are captions of its trained speaker, and they choose cards with its listeners. The page shows each card as each
-listener sees it, which card each of them chooses and the effect of each word; you can also upload an image. Without a
-trained run there is a practice table: synthetic scenes as cards, and agents that follow rules. The page /runs plots the
-metrics of this run, and of other runs in the same folder, while they train; a run without a checkpoint has this page
-only.
+clues are captions of its trained speaker, and they choose cards with its listeners; with a run on pictures these are of
+different knowledge and image towers, and the page says what each is. The cards are photo stamps if they have been
+downloaded, else the run's own test images. The page shows each card as each listener sees it, which card each of them
+chooses and the effect of each word; you can also upload an image. Without a trained run there is a practice table:
+synthetic scenes as cards, and agents that follow rules. The page /runs plots the metrics of this run, and of other runs
+in the same folder, while they train; a run without a checkpoint has this page only.
 
 Games are kept in RUN/web, so that a reload or a restart of the server loses nothing. The page is local files in
 dixit/play/static and loads nothing else. There are no passwords; by default the server can be reached from this

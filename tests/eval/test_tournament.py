@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from dixit.common import DixitError
+from dixit.data.images import load
 from dixit.play import rules
-from dixit.play.players import Agent, RandomPlayer, assign_seats, play_out
-from eval.tables import look_up
-from eval.tournament import SeatedPlayer, deal, keep, over_cards, scoring_share, storytellers, strengths, tournament
+from dixit.play.players import Agent, RandomPlayer, assign_seats, literal_clues, play_out
+from dixit.training.runs import load_run
+from eval import tournament as command_module
+from eval.tables import look_up, read_cells
+from eval.tournament import (
+    ADJECTIVE,
+    SeatedPlayer,
+    deal,
+    keep,
+    over_cards,
+    scoring_share,
+    storytellers,
+    strengths,
+    tournament,
+)
 
 CARDS = 60
 
@@ -92,19 +108,21 @@ def test_who_understands_is_rated_above_who_guesses():
 def test_seats_and_cards_are_dealt_evenly():
     seats = [assign_seats(3, 6, game) for game in range(20)]
     assert all(sorted(s) == [0, 0, 1, 1, 2, 2] for s in seats) and len({tuple(s) for s in seats}) > 5
+    many = [assign_seats(8, 6, game) for game in range(40)]  # more than seats: each game draws six of them
+    assert all(len(set(s)) == 6 for s in many) and {i for s in many for i in s} == set(range(8))
     assert len(set(deal(500, 0))) == 84 and deal(500, 0) != deal(500, 1) and sorted(deal(50, 0)) == list(range(50))
     game = play_out(rules.new_game(4, CARDS, 0), [SeatedPlayer(RandomPlayer(CLUES, 0), list(range(100, 160)))] * 4)
     assert 0 <= scoring_share(game) <= 1 and all(c < CARDS for r in game.rounds for c in r.table)
 
 
 def test_the_command(command, game_run, tmp_path):
-    import shutil
     run = shutil.copytree(game_run, tmp_path / "run")
     done = command("-m", "eval.tournament", run, "--games", "6", "eval.images=24")
     assert done.returncode == 0, done.stderr
     found = json.loads((run / "tournament.json").read_text())
     assert found["storytellers"]["trained"]["trained_minus_this"] == 0 and found["cards"] == 24
     assert set(found["tournament"]) == {"trained", "base", "literal", "association", "random"}
+    assert set(found["storytellers"]) == {*found["tournament"], "adjective"} and found["audience"] == "all"
     assert "| literal |" in done.stdout and "significant" in done.stdout
     assert found["storytellers"]["trained"]["significant"] is False
     keep("mine", found, tmp_path / "results")
@@ -114,3 +132,39 @@ def test_the_command(command, game_run, tmp_path):
             value, rel=1e-5, abs=1e-9)
     assert look_up("tournament", "mine", "0", "base", "trained_minus_this/cards", "low", tmp_path / "results") == (
         pytest.approx(found["storytellers"]["base"]["cards_low"], rel=1e-5, abs=1e-9))
+
+
+def test_heldout_listeners_alone_can_be_the_audience(game_run, home, tmp_path, monkeypatch):
+    run = shutil.copytree(game_run, tmp_path / "run")
+    audiences = []
+
+    def watch(clues, listeners, games):
+        audiences.append((clues, listeners))
+        return storytellers(clues, listeners, games)
+
+    monkeypatch.setattr(command_module, "storytellers", watch)
+    for audience in ("all", "heldout"):
+        monkeypatch.setattr("sys.argv", ["tournament", str(run), "--games", "2", "--audience", audience])
+        command_module.main()
+    (clues, everyone), (same, heldout) = audiences
+    assert clues == same  # the association too: it is made with a training listener's CLIP
+    assert [listener.clip.name for listener in everyone] == ["eye", "eye", "other_eye", "other_eye"]
+    assert [listener.clip.name for listener in heldout] == ["other_eye", "other_eye"]
+    dataset = load(load_run(run).config.data, "test")
+    assert set(clues["adjective"]) == {ADJECTIVE} and clues["literal"] == [row[0] for row in dataset["captions"]]
+    assert clues["literal"] == literal_clues(dataset)
+    found = json.loads((run / "tournament.json").read_text())
+    assert found["audience"] == "heldout"
+    keep("heldout", found, tmp_path / "results")
+    del found["audience"]  # a file of an earlier version
+    keep("earlier", found, tmp_path / "results")
+    notes = {cell.condition: cell.note for cell in read_cells(tmp_path / "results")}
+    assert notes == {"heldout": "2 games with 24 cards, held-out listeners only", "earlier": "2 games with 24 cards"}
+
+    alone = tmp_path / "alone"
+    shutil.copytree(run, alone)
+    config = yaml.safe_load((alone / "config.yaml").read_text())
+    (alone / "config.yaml").write_text(yaml.safe_dump(config | {"heldout": []}))
+    monkeypatch.setattr("sys.argv", ["tournament", str(alone), "--audience", "heldout"])
+    with pytest.raises(DixitError, match="no held-out listeners"):
+        command_module.main()

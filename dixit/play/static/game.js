@@ -99,7 +99,7 @@ function showPlayers() {
     const look = listenerOf(p);
     return element('li', {className: p === teller ? 'teller' : ''},
       element('b', {}, `${game.scores[p]}${gained}`), name,
-      element('small', {className: 'soft'}, look ? `sees: ${look.name}` : 'sees everything',
+      element('small', {className: 'soft'}, look ? look.about : 'sees everything',
         p === teller ? ' · storyteller' : ''));
   }));
 }
