@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.common import DixitError, rng, words
-from dixit.config import ATTRIBUTES, Config
-from dixit.data import scenes
+from dixit.config import Config
 from dixit.data.images import load, pixels
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.clip import Clip, build_locked
@@ -41,7 +40,7 @@ from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.class_rows import train_rows
 from dixit.training.loop import Task, local_slice, share_bounds
-from dixit.training.made_captions import MadeCaptions, WrittenCaptions, with_names
+from dixit.training.made_captions import MadeCaptions, Requests, WrittenCaptions, with_names
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
@@ -226,7 +225,7 @@ class WordTask(Task):
         if micro_batch == 0:
             prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        names, captions = self.captions.draw(index, seed, step)
+        names, captions, _ = self.captions.draw(index, seed, step)
         patches = patch_batch(self.store, index[mine], self.speaker.device)
         return self._loss(with_names(patches, None if names is None else names[mine]), captions[mine]).mean(), {}
 
@@ -234,16 +233,17 @@ class WordTask(Task):
     def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
         index = np.arange(min(256, len(self.validation)))
-        names, captions = self.validation_captions.draw(index, "validation")
+        names, captions, _ = self.validation_captions.draw(index, "validation")
         patches = patch_batch(self.validation_store, index, self.speaker.device)
         return {"loss": float(self._loss(with_names(patches, names), captions).mean())}
 
 
 def caption_sources(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions | WrittenCaptions, ...]:
     """Captions of the training and of the validation images: made ones if the config asks for them."""
+    requests = config.speaker.audience_width > 0
     if config.data.made_captions:
-        return MadeCaptions(start.clip, start.data), MadeCaptions(start.clip, start.validation)
-    return WrittenCaptions(start.data), WrittenCaptions(start.validation)
+        return tuple(MadeCaptions(start.clip, images, requests) for images in (start.data, start.validation))
+    return tuple(WrittenCaptions(images, requests) for images in (start.data, start.validation))
 
 
 UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
@@ -252,8 +252,9 @@ UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
 class CaptionTask(Task):
     """Supervised warm start: next-token loss on captions. No caption is used after this stage.
 
-    With `speaker.audience_width` the adapter gets the attributes that a caption names as an input, so that it learns to
-    name requested attributes; a fraction of the captions is trained without that input.
+    With `speaker.audience_width` the adapter gets as an input which attributes a caption was to name (of scenes, those
+    that it names), so that it learns to name requested attributes; a fraction of the captions is trained without that
+    input.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -272,15 +273,16 @@ class CaptionTask(Task):
         return fit or [captions[lengths.index(min(lengths))]]
 
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]], choice: np.ndarray,
-              conditioned: np.ndarray | None = None) -> Tensor:
+              requests: Requests | None = None, conditioned: np.ndarray | None = None) -> Tensor:
         """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and whether the adapter
-        gets the caption's attributes, `conditioned` (B, N)."""
+        gets the caption's request, `conditioned` (B, N)."""
         fitting = [self.that_fit(own) for own in captions]
         texts = [own[int(c * len(own))] for own, row in zip(fitting, choice, strict=True) for c in row]
-        if conditioned is None:
+        if requests is None or conditioned is None:
             prefix = self.trained(patches)
         else:
-            signs = torch.tensor([scenes.mentioned_attributes(text) for text in texts])
+            of_caption = [own for own in requests for _ in range(choice.shape[1])]
+            signs = torch.tensor([own[text] for own, text in zip(of_caption, texts, strict=True)])
             signs = signs * torch.from_numpy(conditioned.reshape(-1, 1))
             prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=signs.to(patches))
         tokens, mask = self.speaker.encode(texts)
@@ -293,33 +295,33 @@ class CaptionTask(Task):
             prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        conditioned = None
-        if self.config.speaker.audience_width:
-            conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
-        names, captions = self.captions.draw(index, seed, step)
+        names, captions, requests = self.captions.draw(index, seed, step)
         patches = with_names(patch_batch(self.store, index[mine], self.speaker.device),
                              None if names is None else names[mine])
-        return self._loss(patches, captions[mine], choice[mine],
-                          None if conditioned is None else conditioned[mine]).mean(), {}
+        if requests is None:
+            return self._loss(patches, captions[mine], choice[mine]).mean(), {}
+        conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
+        return self._loss(patches, captions[mine], choice[mine], requests[mine], conditioned[mine]).mean(), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Validation loss (nats per caption), the precision of greedy captions' words for each word class, and, with an
-        audience input, the fraction of captions that name the one requested attribute and nothing else."""
+        audience input, the fraction of captions that name what is requested and nothing else."""
         index = np.arange(min(128, len(self.validation)))
         patches = patch_batch(self.validation_store, index, self.speaker.device)
-        names, captions = self.validation_captions.draw(index, "validation")
+        names, captions, _ = self.validation_captions.draw(index, "validation")
         loss = self._loss(with_names(patches, names), captions, np.zeros((len(index), 1)))
         texts = [row[0] for row in self.speaker.caption(patches)]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(texts, self.validation["record"][: len(texts)]).items():
             figures[f"recall/{name}"] = recall
         if self.config.speaker.audience_width:
-            requested = 2 * torch.eye(len(ATTRIBUTES))[index % len(ATTRIBUTES)] - 1
-            prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=requested.to(patches))
+            requested, expected = self.validation_captions.validation_requests(index)
+            adapter, signs = self.accelerator.unwrap_model(self.trained), torch.tensor(requested).to(patches)
+            prefix = adapter(patches, attributes=signs)
             texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
-            right = (torch.tensor([scenes.mentioned_attributes(text) for text in texts]) == requested).all(1).float()
-            figures["obeys"] = float(right.mean())
+            right = [self.validation_captions.mentioned(t) == e for t, e in zip(texts, expected, strict=True)]
+            figures["obeys"] = float(torch.tensor(right).float().mean())
         return figures
 
 
