@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dixit.config import Config
 
 # What captions of scenes can name of an object (data/scenes.py): an audience is known by these, or by as many
-# attributes of pictures (training/picture_attributes.py).
+# attributes of pictures (training/requests.py).
 ATTRIBUTES = ("size", "colour", "texture", "shape", "position")
 DOMAINS = ("colour", "shape", "position", "size", "texture", "count", "thing")  # classes of words (data/scenes.py),
 # and none of them

@@ -10,6 +10,11 @@ Shapes: n images, M pools of C candidates.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -17,8 +22,10 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dixit.common import DixitError
+from dixit.common import DixitError, read_json, write_json
 from dixit.config import Config
+from dixit.data.assets import cache_dir
+from dixit.data.images import fingerprint
 from dixit.data.known import main_colours
 from dixit.data.names import phrase
 from dixit.models.clip import load_clip
@@ -52,9 +59,22 @@ def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -
     return rows
 
 
-@torch.no_grad()
 def picture_oracle(config: Config, dataset: Dataset, device: torch.device) -> list[str]:
-    """The oracle's caption of each image."""
+    """The oracle's caption of each image; cached, since seeds and runs with the same listeners share it."""
+    clips = [load_clip(name, pretrained).key for name, pretrained in sorted({(config.oracle_clip, ""), *(
+        (who.clip, who.pretrained) for who in config.listeners)})]
+    about = [clips, [dataclasses.asdict(who) for who in config.listeners], config.game.candidates, config.game.reward,
+             config.eval.seed, fingerprint(dataset), Path(__file__).read_text(encoding="utf-8")]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
+    path = cache_dir() / "captions" / f"oracle-{key}.json"
+    if not path.is_file():
+        write_json(path, _choose(config, dataset, device))
+    return read_json(path)
+
+
+@torch.no_grad()
+def _choose(config: Config, dataset: Dataset, device: torch.device) -> list[str]:
+    """The candidate caption with the highest reward, for each image."""
     rows, everyone = candidate_captions(config, dataset, device), np.arange(len(dataset))
     listeners = make_listeners(config.listeners, dataset, device)
     size = min(config.game.candidates, len(everyone))  # other data than the game's may have fewer images

@@ -62,13 +62,13 @@ from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 
 QUICK = ["train.steps=15", "eval.images=80"]
 WRITTEN = ("ground truth", "oracle")  # captions that are the same for every seed
-GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base)")
+GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base|scoring_rounds)")
 TEXT = re.compile(r"says/.+|length|most_repeated|kl_to_base")
 OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accuracy/.+|faithful/.+")
 
 
 ON_SCENES = sorted(path.stem for path in (configs_folder() / "pairs").glob("*.yaml"))
-ON_PICTURES = sorted({path.stem for path in (configs_folder() / "pictures").glob("*.yaml")} - {"clip", "base"})
+ON_PICTURES = sorted({path.stem for path in (configs_folder() / "pictures").glob("*.yaml")} - {"clip", "words", "base"})
 PAIRS = [*ON_SCENES, *ON_PICTURES]
 
 
@@ -117,9 +117,9 @@ def base_speaker(runs: Path, seed: int, threads: int, pictures: bool = False) ->
     with locked(runs / f"base_{mark}{seed}.lock"):
         if (base / "train.json").is_file():
             return base
-        eyes = ["clip.name=lite0-pictures", "data.train=3000"] if pictures else []
         if not (words / "train.json").is_file():
-            launch("words_scenes.yaml", f"seed={seed}", f"out={words}", *eyes, threads=threads)
+            launch("pictures/words.yaml" if pictures else "words_scenes.yaml", f"seed={seed}", f"out={words}",
+                   threads=threads)
         launch("pictures/base.yaml" if pictures else "caption_scenes.yaml", f"seed={seed}", f"out={base}",
                f"speaker.init={words}", threads=threads)
     return base

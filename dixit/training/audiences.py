@@ -8,10 +8,9 @@ both listeners, side by side, are the adapter's audience input. Captions have ta
 attributes (warm_start.CaptionTask); the game trains the map from audience input to attributes, and nothing else.
 
 Attributes of scenes are their objects' ("A red shape and a blue shape." names colour), read from records. Those of
-pictures are which kinds of things are named (animals, food, others), whether by their own names, and whether colours
-are (picture_attributes.py), read from the classes of the speaker's CLIP and from pixels. Picks that name a kind are of
-pictures of that kind, so that experts of a domain differ in their profiles. What the speaker says of other kinds of
-pictures, colours, is part of the request.
+pictures are those of requests (requests.py), read from the classes of the speaker's CLIP and from pixels. Picks that
+name a kind of things are of pictures of that kind, so that experts of a domain differ in their profiles, and so do
+those that know few names or no colours.
 
 Leaves out a learned encoder of picks.
 
@@ -38,7 +37,7 @@ from dixit.models.listeners import Listener, score_all
 from dixit.training import continual, game
 from dixit.training.candidates import draw_candidates
 from dixit.training.made_captions import MadeCaptions
-from dixit.training.picture_attributes import KINDS, PICTURE_ATTRIBUTES, mentioned, request_for
+from dixit.training.requests import KINDS, PICTURE_ATTRIBUTES, RequestedPictures, mentioned, request_for
 
 PRIOR = 0.3  # expected accuracy of a listener without observations
 STRENGTH = 2.0  # number of picks that the prior is worth
@@ -69,14 +68,14 @@ def name_attributes(clip: Clip, dataset: Dataset) -> list[Named]:
         raise DixitError("audiences are known by picks on scenes, or on pictures by a CLIP that names things; use "
                          "data.name: scenes, or a data.name without scenes and a clip.name that was trained with "
                          "clip.names")
-    made = MadeCaptions(clip, dataset)
-    kinds = np.array([made.kinds[likeliest] for likeliest in made.likeliest])
+    pictures = RequestedPictures(clip, dataset, MadeCaptions(clip, dataset, list))
+    kinds = np.array([pictures.kinds[likeliest] for likeliest in pictures.likeliest])
     found = []
     for attribute in PICTURE_ATTRIBUTES:
-        captions = [made.obeying(i, request_for(attribute)) for i in range(len(dataset))]
+        captions = [pictures.obeying(i, request_for(attribute)) for i in range(len(dataset))]
         has = np.ones(len(dataset), dtype=bool)
         if attribute in KINDS:
-            has = kinds == KINDS.index(attribute)
+            has = kinds == attribute
         elif attribute == "name":
             has = np.array([mentioned(caption)[1] for caption in captions])
         found.append(Named(attribute, captions, rng("named", attribute).permutation(everyone[has])))

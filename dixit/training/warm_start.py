@@ -40,7 +40,8 @@ from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.class_rows import train_rows
 from dixit.training.loop import Task, local_slice, share_bounds
-from dixit.training.made_captions import MadeCaptions, Requests, WrittenCaptions, with_names
+from dixit.training.made_captions import MadeCaptions, WrittenCaptions, with_names
+from dixit.training.requests import RequestedPictures, RequestedScenes
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
@@ -193,10 +194,11 @@ class WordTask(Task):
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
         self.trained = self.speaker.trained
-        self.captions, self.validation_captions = caption_sources(config, start)
+        self.captions, self.validation_captions = caption_sources(config, start, list)
         bags = [set(self.tokens(captions)) for captions in self.captions.documents()]
         counts = Counter(token for bag in bags for token in bag)
         self.column = {token: i for i, token in enumerate(sorted(counts))}
+        self.columns: dict[str, list[int]] = {}  # of each caption's tokens
         embedding = self.speaker.llm.get_input_embeddings().weight
         self.words = embedding[sorted(counts)].detach()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
@@ -209,8 +211,10 @@ class WordTask(Task):
         """A distribution over the words of each image: inverse document frequency, normalised."""
         rows = torch.zeros(len(captions), len(self.column))
         for i, own in enumerate(captions):
-            known = [self.column[token] for token in set(self.tokens(own)) if token in self.column]
-            rows[i, known] = self.weight[known]
+            for text in own:
+                if text not in self.columns:
+                    self.columns[text] = [self.column[t] for t in self.tokens([text]) if t in self.column]
+                rows[i, self.columns[text]] = self.weight[self.columns[text]]
         return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
 
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]]) -> Float[Tensor, "B"]:
@@ -225,7 +229,7 @@ class WordTask(Task):
         if micro_batch == 0:
             prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        names, captions, _ = self.captions.draw(index, seed, step)
+        names, captions = self.captions.draw(index, seed, step)
         patches = patch_batch(self.store, index[mine], self.speaker.device)
         return self._loss(with_names(patches, None if names is None else names[mine]), captions[mine]).mean(), {}
 
@@ -233,17 +237,26 @@ class WordTask(Task):
     def validate(self, step: int) -> dict[str, float]:
         """Validation cross-entropy."""
         index = np.arange(min(256, len(self.validation)))
-        names, captions, _ = self.validation_captions.draw(index, "validation")
+        names, captions = self.validation_captions.draw(index, "validation")
         patches = patch_batch(self.validation_store, index, self.speaker.device)
         return {"loss": float(self._loss(with_names(patches, names), captions).mean())}
 
 
-def caption_sources(config: Config, start: SpeakerAndImages) -> tuple[MadeCaptions | WrittenCaptions, ...]:
-    """Captions of the training and of the validation images: made ones if the config asks for them."""
-    requests = config.speaker.audience_width > 0
+def caption_sources(config: Config, start: SpeakerAndImages,
+                    fit: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:
+    """Captions of the training and of the validation images, MadeCaptions if the config asks for them, else
+    WrittenCaptions; `fit` makes a list of captions from each image's."""
+    images = start.data, start.validation
     if config.data.made_captions:
-        return tuple(MadeCaptions(start.clip, images, requests) for images in (start.data, start.validation))
-    return tuple(WrittenCaptions(images, requests) for images in (start.data, start.validation))
+        first, second = (MadeCaptions(start.clip, own, fit) for own in images)
+        return first, second
+    written, held = (WrittenCaptions([fit(row) for row in own["captions"]]) for own in images)
+    return written, held
+
+
+def chosen(captions: list[list[str]], choice: np.ndarray) -> list[list[str]]:
+    """N of each image's captions, by draws (B, N) in [0, 1)."""
+    return [[own[int(c * len(own))] for c in row] for own, row in zip(captions, choice, strict=True)]
 
 
 UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
@@ -252,9 +265,8 @@ UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
 class CaptionTask(Task):
     """Supervised warm start: next-token loss on captions. No caption is used after this stage.
 
-    With `speaker.audience_width` the adapter gets as an input which attributes a caption was to name (of scenes, those
-    that it names), so that it learns to name requested attributes; a fraction of the captions is trained without that
-    input.
+    With `speaker.audience_width` the adapter gets the request that a caption obeys as an input, so that it learns to
+    name requested attributes (requests.py); a fraction of the captions is trained without that input.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -262,7 +274,13 @@ class CaptionTask(Task):
         start = speaker_and_images(config, accelerator.device)
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
-        self.captions, self.validation_captions = caption_sources(config, start)
+        self.captions, self.validation_captions = caption_sources(config, start, self.that_fit)
+        self.requested: tuple[Any, Any] | None = None  # of the training and of the validation images
+        if config.speaker.audience_width and config.data.made_captions:
+            self.requested = (RequestedPictures(start.clip, start.data, self.captions),
+                              RequestedPictures(start.clip, start.validation, self.validation_captions))
+        elif config.speaker.audience_width:
+            self.requested = RequestedScenes(self.captions), RequestedScenes(self.validation_captions)
         self.trained = self.speaker.trained
 
     def that_fit(self, captions: list[str]) -> list[str]:
@@ -273,18 +291,15 @@ class CaptionTask(Task):
         return fit or [captions[lengths.index(min(lengths))]]
 
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]], choice: np.ndarray,
-              requests: Requests | None = None, conditioned: np.ndarray | None = None) -> Tensor:
-        """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and whether the adapter
-        gets the caption's request, `conditioned` (B, N)."""
-        fitting = [self.that_fit(own) for own in captions]
-        texts = [own[int(c * len(own))] for own, row in zip(fitting, choice, strict=True) for c in row]
-        if requests is None or conditioned is None:
+              requests: Float[Tensor, "B N a"] | None = None) -> Tensor:
+        """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and the requests that
+        the adapter gets with them."""
+        texts = [text for own in chosen(captions, choice) for text in own]
+        if requests is None:
             prefix = self.trained(patches)
         else:
-            of_caption = [own for own in requests for _ in range(choice.shape[1])]
-            signs = torch.tensor([own[text] for own, text in zip(of_caption, texts, strict=True)])
-            signs = signs * torch.from_numpy(conditioned.reshape(-1, 1))
-            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=signs.to(patches))
+            signs = requests.flatten(0, 1).to(patches)
+            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=signs)
         tokens, mask = self.speaker.encode(texts)
         return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
 
@@ -295,13 +310,19 @@ class CaptionTask(Task):
             prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        names, captions, requests = self.captions.draw(index, seed, step)
+        requests = None
+        if self.requested is None:
+            names, captions = self.captions.draw(index, seed, step)
+        else:
+            names, captions, wanted = self.requested[0].draw(index, seed, step)
+            requests = torch.tensor([[own[text] for text in texts]
+                                     for own, texts in zip(wanted, chosen(captions, choice), strict=True)])
+            conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
+            requests = requests * torch.from_numpy(conditioned)[..., None]
         patches = with_names(patch_batch(self.store, index[mine], self.speaker.device),
                              None if names is None else names[mine])
-        if requests is None:
-            return self._loss(patches, captions[mine], choice[mine]).mean(), {}
-        conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
-        return self._loss(patches, captions[mine], choice[mine], requests[mine], conditioned[mine]).mean(), {}
+        return self._loss(patches, captions[mine], choice[mine],
+                          None if requests is None else requests[mine]).mean(), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -309,18 +330,18 @@ class CaptionTask(Task):
         audience input, the fraction of captions that name what is requested and nothing else."""
         index = np.arange(min(128, len(self.validation)))
         patches = patch_batch(self.validation_store, index, self.speaker.device)
-        names, captions, _ = self.validation_captions.draw(index, "validation")
+        source = self.validation_captions if self.requested is None else self.requested[1]
+        names, captions, *_ = source.draw(index, "validation")
         loss = self._loss(with_names(patches, names), captions, np.zeros((len(index), 1)))
         texts = [row[0] for row in self.speaker.caption(patches)]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(texts, self.validation["record"][: len(texts)]).items():
             figures[f"recall/{name}"] = recall
-        if self.config.speaker.audience_width:
-            requested, expected = self.validation_captions.validation_requests(index)
-            adapter, signs = self.accelerator.unwrap_model(self.trained), torch.tensor(requested).to(patches)
-            prefix = adapter(patches, attributes=signs)
+        if self.requested is not None:
+            wanted = source.to_obey(index)
+            prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=torch.tensor(wanted).to(patches))
             texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
-            right = [self.validation_captions.mentioned(t) == e for t, e in zip(texts, expected, strict=True)]
+            right = [source.obeys(text, int(i), one) for text, i, one in zip(texts, index, wanted, strict=True)]
             figures["obeys"] = float(torch.tensor(right).float().mean())
         return figures
 

@@ -137,10 +137,10 @@ def test_new_rows_win_their_images_and_leave_others(here):
 def test_made_captions_name_the_made_class_and_the_colours(here):
     _, pictures, _, _ = here
     clip, dataset = load_clip("lite0-pictures"), load(DataConfig(**pictures), "train")
-    made = MadeCaptions(clip, dataset)
+    made = MadeCaptions(clip, dataset, list)
     index = np.arange(8)
-    rows, captions, _ = made.draw(index, 0, 3)
-    again, same, _ = made.draw(index, 0, 3)
+    rows, captions = made.draw(index, 0, 3)
+    again, same = made.draw(index, 0, 3)
     assert torch.equal(rows, again) and captions == same and made.draw(index, 0, 4)[1] != captions
     text = " ".join(c for row in captions for c in row)
     assert "red" in text and "blue" not in text  # the first eight pictures are red
@@ -152,8 +152,8 @@ def test_made_captions_name_the_made_class_and_the_colours(here):
 
 def test_scenes_keep_their_names_and_captions(here):
     clip, dataset = load_clip("lite0-pictures"), load(DataConfig(image_size=64, validation=12), "validation")
-    made = MadeCaptions(clip, dataset)
-    rows, captions, _ = made.draw(np.arange(4), 0)
+    made = MadeCaptions(clip, dataset, list)
+    rows, captions = made.draw(np.arange(4), 0)
     assert rows.isnan().all() and captions == [dataset[i]["captions"] for i in range(4)]
     patches = clip.patches(pixels(dataset, range(4)), "colour")
     assert torch.equal(with_names(patches, rows), patches)

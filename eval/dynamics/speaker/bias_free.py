@@ -151,10 +151,11 @@ class MlpWords(ShortWords):
         f = 0."""
         adapter = self.adapter(settings, seed, "ReLU")
         index = game.batch_indices(seed, 0, min(settings.images, len(self.data)), len(self.data))
-        z = adapter.features(patch_batch(self.store, index, self.speaker.device))
+        patches = patch_batch(self.store, index, self.speaker.device)
+        z = adapter.features(patches)
         f = torch.zeros(len(z), adapter.second.shape[1], requires_grad=True)
         one = with_config(self, self.config, FixedOutput(adapter, f))
-        slope, = torch.autograd.grad(one._loss(self.store, self.targets, index).sum(), f)
+        slope, = torch.autograd.grad(one._loss(patches, self.captions.draw(index)[1]).sum(), f)
         return z, z @ leading_mode(-slope, z)
 
 

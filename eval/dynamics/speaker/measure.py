@@ -282,8 +282,7 @@ class ShortCaptions(CaptionTask):
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
         rows, held = keep_single_object_scenes(self)
-        self.captions = [self.captions[i] for i in rows]
-        self.validation_captions = [self.validation_captions[i] for i in held]
+        self.captions, self.validation_captions = self.captions.select(rows), self.validation_captions.select(held)
 
 
 class ShortWords(WordTask):
@@ -292,7 +291,7 @@ class ShortWords(WordTask):
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
         rows, held = keep_single_object_scenes(self)
-        self.targets, self.validation_targets = self.targets[rows], self.validation_targets[held]
+        self.captions, self.validation_captions = self.captions.select(rows), self.validation_captions.select(held)
 
 
 def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],

@@ -174,10 +174,10 @@ class OcsCaptions(ShortCaptions):
     def prepare(self, settings: Settings) -> None:
         """p of the training captions; held-out images with a caption that begins with "A"; which words they lack."""
         start = self.speaker.encode(["A red"])[0][0, 0]
-        tokens, mask = self.speaker.encode([text for row in self.captions for text in row])
+        tokens, mask = self.speaker.encode([text for row in self.captions.captions for text in row])
         after = tokens[(tokens[:, 0] == start) & mask[:, 1]][:, 1].cpu().numpy()
         self.p = np.bincount(after, minlength=len(self.speaker.llm.get_input_embeddings().weight)) / len(after)
-        described = [(i, captions[0]) for i, captions in enumerate(self.validation_captions)
+        described = [(i, captions[0]) for i, captions in enumerate(self.validation_captions.captions)
                      if captions and captions[0].startswith("A ")]
         self.described = np.array([i for i, _ in described[:settings.images]])
         self.texts = [text for _, text in described[:settings.images]]
@@ -191,7 +191,7 @@ class OcsCaptions(ShortCaptions):
         return self.trained.bias if isinstance(self.trained, OutputBias) else 0.0
 
     def _loss(self, patches: Tensor, captions: list[list[str]], choice: np.ndarray,
-              conditioned: np.ndarray | None = None) -> Tensor:
+              requests: Float[Tensor, "B N a"] | None = None) -> Tensor:
         if not isinstance(self.trained, OutputBias):
             return super()._loss(patches, captions, choice)
         texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
@@ -382,8 +382,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             module = OutputBias(adapter, vocabulary, settings.bias_rate) if arm == ARMS[1] else adapter
             one = with_config(task, config, module)
             if arm == ARMS[2]:
-                order = rng("wrong captions", seed).permutation(len(task.captions))
-                one.captions = [task.captions[i] for i in order]
+                order = rng("wrong captions", seed).permutation(len(task.data))
+                one.captions = task.captions.select(order)
             captions[arm].append(run_training(one, config))
     del task
 
