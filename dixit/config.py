@@ -337,8 +337,8 @@ def configs_folder() -> Path:
 def find_config(name: str | Path) -> Path:
     """A config file by its path, or by its name among those that come with dixit ("colour_vs_grey").
 
-    A name is looked up in configs/ first, then in configs/pairs/ and configs/pictures/. Raises DixitError, with the
-    nearest name, if there is none.
+    A name is looked up in configs/ first, then in configs/pairs/, configs/pictures/ and configs/recipes/. Raises
+    DixitError, with the nearest name, if there is none.
     """
     if Path(name).exists():
         return Path(name)
@@ -346,7 +346,7 @@ def find_config(name: str | Path) -> Path:
     shipped = {path.relative_to(folder).with_suffix("").as_posix(): path
                for path in sorted(folder.rglob("*.yaml")) if path.parent.name not in ("accelerate", "dynamics")}
     wanted = str(name).removesuffix(".yaml").removeprefix("configs/")
-    for key in (wanted, f"pairs/{wanted}", f"pictures/{wanted}"):
+    for key in (wanted, *(f"{part}/{wanted}" for part in ("pairs", "pictures", "recipes"))):
         if key in shipped:
             return shipped[key]
     if str(name).endswith((".yaml", ".yml")):

@@ -83,3 +83,16 @@ def together(world: int, work: Callable[[], object], said: Path) -> list[int]:
     port = free_port()
     children = [fork(work, said / str(rank), **as_rank(rank, world, "127.0.0.1", port, "lo")) for rank in range(world)]
     return [wait(child) for child in children]
+
+
+def processes_of(run: Path) -> list[int]:
+    """The processes that train in a folder, without their launcher."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        if f"out={run}" in words and not any(word.startswith("accelerate.") for word in words):
+            found.append(int(place.name))
+    return found

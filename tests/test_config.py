@@ -38,7 +38,7 @@ from dixit.data import images, scenes
 from dixit.models import perception
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-CONFIGS = sorted(path for folder in (FOLDER, FOLDER / "pairs", FOLDER / "pictures") for path in folder.glob("*.yaml"))
+CONFIGS = sorted(path for folder in ("", "pairs", "pictures", "recipes") for path in (FOLDER / folder).glob("*.yaml"))
 TWO = {"listeners": [{"name": "one"}, {"name": "two", "weight": -1}]}
 
 

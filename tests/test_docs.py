@@ -141,7 +141,7 @@ def config_path(word: str) -> Path | None:
     if word.isupper():
         return None
     return next((path for path in (ROOT / word, *(ROOT / f"configs/{folder}{word}.yaml"
-                                                  for folder in ("", "pairs/", "pictures/")))
+                                                  for folder in ("", "pairs/", "pictures/", "recipes/")))
                  if path.is_file()), ROOT / word)
 
 

@@ -73,17 +73,17 @@ class Adapter(nn.Module):
     is used as `attributes`, and that map is all that the game trains. With `config.gated_units` the audience drives a
     layer of gated units behind each block instead.
 
-    With `row_width` the last patch is no patch but an image embedding of that width (models/named.py). A projection of
+    With `row_width` the last patches are none, but an image embedding of that width (models/named.py). A projection of
     it is added to every query.
     """
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, llm_width: int, scale: float,
                  row_width: int = 0):
         super().__init__()
-        width, self.row_width = config.width, row_width
+        width, self.row_width, self.rows = config.width, row_width, -(-row_width // patch_width)
         self.inputs = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
         self.image = nn.Linear(row_width, width) if row_width else None
-        self.positions = nn.Parameter(torch.randn(patches - bool(row_width), width) * 0.2)
+        self.positions = nn.Parameter(torch.randn(patches - self.rows, width) * 0.2)
         # Queries and offsets are as large as what they are added to: smaller ones let all K vectors become equal.
         self.queries = nn.Parameter(torch.randn(config.prefix, width))
         self.offsets = nn.Parameter(torch.randn(config.prefix, llm_width))
@@ -101,13 +101,11 @@ class Adapter(nn.Module):
 
     def forward(self, patches: Float[Tensor, "B P Dv"], audience: Float[Tensor, "B c"] | None = None,
                 attributes: Float[Tensor, "B a"] | None = None) -> Float[Tensor, "B K D"]:
-        image = patches[:, -1:, :self.row_width]
-        if self.image is not None:
-            patches = patches[:, :-1]
+        patches, rows = patches.split([patches.shape[1] - self.rows, self.rows], 1)
         keys = self.inputs(patches) + self.positions
         q = self.queries.expand(len(patches), -1, -1)
         if self.image is not None:
-            q = q + self.image(image)
+            q = q + self.image(rows.flatten(1)[:, None, :self.row_width])
         if self.audience is not None and audience is not None:
             attributes = self.audience(audience).tanh()
         if self.attributes is not None and attributes is not None:

@@ -44,7 +44,7 @@ from dixit.models.named import (
     NAME_SIZE,
     NamedTower,
     TextHead,
-    image_row,
+    image_rows,
     imagenet_synsets,
     imagenet_texts,
 )
@@ -92,7 +92,7 @@ class Clip:
 
     @property
     def row_width(self) -> int:
-        """The width of the image embedding that `patches` gives as its last row; 0 if it gives none."""
+        """The width of the image embedding that `patches` gives as its last rows; 0 if it gives none."""
         return self.name_width and self.name_width + ATTRIBUTE_WIDTH
 
     @cached_property
@@ -123,7 +123,7 @@ class Clip:
     def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B P Dv"]:
         """Patch features in front of the pooling: the cells of a CNN's last map, the tokens of a transformer.
 
-        A tower that names what it sees gives one more, its image embedding (named.image_row).
+        A tower that names what it sees gives more, its image embedding (named.image_rows).
         """
         return self._patches(self.preprocess(images, perception))
 
@@ -132,7 +132,7 @@ class Clip:
             return patch_grid(self.model.visual, x)
         maps = self.named.patch_maps(x)
         image = self.named.join(self.named.classes(self.named.class_features(x)), maps)
-        return torch.cat([maps.flatten(2).transpose(1, 2), image_row(image, maps.shape[1])], dim=1)
+        return torch.cat([maps.flatten(2).transpose(1, 2), image_rows(image, maps.shape[1])], dim=1)
 
     @torch.no_grad()
     def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B E"]:

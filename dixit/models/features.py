@@ -29,7 +29,7 @@ from dixit.common import DixitError, atomic_write_text, locked, read_json, sha25
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
 from dixit.models.clip import Clip
-from dixit.models.named import image_row
+from dixit.models.named import image_rows
 from dixit.models.perception import perception_key
 from dixit.models.towers import is_built_here
 
@@ -118,11 +118,12 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
     @torch.no_grad()
     def compute(start: int, stop: int) -> np.ndarray:
         names = named.classes(_as_tensor(features[start:stop]).to(clip.device))
-        rows = image_row(named.join(names, to_feature_maps(grid[start:stop]).to(clip.device)), grid.shape[2])
+        rows = image_rows(named.join(names, to_feature_maps(grid[start:stop]).to(clip.device)), grid.shape[2])
         return np.concatenate([grid[start:stop], rows.half().cpu().numpy()], axis=1)
 
     path = _cache_path("named", clip.key, fingerprint(dataset), perception_key(perception))
-    return _cached(path, (len(dataset), grid.shape[1] + 1, grid.shape[2]), "float16", compute,
+    more = -(-clip.row_width // grid.shape[2])
+    return _cached(path, (len(dataset), grid.shape[1] + more, grid.shape[2]), "float16", compute,
                    f"named patches {perception}", batch)
 
 
@@ -223,21 +224,25 @@ def to_feature_maps(patches: np.ndarray) -> Float[Tensor, "B Dv h w"]:
     return _as_tensor(patches).transpose(1, 2).unflatten(2, (side, side))
 
 
+@torch.no_grad()
+def tower_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:
+    """What the text tower gives in front of `text.proj`."""
+    text, ids = clip.model.text, clip.tokens(texts)
+    mask = torch.ne(ids, text.config.pad_token_id).long()
+    return text.pooler(text.transformer(input_ids=ids, attention_mask=mask), mask)
+
+
 def text_features(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:
     """Features of the locked text tower in front of `text.proj`, for training the heads; cached.
 
     Equal texts are computed once, shortest first so that little is padding.
     """
     unique = sorted(set(texts), key=lambda t: (len(t), t))
-    text = clip.model.text
 
     def compute(start: int, stop: int) -> np.ndarray:
-        ids = clip.tokens(unique[start:stop])
-        mask = torch.ne(ids, text.config.pad_token_id).long()
-        with torch.no_grad():
-            return text.pooler(text.transformer(input_ids=ids, attention_mask=mask), mask).cpu().numpy()
+        return tower_texts(clip, unique[start:stop]).cpu().numpy()
 
-    path = _cache_path("texts", clip.text_key, *unique)
-    values = _cached(path, (len(unique), text.transformer.config.hidden_size), "float32", compute, "texts", 256)
+    path, width = _cache_path("texts", clip.text_key, *unique), clip.model.text.transformer.config.hidden_size
+    values = _cached(path, (len(unique), width), "float32", compute, "texts", 256)
     place = {t: i for i, t in enumerate(unique)}
     return torch.from_numpy(np.array(values[[place[t] for t in texts]])).to(clip.device)

@@ -116,10 +116,10 @@ def joined(names: Float[Tensor, "B Dt"], attributes: Float[Tensor, "B W"]) -> Fl
     return torch.cat([names, ATTRIBUTE_WEIGHT * F.normalize(attributes, dim=-1)], dim=1)
 
 
-def image_row(images: Float[Tensor, "B E"], width: int) -> Float[Tensor, "B 1 Dv"]:
-    """Image embeddings of two blocks as one more patch of `width`, at the scale of the patches: what a speaker reads
-    beside them."""
-    return F.pad(images * images.shape[1] ** 0.5, (0, width - images.shape[1]))[:, None]
+def image_rows(images: Float[Tensor, "B E"], width: int) -> Float[Tensor, "B r Dv"]:
+    """Image embeddings of two blocks as r = ceil(E / Dv) more patches of `width`, at the scale of the patches: what a
+    speaker reads beside them."""
+    return F.pad(images * images.shape[1] ** 0.5, (0, -images.shape[1] % width)).unflatten(1, (-1, width))
 
 
 class TextHead(nn.Module):

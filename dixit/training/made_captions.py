@@ -27,7 +27,7 @@ from dixit.common import DixitError, rng
 from dixit.data.known import COLOUR_NAMES, main_colours
 from dixit.data.names import VAGUE, noun_of, phrase, thing_senses, things
 from dixit.models.clip import Clip
-from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET, image_row
+from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET
 
 CAPTIONS = 6  # made for each picture
 NEIGHBOURS, OTHERS = 20, 10  # classes that are near the made-up one, and how many of them share its posterior
@@ -35,6 +35,7 @@ CONCENTRATION = 0.5  # of the Dirichlet distribution of their shares
 LEAST = 0.15  # probability of the made-up class, at least
 NOISE = 0.01  # standard deviation of what is added to the name embedding
 COLOURED, BOTH = 0.35, 0.25  # fraction of captions that name colours; of these, fraction that name two if there are two
+NAMELESS = 0.15  # fraction of captions with colours that name nothing else: A red thing.
 LEVELS = 0.55, 0.3, 0.15  # fractions of captions that name the class itself, its everyday word, its broad kind
 FIRST = 0.7  # fraction of names of the class itself that are its first one
 
@@ -50,19 +51,19 @@ class WrittenCaptions:
     """The captions that a data set has, a list for each image."""
 
     def __init__(self, captions: list[list[str]]):
-        self.captions = captions
+        self.written = captions
 
     def select(self, index: Int[np.ndarray, "n"]) -> WrittenCaptions:
         """The captions of some images."""
-        return WrittenCaptions([self.captions[i] for i in index])
+        return WrittenCaptions([self.written[i] for i in index])
 
     def documents(self) -> list[list[str]]:
         """Captions to count words in: those of each image."""
-        return self.captions
+        return self.written
 
     def draw(self, index: Int[np.ndarray, "B"], *_: int | str) -> tuple[None, list[list[str]]]:
         """No name embeddings, and the captions of some images."""
-        return None, [self.captions[i] for i in index]
+        return None, [self.written[i] for i in index]
 
 
 class MadeCaptions:
@@ -131,7 +132,10 @@ class MadeCaptions:
         level = r.choice(3, p=LEVELS)
         first = names[0] if r.random() < FIRST else names[int(r.integers(len(names)))]
         noun = (first, basic, kind)[level]
-        said = " and ".join(colours[:1 + (r.random() < BOTH)]) + " " if colours and r.random() < COLOURED else ""
+        said = ""
+        if colours and r.random() < COLOURED:
+            said = " and ".join(colours[:1 + (r.random() < BOTH)]) + " "
+            noun = "thing" if r.random() < NAMELESS else noun
         text = phrase(said + noun)
         return text[0].upper() + text[1:] + "."
 
@@ -140,8 +144,10 @@ def with_names(patches: Float[Tensor, "B P Dv"], names: Float[Tensor, "B Dt"] | 
     """Patches whose image embedding has other names, where these are given."""
     if names is None:
         return patches
-    width = names.shape[1]
-    row = image_row(F.pad(names, (0, ATTRIBUTE_WIDTH)), patches.shape[2]).to(patches)[:, 0, :width]
+    rows = -(-(names.shape[1] + ATTRIBUTE_WIDTH) // patches.shape[2])  # see named.image_rows
     changed = patches.clone()
-    changed[:, -1, :width] = torch.where(row.isnan(), patches[:, -1, :width], row)
+    own = changed[:, -rows:].flatten(1)
+    given = names.to(patches) * (names.shape[1] + ATTRIBUTE_WIDTH) ** 0.5
+    own[:, :names.shape[1]] = torch.where(given.isnan(), own[:, :names.shape[1]], given)
+    changed[:, -rows:] = own.unflatten(1, (rows, -1))
     return changed

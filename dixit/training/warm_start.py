@@ -33,6 +33,7 @@ from dixit.models.features import (
     prefetch,
     text_features,
     to_feature_maps,
+    tower_texts,
 )
 from dixit.models.named import joined
 from dixit.models.towers import SmallCnn
@@ -88,20 +89,29 @@ class ClipTask(Task):
         if self.clip.named:
             self.add_classes(train_sets)
         self.trained: nn.Module = ClipHeads(self.clip)
-        self.sets: list[tuple[Reader, list[list[int]]]] = []
-        self.validation: list[tuple[Reader, list[int], str]] = []
-        texts: dict[str, int] = {}
+        self.sets: list[tuple[Reader, MadeCaptions | WrittenCaptions]] = []
+        self.validation: list[tuple[Reader, list[str], str]] = []
         for data, train_set in zip(sources, train_sets, strict=True):
             validation_set = load(data, "validation")
-            captions = [[texts.setdefault(t, len(texts)) for t in row[:4]] for row in train_set["captions"]]
-            first = [texts.setdefault(row[0], len(texts)) for row in validation_set["captions"]]
+            captions = MadeCaptions(self.clip, train_set, list) if self.clip.named else WrittenCaptions(
+                [row[:4] for row in train_set["captions"]])
+            first = [row[0] for row in validation_set["captions"]]
             for perception in config.clip.perceptions:
                 self.sets.append((self.reader(train_set, perception), captions))
                 self.validation.append((self.reader(validation_set, perception), first, f"{data.name}_{perception}"))
             if len(validation_set) < CANDIDATES:
                 raise DixitError(f"data.validation of {data.name} has {len(validation_set)} images; a CLIP's "
                                  f"validation needs at least {CANDIDATES}, from which it tells a caption's image")
-        self.texts = text_features(self.clip, list(texts))
+        known = [text for _, captions in self.sets for row in captions.documents() for text in row[:4]]
+        texts = [*dict.fromkeys([*known, *(text for _, first, _ in self.validation for text in first)])]
+        self.texts = dict(zip(texts, text_features(self.clip, texts), strict=True))
+
+    def features(self, texts: list[str]) -> Float[Tensor, "S Dt"]:
+        """The text tower's features of texts. Those of made captions are not kept, so that a resumed run encodes the
+        same batches as the uninterrupted one."""
+        new = sorted({text for text in texts if text not in self.texts})
+        found = self.texts | dict(zip(new, tower_texts(self.clip, new), strict=True)) if new else self.texts
+        return torch.stack([found[text] for text in texts])
 
     def add_classes(self, train_sets: list[Dataset]) -> None:
         """Give the NamedTower a class for each concept of the training images."""
@@ -137,11 +147,15 @@ class ClipTask(Task):
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         seed, batch, accumulate = self.config.seed, self.config.train.batch, self.config.train.accumulate
         read, captions = self.sets[step % len(self.sets)]
-        index = game.batch_indices(seed, step, batch, len(captions))
+        index = game.batch_indices(seed, step, batch, len(captions.written))
         choice = rng("caption", seed, step).random(len(index))
-        text = [captions[i][int(c * len(captions[i]))] for i, c in zip(index, choice, strict=True)]
+        names, own = captions.draw(index, seed, step)
+        texts = [row[int(c * min(len(row), 4))] for row, c in zip(own, choice, strict=True)]
         mine = local_slice(batch, accumulate, micro_batch, self.accelerator)
-        image, caption, scale = self.trained(read(index[mine]), self.texts[text[mine]])
+        seen = read(index[mine])
+        if names is not None:
+            seen = torch.where(names[mine].isnan(), seen[0], names[mine]), seen[1]
+        image, caption, scale = self.trained(seen, self.features(texts[mine]))
         # Embeddings of other processes are candidates too; each process computes the loss of its own images.
         bounds = share_bounds(batch, accumulate, micro_batch, self.accelerator.num_processes)
         images, captions_of_all = (_gather_with_gradients(x, bounds) for x in (image, caption))
@@ -156,8 +170,9 @@ class ClipTask(Task):
         figures = {}
         for read, text, name in self.validation:
             parts = [np.arange(len(text))[i:i + 256] for i in range(0, len(text), 256)]
-            image = torch.cat([self.trained(read(part), self.texts[text[part[0]:part[-1] + 1]])[0] for part in parts])
-            caption = F.normalize(self.clip.model.text.proj(self.texts[text]), dim=-1)
+            features = self.features(text)
+            image = torch.cat([self.trained(read(part), features[part[0]:part[-1] + 1])[0] for part in parts])
+            caption = F.normalize(self.clip.model.text.proj(features), dim=-1)
             everyone = np.arange(len(text))
             pools = draw_candidates(everyone, everyone, CANDIDATES, "observe")
             logits = torch.einsum("se,sce->sc", caption, image[pools])
@@ -200,7 +215,7 @@ class WordTask(Task):
         self.column = {token: i for i, token in enumerate(sorted(counts))}
         self.columns: dict[str, list[int]] = {}  # of each caption's tokens
         embedding = self.speaker.llm.get_input_embeddings().weight
-        self.words = embedding[sorted(counts)].detach()  # (W, D)
+        self.words = embedding[sorted(counts)].detach().float()  # (W, D)
         self.weight = torch.tensor([math.log(len(bags) / counts[t]) for t in sorted(counts)])
 
     def tokens(self, captions: list[str]) -> list[int]:
@@ -220,8 +235,9 @@ class WordTask(Task):
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]]) -> Float[Tensor, "B"]:
         prefix = self.trained(patches)  # (B, K, D)
         p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
-        some = 1 - (1 - p.clamp(max=1 - 1e-6)).log().sum(1).exp()  # (B, W): at least one vector has the word
-        return -(self.target(captions).to(some.device) * some.clamp(min=1e-6).log()).sum(1)
+        # at least one vector has the word; exact for small p, so that rare words are learned too
+        some = -torch.expm1(torch.log1p(-p.clamp(max=1 - 1e-6)).sum(1))  # (B, W)
+        return -(self.target(captions).to(some.device) * some.clamp(min=1e-30).log()).sum(1)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train

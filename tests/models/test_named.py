@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from towers import WIDTH, make_pictures, make_towers
 
 from dixit.common import DixitError
-from dixit.config import DataConfig, KnowledgeConfig, ListenerConfig, load_config
+from dixit.config import DataConfig, KnowledgeConfig, ListenerConfig, SpeakerConfig, load_config
 from dixit.data.images import load, pixels
 from dixit.data.wordnet import wordnet
+from dixit.models.adapter import Adapter
 from dixit.models.clip import build_locked, load_clip, save_clip
 from dixit.models.features import class_features, image_embeddings, patch_features
 from dixit.models.listeners import known_classes, make_listeners
-from dixit.models.named import IMAGENET, Classes, imagenet_synsets
+from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET, Classes, image_rows, imagenet_synsets
 from dixit.training.class_rows import train_rows
 from dixit.training.made_captions import MadeCaptions, with_names
 
@@ -148,6 +149,25 @@ def test_made_captions_name_the_made_class_and_the_colours(here):
     patches = clip.patches(pixels(dataset, range(8)), "colour")
     changed = with_names(patches, rows)
     assert torch.equal(changed[:, :-1], patches[:, :-1]) and not torch.allclose(changed[:, -1], patches[:, -1])
+
+
+@pytest.mark.parametrize("width", [64, 300, 512])
+def test_an_image_embedding_is_read_as_rows_of_any_width(width):
+    """Rows hold the embedding in order, names replaced in them stay in place, and the adapter reads them all."""
+    embedding = F.normalize(torch.randn(2, 384 + ATTRIBUTE_WIDTH), dim=1)
+    rows = image_rows(embedding, width)
+    assert rows.shape == (2, -(-640 // width), width)
+    torch.testing.assert_close(rows.flatten(1)[:, :640], embedding * 640 ** 0.5)
+    patches, names = torch.cat([torch.randn(2, 9, width), rows], dim=1), torch.randn(2, 384)
+    names[1] = torch.nan
+    changed = with_names(patches, names)
+    flat = changed[:, 9:].flatten(1)
+    torch.testing.assert_close(flat[0, :384], names[0] * 640 ** 0.5)
+    assert torch.equal(changed[1], patches[1]) and torch.equal(flat[0, 384:], rows.flatten(1)[0, 384:])
+    adapter = Adapter(SpeakerConfig(prefix=3, width=32, heads=2), patches.shape[1], width, 16, 1.0, row_width=640)
+    other = torch.cat([patches[:, :9], (rows.flatten(1) + F.one_hot(torch.tensor(639), rows[0].numel())).view(
+        rows.shape)], dim=1)
+    assert adapter.positions.shape[0] == 9 and not torch.allclose(adapter(patches), adapter(other))
 
 
 def test_scenes_keep_their_names_and_captions(here):

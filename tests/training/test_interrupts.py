@@ -13,7 +13,7 @@ from pathlib import Path
 import fault_bench
 import pytest
 import torch
-from processes import as_rank, fork, free_port, wait
+from processes import as_rank, fork, free_port, processes_of, wait
 from safetensors.torch import load_file
 
 from dixit.common import run_main
@@ -49,19 +49,6 @@ def start(words: list[object], run: Path, environment: dict[str, str]) -> subpro
 def train_process(home, run: Path, *overrides: str, launcher: tuple[object, ...] = (), **environment: str):
     words = [*launcher, "scripts/train.py", home.game_config, f"out={run}", "train.steps=100000", *SETTINGS, *overrides]
     return start(words, run, home.environment | environment)
-
-
-def processes_of(run: Path) -> list[int]:
-    """The processes that train in a folder, without their launcher."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended
-            continue
-        if f"out={run}" in words and not any(word.startswith("accelerate.") for word in words):
-            found.append(int(place.name))
-    return found
 
 
 def wait_until_gone(run: Path, seconds: float = 240) -> None:

@@ -174,10 +174,10 @@ class OcsCaptions(ShortCaptions):
     def prepare(self, settings: Settings) -> None:
         """p of the training captions; held-out images with a caption that begins with "A"; which words they lack."""
         start = self.speaker.encode(["A red"])[0][0, 0]
-        tokens, mask = self.speaker.encode([text for row in self.captions.captions for text in row])
+        tokens, mask = self.speaker.encode([text for row in self.captions.written for text in row])
         after = tokens[(tokens[:, 0] == start) & mask[:, 1]][:, 1].cpu().numpy()
         self.p = np.bincount(after, minlength=len(self.speaker.llm.get_input_embeddings().weight)) / len(after)
-        described = [(i, captions[0]) for i, captions in enumerate(self.validation_captions.captions)
+        described = [(i, captions[0]) for i, captions in enumerate(self.validation_captions.written)
                      if captions and captions[0].startswith("A ")]
         self.described = np.array([i for i, _ in described[:settings.images]])
         self.texts = [text for _, text in described[:settings.images]]

@@ -157,7 +157,7 @@ class KernelCaptions(ShortCaptions):
         start = self.speaker.encode(["A red"])[0][0, 0]
         texts: list[str] = []
         self.items: list[int] = []
-        for i, row in enumerate(self.validation_captions.captions):
+        for i, row in enumerate(self.validation_captions.written):
             text = next((t for t in row if t.startswith("A ")), None)
             if text and len(self.items) < settings.items:
                 texts.append(text)
