@@ -54,14 +54,11 @@ def request_for(attribute: str) -> Request:
 def requested_caption(wanted: Request, kind: str, name: str, word: str, colours: list[str]) -> str:
     """The caption that obeys a request, of a thing of a kind with a name of its own and an everyday word.
 
-    Where things of this kind are not to be named, it says what colours the picture has.
+    Where things of this kind are not to be named, it names the colours only: "A red thing."
     """
     asked = {attribute for attribute, value in zip(PICTURE_ATTRIBUTES, wanted, strict=True) if value > 0}
-    said, noun = " and ".join(colours), name if "name" in asked else word
-    if kind not in asked:
-        text = f"something {said}"
-    else:
-        text = phrase(f"{said} {noun}" if "colour" in asked else noun)
+    noun = "thing" if kind not in asked else name if "name" in asked else word
+    text = phrase(" and ".join(colours) + f" {noun}" if kind not in asked or "colour" in asked else noun)
     return text[0].upper() + text[1:] + "."
 
 

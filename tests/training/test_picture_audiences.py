@@ -67,9 +67,9 @@ def pictures_of(config: dict, split: str = "train") -> tuple[RequestedPictures, 
 
 @pytest.mark.parametrize(("asked", "kind", "text"), [
     (("animal",), "animal", "A dog."), (("animal", "name"), "animal", "A dalmatian."),
-    (("animal", "colour"), "animal", "A white and black dog."), (("animal",), "food", "Something white and black."),
-    (("food", "other", "name", "colour"), "animal", "Something white and black."), ((), "other", "Something white and "
-                                                                                  "black.")])
+    (("animal", "colour"), "animal", "A white and black dog."), (("animal",), "food", "A white and black thing."),
+    (("food", "other", "name", "colour"), "animal", "A white and black thing."),
+    ((), "other", "A white and black thing.")])
 def test_a_caption_obeys_its_request(asked, kind, text):
     assert requested_caption(request(asked), kind, "dalmatian", "dog", ["white", "black"]) == text
     names = text.endswith(("dog.", "dalmatian."))
@@ -88,7 +88,7 @@ def test_drawn_captions_obey_requests_and_are_reproducible(here):
         assert set(own) == set(wanted)
         for text, signs in wanted.items():
             asked = dict(zip(PICTURE_ATTRIBUTES, signs, strict=True))
-            if text.startswith("Something"):
+            if text.endswith(" thing."):
                 assert min(asked[kind] for kind in ("animal", "food", "other")) < 0
                 assert "red" in text and mentioned(text) == (False, False, True)
             else:
@@ -101,10 +101,10 @@ def test_requests_that_a_speaker_is_examined_with(here):
     index = np.arange(4)  # dogs
     wanted = pictures.to_obey(index)
     assert [pictures.obeying(i, w) for i, w in zip(index.tolist(), wanted, strict=True)] == [
-        "A dog.", "A dog.", "A red dog.", "Something red."]
+        "A dog.", "A dog.", "A red dog.", "A red thing."]
     assert wanted[3] == request(("food", "other"))
     assert pictures.obeys("A red cat.", 2, wanted[2]) and not pictures.obeys("A cat.", 2, wanted[2])
-    assert pictures.obeys("Something blue.", 3, wanted[3]) and not pictures.obeys("A cat.", 3, wanted[3])
+    assert pictures.obeys("A blue thing.", 3, wanted[3]) and not pictures.obeys("A cat.", 3, wanted[3])
 
 
 def test_picks_name_an_attribute_of_pictures_that_have_it(here):
@@ -113,8 +113,8 @@ def test_picks_name_an_attribute_of_pictures_that_have_it(here):
     assert tuple(found) == PICTURE_ATTRIBUTES and 2 * len(found) == audiences.WIDTH
     assert sorted(found["animal"].images) == list(range(8)) and sorted(found["other"].images) == list(range(8, 16))
     assert not len(found["food"].images) and not len(found["name"].images)  # "dog" and "violin" are everyday words
-    assert found["animal"].captions[0] == "A dog." and found["animal"].captions[8] == "Something blue."
-    assert found["colour"].captions[0] == "Something red." and len(found["colour"].images) == 16
+    assert found["animal"].captions[0] == "A dog." and found["animal"].captions[8] == "A blue thing."
+    assert found["colour"].captions[0] == "A red thing." and len(found["colour"].images) == 16
     assert request_for("name") == request(("animal", "food", "other", "name"))
 
 
@@ -177,5 +177,5 @@ def test_a_speaker_for_many_audiences_of_pictures(here, train, tiny, tmp_path):
     gaps, said = measure_gaps(run, load(run.config.data, "test"), load(run.config.data, "validation"), [])
     assert gaps["training"].keys() == {"base", "0 picks", "16 picks", "ceiling"}
     assert all(values.shape == (3, 16) for values in gaps["training"].values())
-    assert set(said["ceiling"]["animals / rest"]) <= {"A dog.", "A violin.", "Something red.", "Something blue."}
+    assert set(said["ceiling"]["animals / rest"]) <= {"A dog.", "A violin.", "A red thing.", "A blue thing."}
     assert "unseen: 16 picks minus 0 picks" in summarise(run.config, gaps)["training"]["claims"]
