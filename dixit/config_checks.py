@@ -16,7 +16,8 @@ from dixit.common import DixitError, did_you_mean
 if TYPE_CHECKING:
     from dixit.config import Config
 
-# What captions of scenes can name of an object (data/scenes.py): an audience is known by these.
+# What captions of scenes can name of an object (data/scenes.py): an audience is known by these, or by as many
+# attributes of pictures (training/requests.py).
 ATTRIBUTES = ("size", "colour", "texture", "shape", "position")
 DOMAINS = ("colour", "shape", "position", "size", "texture", "count", "thing")  # classes of words (data/scenes.py),
 # and none of them
@@ -191,6 +192,9 @@ def _check_speaker(config: Config) -> None:
     if config.task == "caption" and width not in (0, picks_width):
         raise DixitError(f"config: speaker.audience_width must be {picks_width} for captions that name requested "
                          "attributes, or 0")
+    if width and config.data.made_captions and "scenes" in config.data.name.split("+"):
+        raise DixitError("config: data.made_captions with speaker.audience_width is for pictures only, for what can be "
+                         "requested of scenes is something else; take scenes out of data.name")
     if speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
     if speaker.shard and (speaker.lora_rank or speaker.compile == "yes"):

@@ -1,14 +1,16 @@
 """Evaluate one speaker with many audiences: `python -m eval.audiences RUN [eval.images=100 ...] [--beside RUN ...]`.
 
 Measures the gap with each audience, trained or unseen, after the speaker has observed N = 0, 4, 16, 64 picks of each
-listener, or, with speaker.gated_units, when it is given the audience's code. Picks are observed on validation scenes,
-drawn separately for each image; the game is played on the test split. For comparison: the base speaker; the runs named
-by --beside (a specialist trained for one audience, like those of configs/pairs, in that audience's row only; or a
-speaker trained for all audiences without knowing which); and a ceiling, the written caption that names the one
-attribute that serves the audience best on the validation split.
+listener, or, with speaker.gated_units, when it is given the audience's code. Picks are observed on validation images,
+drawn separately for each image; the game is played on the test split, or on the images of --data. For comparison: the
+base speaker; the runs named by --beside (a specialist trained for one audience, like those of configs/pairs, in that
+audience's row only; or a speaker trained for all audiences without knowing which); and a ceiling, the caption that
+names the one attribute that serves the audience best on the validation split (of scenes by their records; of pictures
+by the classes of the speaker's CLIP, so that other captions may serve better).
 
-Writes RUN/audiences.json (with --keep CONDITION also rows of eval/results/audiences.csv), prints a table and the means
-over audiences: paired differences, 95 % intervals by bootstrap over images. Leaves out transfer to other images.
+Writes RUN/audiences.json, with --data RUN/audiences_DATA.json (with --keep CONDITION also rows of
+eval/results/audiences.csv), prints a table and the means over audiences: paired differences, 95 % intervals by
+bootstrap over images.
 
 Shapes: R audiences, L listeners, n images.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
-from dixit.config import ATTRIBUTES, Config, ListenerConfig, config_hash
-from dixit.data.images import load
-from dixit.data.scenes import oracle_caption
+from dixit.config import Config, ListenerConfig, config_hash
+from dixit.data.images import EVALUATION_SETS, load, open_data
 from dixit.models.features import patch_features
 from dixit.models.listeners import make_listeners, score_all
 from dixit.training import audiences, continual, game
@@ -91,7 +92,8 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
     pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
     listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
     choosing = make_listeners(config.listeners, validation, run.speaker.device)
-    named = audiences.hits_by_attribute(choosing, validation, config.game.candidates, "eval", config.eval.seed)
+    observed = audiences.hits_by_attribute(choosing, run.clip, validation, config.game.candidates, "eval",
+                                           config.eval.seed)
     names = [*config.audiences, *config.unseen]
     pairs = audiences.listener_indices(tuple(names), [c.name for c in config.listeners])
     gaps: Gaps = {group: {} for group in groups}
@@ -107,7 +109,7 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
             gaps[group].setdefault(speaker, blank)[row] = hits[0] - hits[1]
 
     store = patch_features(run.clip, dataset, "colour")
-    records = [json.loads(record) for record in dataset["record"]]
+    ceilings = [named.captions for named in audiences.name_attributes(run.clip, dataset)]
     base = greedy_captions(run, run.base, store, None) if run.base is not None else []
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
@@ -116,14 +118,13 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
             context = continual.audience_codes(np.full(count, i), len(pairs), config.continual.centred)
             add("given the name", i, greedy_captions(run, run.speaker.trained, store, context))
         for picks in config.picks if config.speaker.audience_width and not config.speaker.gated_units else ():
-            profile = audiences.profiles(named, count, [picks] * count, "eval", config.eval.seed, i, picks)
+            profile = audiences.profiles(observed, count, [picks] * count, "eval", config.eval.seed, i, picks)
             context = audiences.audience_vectors(profile, [pairs[i]] * count)
             add(f"{picks} picks", i, greedy_captions(run, run.speaker.trained, store, context))
         if not config.speaker.audience_width:
             add("uninformed", i, greedy_captions(run, run.speaker.trained, store, None))
-        means = named[pairs[i][0]].mean(1) - named[pairs[i][1]].mean(1)  # (A,)
-        best = ATTRIBUTES[int(means.argmax())]
-        add("ceiling", i, [oracle_caption(record, {best}) for record in records])
+        means = observed[pairs[i][0]].mean(1) - observed[pairs[i][1]].mean(1)  # (A,)
+        add("ceiling", i, ceilings[int(means.argmax())])
     for other in others:
         theirs = audiences_of(other.config, config)
         own = [i for i, pair in enumerate(names) if pair in theirs]
@@ -203,6 +204,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
     parser.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
+    parser.add_argument("--data", default="", help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH (default: the run's "
+                        "own test split)")
     parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; an uninformed speaker")
     add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
@@ -210,23 +213,27 @@ def main() -> None:
     run = load_run(arguments.run, arguments.override)
     if not run.config.audiences:
         raise DixitError(f"{arguments.run} was not trained for audiences; use configs/audiences.yaml")
-    dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    if arguments.data:
+        dataset = open_data(arguments.data, run.config)
+    else:
+        dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
     others = [load_run(path) for path in arguments.beside]
     gaps, captions = measure_gaps(run, dataset, load(run.config.data, "validation"), others)
     found = summarise(run.config, gaps)
     trainings = {str(path): read_json(path / "train.json") for path in (arguments.run, *arguments.beside)
                  if (path / "train.json").is_file()}
-    write_json(arguments.run / "audiences_captions.json", captions)
+    stem = "audiences" + re.sub(r"\W+", "_", f"_{arguments.data}" if arguments.data else "")
+    write_json(arguments.run / f"{stem}_captions.json", captions)
     results = {"command": command_line(), "config_hash": config_hash(run.config), "commit": git_commit(),
                "wall_seconds": round(time.perf_counter() - began, 1),
                "seeds": {"run": run.config.seed, "eval": run.config.eval.seed}, "images": len(dataset),
                "trainings": trainings, **found}
-    write_json(arguments.run / "audiences.json", results)
+    write_json(arguments.run / f"{stem}.json", results)
     if arguments.keep:
         keep(arguments.keep, results)
     for group, part in found.items():
         print(f"\n{group} listeners\n\n{table(part)}")
-    print(f"\nwritten to {arguments.run / 'audiences.json'}")
+    print(f"\nwritten to {arguments.run / stem}.json")
 
 
 if __name__ == "__main__":

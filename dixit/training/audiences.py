@@ -3,12 +3,16 @@
 By default every listener takes part in every round with its configured weight. `game.audience` samples or shuffles
 them, and `config.audiences` names pairs: one listener that should find the target, one that should not. A speaker for
 named pairs may get them as an input, either as a code (continual.py) or as observed picks: somebody named one attribute
-of a scene's objects ("A red shape and a blue shape."), and the listener picked among C candidates. N picks of a
-listener become its `profile`, and the profiles of both listeners, side by side, are the adapter's audience input.
-Captions have taught the adapter to name requested attributes (warm_start.CaptionTask); the game trains the map from
-audience input to attributes, and nothing else.
+of an image, and the listener picked among C candidates. N picks of a listener become its `profile`, and the profiles of
+both listeners, side by side, are the adapter's audience input. Captions have taught the adapter to name requested
+attributes (warm_start.CaptionTask); the game trains the map from audience input to attributes, and nothing else.
 
-Leaves out a learned encoder of picks: attributes are those of the scenes, so picks need scene records.
+Attributes of scenes are their objects' ("A red shape and a blue shape." names colour), read from records. Those of
+pictures are those of requests (requests.py), read from the classes of the speaker's CLIP and from pixels. Picks that
+name a kind of things are of pictures of that kind, so that experts of a domain differ in their profiles, and so do
+those that know few names or no colours.
+
+Leaves out a learned encoder of picks.
 
 Shapes: L listeners, A attributes, n images with a named attribute, R rounds, B rounds of a batch, C candidates,
 c audience width.
@@ -17,19 +21,23 @@ c audience width.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dixit.common import DixitError, rng
 from dixit.config import ATTRIBUTES, Config
 from dixit.data.scenes import oracle_caption
+from dixit.models.clip import Clip
 from dixit.models.listeners import Listener, score_all
 from dixit.training import continual, game
 from dixit.training.candidates import draw_candidates
+from dixit.training.made_captions import MadeCaptions
+from dixit.training.requests import KINDS, PICTURE_ATTRIBUTES, RequestedPictures, mentioned, request_for
 
 PRIOR = 0.3  # expected accuracy of a listener without observations
 STRENGTH = 2.0  # number of picks that the prior is worth
@@ -38,21 +46,57 @@ SCALE = 4.0  # of the audience input, so that its largest values are near 1 or 2
 WIDTH = 2 * len(ATTRIBUTES)  # of the audience input
 
 
-def hits_by_attribute(listeners: list[Listener], dataset: Dataset, candidates: int,
-                      *key: int | str) -> Float[Tensor, "L A n"]:
-    """How often each listener finds each image when only one of its attributes is named, on one pool per image.
+@dataclass(frozen=True)
+class Named:
+    """One attribute, named of every image of a dataset."""
 
-    Raises DixitError if the images have no records.
+    attribute: str
+    captions: list[str]  # one for each image
+    images: Int[np.ndarray, "m"]  # those that have the attribute
+
+
+def name_attributes(clip: Clip, dataset: Dataset) -> list[Named]:
+    """Captions that name one attribute and nothing else: of scenes from their records, of pictures by a CLIP.
+
+    Raises DixitError if the images are neither all scenes nor all pictures, or the CLIP does not name things.
+    """
+    records, everyone = list(dataset["record"]), np.arange(len(dataset))
+    if all(records):
+        scenes = [json.loads(record) for record in records]
+        return [Named(a, [oracle_caption(scene, {a}) for scene in scenes], everyone) for a in ATTRIBUTES]
+    if any(records) or clip.named is None:
+        raise DixitError("audiences are known by picks on scenes, or on pictures by a CLIP that names things; use "
+                         "data.name: scenes, or a data.name without scenes and a clip.name that was trained with "
+                         "clip.names")
+    pictures = RequestedPictures(clip, dataset, MadeCaptions(clip, dataset, list))
+    kinds = np.array([pictures.kinds[likeliest] for likeliest in pictures.likeliest])
+    found = []
+    for attribute in PICTURE_ATTRIBUTES:
+        captions = [pictures.obeying(i, request_for(attribute)) for i in range(len(dataset))]
+        has = np.ones(len(dataset), dtype=bool)
+        if attribute in KINDS:
+            has = kinds == attribute
+        elif attribute == "name":
+            has = np.array([mentioned(caption)[1] for caption in captions])
+        found.append(Named(attribute, captions, rng("named", attribute).permutation(everyone[has])))
+    return found
+
+
+def hits_by_attribute(listeners: list[Listener], clip: Clip, dataset: Dataset, candidates: int,
+                      *key: int | str) -> Float[Tensor, "L A n"]:
+    """How often each listener finds images when only one of their attributes is named, on one pool per image.
+
+    An attribute that no image has gets PRIOR, so that picks tell nothing about it.
     """
     count = min(NAMED, len(dataset))
-    if not all(dataset["record"][:count]):
-        raise DixitError("audiences are known by picks on scenes, and these images have no records; use data.name: "
-                         "scenes")
-    records = [json.loads(record) for record in dataset["record"][:count]]
     columns = []
-    for attribute in ATTRIBUTES:
-        pools = draw_candidates(np.arange(count), np.arange(len(dataset)), candidates, "named", attribute, *key)
-        captions = [oracle_caption(r, {attribute}) for r in records]
+    for named in name_attributes(clip, dataset):
+        if not len(named.images):
+            columns.append(torch.full((len(listeners), count), PRIOR))
+            continue
+        images = np.resize(named.images, count)  # repeated if there are fewer, with other distractors
+        pools = draw_candidates(images, np.arange(len(dataset)), candidates, "named", named.attribute, *key)
+        captions = [named.captions[i] for i in images]
         columns.append(game.hits(score_all(listeners, captions, pools)).cpu())
     return torch.stack(columns, dim=1)
 
@@ -100,10 +144,10 @@ def round_weights(pairs: list[tuple[int, int]], listeners: int) -> Float[Tensor,
 class Audience:
     """The listeners of each round and the adapter's audience input, as pure functions of (seed, step).
 
-    `listeners` see the training images `data`, `validation_listeners` the images `validation`.
+    `listeners` see the training images `data`, `validation_listeners` the images `validation`; `clip` is the speaker's.
     """
 
-    def __init__(self, config: Config, listeners: list[Listener], data: Dataset,
+    def __init__(self, config: Config, clip: Clip, listeners: list[Listener], data: Dataset,
                  validation_listeners: list[Listener], validation: Dataset, device: str | torch.device):
         self.config, self.device = config, device
         self.listener_weights = torch.tensor([c.weight for c in config.listeners], device=device)
@@ -111,8 +155,8 @@ class Audience:
         self.hits = self.validation_hits = None  # picks to be observed
         if config.speaker.audience_width and not config.speaker.gated_units:
             key = config.game.candidates, config.seed
-            self.hits = hits_by_attribute(listeners, data, *key)
-            self.validation_hits = hits_by_attribute(validation_listeners, validation, *key)
+            self.hits = hits_by_attribute(listeners, clip, data, *key)
+            self.validation_hits = hits_by_attribute(validation_listeners, clip, validation, *key)
 
     def round_pairs(self, step: int) -> list[tuple[int, int]]:
         """The named pair of each round of a global batch."""

@@ -101,21 +101,30 @@ class MadeCaptions:
         captions: list[list[str]] = []
         kept = torch.zeros(len(index), dtype=torch.bool)
         for i, image in enumerate(index):
-            made = int(r.choice(self.usable))
-            share = r.uniform(LEAST, 1)
-            others = r.choice(self.near[made], size=OTHERS, replace=False)
-            posterior[i, torch.from_numpy(others)] = torch.from_numpy(
-                (1 - share) * r.dirichlet(np.full(OTHERS, CONCENTRATION))).float()
-            posterior[i, made] += share
+            made, posterior[i] = self.made_up(r)
             if self.records[image]:
                 kept[i] = True
                 captions.append(self.written[image])
             else:
                 captions.append([self.caption(made, self.colours[image], r) for _ in range(CAPTIONS)])
+        names = self.embed(posterior, r)
+        return names.masked_fill(kept[:, None].to(names.device), torch.nan), [self.fit(own) for own in captions]
+
+    def made_up(self, r: np.random.Generator) -> tuple[int, Float[Tensor, "n"]]:
+        """A class, and a distribution over it and classes that are near it."""
+        made, posterior = int(r.choice(self.usable)), torch.zeros(len(self.classes.bias))
+        share = r.uniform(LEAST, 1)
+        others = r.choice(self.near[made], size=OTHERS, replace=False)
+        posterior[torch.from_numpy(others)] = torch.from_numpy(
+            (1 - share) * r.dirichlet(np.full(OTHERS, CONCENTRATION))).float()
+        posterior[made] += share
+        return made, posterior
+
+    def embed(self, posterior: Float[Tensor, "B n"], r: np.random.Generator) -> Float[Tensor, "B Dt"]:
+        """Name embeddings of distributions over classes, with noise."""
         names = self.classes.mean_embedding(posterior.to(self.classes.bias))
         noise = torch.from_numpy(r.standard_normal(names.shape)).to(names)
-        names = F.normalize(names + NOISE * noise, dim=1)
-        return names.masked_fill(kept[:, None].to(names.device), torch.nan), [self.fit(own) for own in captions]
+        return F.normalize(names + NOISE * noise, dim=1)
 
     def caption(self, made: int, colours: list[str], r: np.random.Generator) -> str:
         """One caption of a made-up class in a picture of these colours."""

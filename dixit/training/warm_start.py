@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.common import DixitError, rng, words
-from dixit.config import ATTRIBUTES, Config
-from dixit.data import scenes
+from dixit.config import Config
 from dixit.data.images import load, pixels
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.clip import Clip, build_locked
@@ -43,6 +42,7 @@ from dixit.training.candidates import draw_candidates
 from dixit.training.class_rows import train_rows
 from dixit.training.loop import Task, local_slice, share_bounds
 from dixit.training.made_captions import MadeCaptions, WrittenCaptions, with_names
+from dixit.training.requests import RequestedPictures, RequestedScenes
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
@@ -270,14 +270,19 @@ def caption_sources(config: Config, start: SpeakerAndImages,
     return written, held
 
 
+def chosen(captions: list[list[str]], choice: np.ndarray) -> list[list[str]]:
+    """N of each image's captions, by draws (B, N) in [0, 1)."""
+    return [[own[int(c * len(own))] for c in row] for own, row in zip(captions, choice, strict=True)]
+
+
 UNCONDITIONAL = 0.25  # fraction of captions without requested attributes
 
 
 class CaptionTask(Task):
     """Supervised warm start: next-token loss on captions. No caption is used after this stage.
 
-    With `speaker.audience_width` the adapter gets the attributes that a caption names as an input, so that it learns to
-    name requested attributes; a fraction of the captions is trained without that input.
+    With `speaker.audience_width` the adapter gets the request that a caption obeys as an input, so that it learns to
+    name requested attributes (requests.py); a fraction of the captions is trained without that input.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
@@ -286,6 +291,12 @@ class CaptionTask(Task):
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
         self.captions, self.validation_captions = caption_sources(config, start, self.that_fit)
+        self.requested: tuple[Any, Any] | None = None  # of the training and of the validation images
+        if config.speaker.audience_width and config.data.made_captions:
+            self.requested = (RequestedPictures(start.clip, start.data, self.captions),
+                              RequestedPictures(start.clip, start.validation, self.validation_captions))
+        elif config.speaker.audience_width:
+            self.requested = RequestedScenes(self.captions), RequestedScenes(self.validation_captions)
         self.trained = self.speaker.trained
 
     def that_fit(self, captions: list[str]) -> list[str]:
@@ -296,16 +307,15 @@ class CaptionTask(Task):
         return fit or [captions[lengths.index(min(lengths))]]
 
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]], choice: np.ndarray,
-              conditioned: np.ndarray | None = None) -> Tensor:
-        """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and whether the adapter
-        gets the caption's attributes, `conditioned` (B, N)."""
-        texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
-        if conditioned is None:
+              requests: Float[Tensor, "B N a"] | None = None) -> Tensor:
+        """Nats of each caption, for the captions of B images, draws `choice` (B, N) in [0, 1), and the requests that
+        the adapter gets with them."""
+        texts = [text for own in chosen(captions, choice) for text in own]
+        if requests is None:
             prefix = self.trained(patches)
         else:
-            signs = torch.tensor([scenes.mentioned_attributes(text) for text in texts])
-            signs = signs * torch.from_numpy(conditioned.reshape(-1, 1))
-            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=signs.to(patches))
+            signs = requests.flatten(0, 1).to(patches)
+            prefix = self.trained(patches.repeat_interleave(choice.shape[1], 0), attributes=signs)
         tokens, mask = self.speaker.encode(texts)
         return -self.speaker.logprobs(prefix, tokens, mask).sum(1)
 
@@ -316,33 +326,39 @@ class CaptionTask(Task):
             prefetch(self.store, game.batch_indices(seed, step + 1, settings.batch, len(self.data)))
         choice = rng("caption", seed, step).random((len(index), self.config.policy.samples))
         mine = local_slice(settings.batch, settings.accumulate, micro_batch, self.accelerator)
-        conditioned = None
-        if self.config.speaker.audience_width:
+        requests = None
+        if self.requested is None:
+            names, captions = self.captions.draw(index, seed, step)
+        else:
+            names, captions, wanted = self.requested[0].draw(index, seed, step)
+            requests = torch.tensor([[own[text] for text in texts]
+                                     for own, texts in zip(wanted, chosen(captions, choice), strict=True)])
             conditioned = rng("told", seed, step).random(choice.shape) >= UNCONDITIONAL
-        names, captions = self.captions.draw(index, seed, step)
+            requests = requests * torch.from_numpy(conditioned)[..., None]
         patches = with_names(patch_batch(self.store, index[mine], self.speaker.device),
                              None if names is None else names[mine])
         return self._loss(patches, captions[mine], choice[mine],
-                          None if conditioned is None else conditioned[mine]).mean(), {}
+                          None if requests is None else requests[mine]).mean(), {}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Validation loss (nats per caption), the precision of greedy captions' words for each word class, and, with an
-        audience input, the fraction of captions that name the one requested attribute and nothing else."""
+        audience input, the fraction of captions that name what is requested and nothing else."""
         index = np.arange(min(128, len(self.validation)))
         patches = patch_batch(self.validation_store, index, self.speaker.device)
-        names, captions = self.validation_captions.draw(index, "validation")
+        source = self.validation_captions if self.requested is None else self.requested[1]
+        names, captions, *_ = source.draw(index, "validation")
         loss = self._loss(with_names(patches, names), captions, np.zeros((len(index), 1)))
         texts = [row[0] for row in self.speaker.caption(patches)]
         figures = {"loss": float(loss.mean())}
         for name, recall in word_recall(texts, self.validation["record"][: len(texts)]).items():
             figures[f"recall/{name}"] = recall
-        if self.config.speaker.audience_width:
-            requested = 2 * torch.eye(len(ATTRIBUTES))[index % len(ATTRIBUTES)] - 1
-            prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=requested.to(patches))
+        if self.requested is not None:
+            wanted = source.to_obey(index)
+            prefix = self.accelerator.unwrap_model(self.trained)(patches, attributes=torch.tensor(wanted).to(patches))
             texts = self.speaker.decode(*self.speaker.sample(prefix)[:2])
-            right = (torch.tensor([scenes.mentioned_attributes(text) for text in texts]) == requested).all(1).float()
-            figures["obeys"] = float(right.mean())
+            right = [source.obeys(text, int(i), one) for text, i, one in zip(texts, index, wanted, strict=True)]
+            figures["obeys"] = float(torch.tensor(right).float().mean())
         return figures
 
 

@@ -191,7 +191,7 @@ class OcsCaptions(ShortCaptions):
         return self.trained.bias if isinstance(self.trained, OutputBias) else 0.0
 
     def _loss(self, patches: Tensor, captions: list[list[str]], choice: np.ndarray,
-              conditioned: np.ndarray | None = None) -> Tensor:
+              requests: Float[Tensor, "B N a"] | None = None) -> Tensor:
         if not isinstance(self.trained, OutputBias):
             return super()._loss(patches, captions, choice)
         texts = [own[int(c * len(own))] for own, row in zip(captions, choice, strict=True) for c in row]
