@@ -55,7 +55,7 @@ def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -
         colours = " and ".join(main_colours(Image.fromarray(np.asarray(image["image"]))))
         nouns = [noun for i in best for noun in (levels[i][0][0], *levels[i][1:])]
         texts = [phrase(said + noun) for noun in dict.fromkeys(nouns) for said in ("", f"{colours} ")]
-        rows.append([text[0].upper() + text[1:] + "." for text in (*texts, f"something {colours}")])
+        rows.append([text[0].upper() + text[1:] + "." for text in (*texts, phrase(f"{colours} thing"))])
     return rows
 
 
