@@ -71,13 +71,15 @@ def main() -> None:
     add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
-    run = load_run(arguments.run, arguments.override)
-    for name in arguments.eyes:
+    overrides = [word for word in arguments.override + arguments.eyes if word.startswith("eval.") and "=" in word]
+    eyes = [word for word in arguments.eyes if word not in overrides]
+    run = load_run(arguments.run, overrides + [word for word in arguments.override if word not in overrides])
+    for name in eyes:
         load_clip(name)  # a missing one raises before anything is computed
     dataset = open_data(arguments.data, run.config)
     if len(dataset) < CANDIDATES:
         raise DixitError(f"--data {arguments.data} has {len(dataset)} images; {CANDIDATES} are needed")
-    figures, captions = naming(run, dataset, arguments.eyes)
+    figures, captions = naming(run, dataset, eyes)
     if arguments.keep:
         trained = read_json(arguments.run / "train.json")
         cell = Cell("naming", arguments.keep, str(run.config.seed), command_line(), config_hash(run.config),
