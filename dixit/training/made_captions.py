@@ -37,6 +37,8 @@ NOISE = 0.01  # standard deviation of what is added to the name embedding
 COLOURED, BOTH = 0.2, 0.25  # fraction of captions that name colours; of these, fraction that name two if there are two
 NAMELESS = 0.05  # fraction of captions with colours that name nothing else: A red thing.
 LEVELS = 0.55, 0.3, 0.15  # fractions of captions that name the class itself, its everyday word, its broad kind
+FORMS = ("a photo of {}", "a drawing of {}", "this is {}", "{}, seen from the side", "there is {} in the middle",
+         "{} without anything else", "{} that somebody took a picture of")  # of longer captions
 FIRST = 0.7  # fraction of names of the class itself that are its first one
 
 
@@ -69,15 +71,16 @@ class WrittenCaptions:
 class MadeCaptions:
     """Name embeddings and captions for the pictures of a data set, a pure function of the keys given to `draw`.
 
-    `fit` makes a list of captions from one, e.g. those that are short enough. Raises DixitError if the CLIP does not
-    name things.
+    `fit` makes a list of captions from one, e.g. those that are short enough. A fraction `long` of the captions of
+    ImageNet's classes are longer: a name in a phrase, or with its definition. Raises DixitError if the CLIP does
+    not name things.
     """
 
-    def __init__(self, clip: Clip, dataset: Dataset, fit: Callable[[list[str]], list[str]]):
+    def __init__(self, clip: Clip, dataset: Dataset, fit: Callable[[list[str]], list[str]], long: float = 0.0):
         if clip.named is None:
             raise DixitError(f"data.made_captions needs a CLIP that names things, and {clip.name} does not; set "
                              "clip.name to one that was trained with clip.names, e.g. lite0-pictures")
-        self.classes = clip.named.classes
+        self.classes, self.long = clip.named.classes, long
         self.fit, self.written, self.records = fit, list(dataset["captions"]), list(dataset["record"])
         self.levels = class_levels(clip)
         further = [i for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET) if label.replace(" ", "").isalpha()
@@ -129,6 +132,9 @@ class MadeCaptions:
     def caption(self, made: int, colours: list[str], r: np.random.Generator) -> str:
         """One caption of a made-up class in a picture of these colours."""
         names, basic, kind = self.levels[made]
+        if self.long and made < IMAGENET and r.random() < self.long:
+            own = phrase(names[int(r.integers(len(names)))])
+            return str(r.choice([f"{own}: {things()[made].definition}", *(form.format(own) for form in FORMS)]))
         level = r.choice(3, p=LEVELS)
         first = names[0] if r.random() < FIRST else names[int(r.integers(len(names)))]
         noun = (first, basic, kind)[level]

@@ -46,6 +46,7 @@ from dixit.training.requests import RequestedPictures, RequestedScenes
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
+LONG = 0.5  # fraction of a CLIP's made captions that are longer, so that its heads learn that names weigh most in most texts
 Reader = Callable[[np.ndarray], Any]  # indices of images -> what ClipHeads takes
 
 
@@ -93,7 +94,7 @@ class ClipTask(Task):
         self.validation: list[tuple[Reader, list[str], str]] = []
         for data, train_set in zip(sources, train_sets, strict=True):
             validation_set = load(data, "validation")
-            captions = MadeCaptions(self.clip, train_set, list) if self.clip.named else WrittenCaptions(
+            captions = MadeCaptions(self.clip, train_set, list, LONG) if self.clip.named else WrittenCaptions(
                 [row[:4] for row in train_set["captions"]])
             first = [row[0] for row in validation_set["captions"]]
             for perception in config.clip.perceptions:
