@@ -46,7 +46,7 @@ from dixit.training.requests import RequestedPictures, RequestedScenes
 from dixit.training.runs import SpeakerAndImages, patch_batch, speaker_and_images
 
 CANDIDATES = 10  # of a CLIP's validation
-LONG = 0.5  # fraction of a CLIP's made captions that are longer, so that its heads learn that names weigh most in most texts
+LONG = 0.5  # fraction of a CLIP's made captions that are longer: its heads learn that names weigh most in most texts
 Reader = Callable[[np.ndarray], Any]  # indices of images -> what ClipHeads takes
 
 
