@@ -13,7 +13,7 @@ Shapes: B images, n classes, F class-feature width, Dt text width, Dv patch widt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,8 +37,9 @@ NOISE = 0.01  # standard deviation of what is added to the name embedding
 COLOURED, BOTH = 0.2, 0.25  # fraction of captions that name colours; of these, fraction that name two if there are two
 NAMELESS = 0.05  # fraction of captions with colours that name nothing else: A red thing.
 LEVELS = 0.55, 0.3, 0.15  # fractions of captions that name the class itself, its everyday word, its broad kind
+DEFINED = 0.4  # fraction of longer captions that are definitions; the others are of these forms
 FORMS = ("a photo of {}", "a drawing of {}", "this is {}", "{}, seen from the side", "there is {} in the middle",
-         "{} without anything else", "{} that somebody took a picture of")  # of longer captions
+         "{} without anything else", "{} that somebody took a picture of")
 FIRST = 0.7  # fraction of names of the class itself that are its first one
 
 
@@ -55,7 +56,7 @@ class WrittenCaptions:
     def __init__(self, captions: list[list[str]]):
         self.written = captions
 
-    def select(self, index: Int[np.ndarray, "n"]) -> WrittenCaptions:
+    def select(self, index: Sequence[int] | Int[np.ndarray, "n"]) -> WrittenCaptions:
         """The captions of some images."""
         return WrittenCaptions([self.written[i] for i in index])
 
@@ -134,7 +135,8 @@ class MadeCaptions:
         names, basic, kind = self.levels[made]
         if self.long and made < IMAGENET and r.random() < self.long:
             own = phrase(names[int(r.integers(len(names)))])
-            return str(r.choice([f"{own}: {things()[made].definition}", *(form.format(own) for form in FORMS)]))
+            form = FORMS[int(r.integers(len(FORMS)))]
+            return f"{own}: {things()[made].definition}" if r.random() < DEFINED else form.format(own)
         level = r.choice(3, p=LEVELS)
         first = names[0] if r.random() < FIRST else names[int(r.integers(len(names)))]
         noun = (first, basic, kind)[level]

@@ -22,7 +22,12 @@ def test_words_are_learned_without_the_llm(home, train, tmp_path):
 
 def test_targets_weigh_rare_words_and_skip_those_in_every_caption(home, train, tmp_path):
     task = train(home.caption_config, tmp_path / "words", "task=words", "train.steps=1")
-    torch.testing.assert_close(task.targets.sum(1), torch.ones(len(task.targets)))
+    captions = list(task.data["captions"])
+    targets = task.target(captions)
+    torch.testing.assert_close(targets.sum(1), torch.ones(len(captions)))
+    for own, row in zip(captions, targets, strict=True):
+        said = {task.column[token] for token in task.tokens(own)}
+        assert set(row.nonzero().flatten().tolist()) <= said and all(row[c] > 0 for c in said if task.weight[c] > 0)
     assert task.weight.min() >= 0 and task.weight.argmin() != task.weight.argmax()
 
 

@@ -68,7 +68,7 @@ def test_candidates_name_classes_at_three_levels_with_the_colours_of_the_pixels(
     dataset = load(config.data, "test")
     for row, concept in zip(oracle.candidate_captions(config, dataset, CPU), dataset["concept"], strict=True):
         colour = {"dog": "red", "violin": "blue"}[concept]
-        assert row[-1] == f"Something {colour}." and len(row) == len(set(row)) and 5 <= len(row) <= 19
+        assert row[-1] == f"A {colour} thing." and len(row) == len(set(row)) and 5 <= len(row) <= 19
         assert all(text[0].isupper() and text.endswith(".") for text in row)
         plain, coloured = row[:-1:2], row[1:-1:2]
         assert not any(colour in text.lower().split() for text in plain)

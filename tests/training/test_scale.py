@@ -105,6 +105,7 @@ def contrast(home):
     from dixit.models.features import to_feature_maps
     from dixit.training.loop import make_accelerator
     from dixit.training.loop import train as loop
+    from dixit.training.made_captions import WrittenCaptions
     from dixit.training.warm_start import ClipTask
 
     class Heads(torch.nn.Module):
@@ -122,8 +123,8 @@ def contrast(home):
             self.config, self.accelerator = config, accelerator
             draw = torch.Generator().manual_seed(0)
             patches = torch.randn(40, 4, 4, generator=draw).numpy()
-            self.sets = [(lambda rows: to_feature_maps(patches[rows]), [[i] for i in range(40)])]
-            self.texts = torch.randn(40, 6, generator=draw)
+            self.sets = [(lambda rows: to_feature_maps(patches[rows]), WrittenCaptions([[str(i)] for i in range(40)]))]
+            self.texts = {str(i): row for i, row in enumerate(torch.randn(40, 6, generator=draw))}
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 self.trained = Heads()
