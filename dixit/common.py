@@ -160,6 +160,11 @@ def words(text: str) -> list[str]:
     return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()
 
 
+def sentence(text: str) -> str:
+    """A text with a capital letter and a full stop."""
+    return text[0].upper() + text[1:] + "."
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters, without the source location that gloo prepends."""
     text = re.sub(r"^\[[^]]*]\s*", "", str(error)).strip()

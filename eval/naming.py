@@ -71,9 +71,9 @@ def main() -> None:
     add_keep_option(parser)
     arguments = parser.parse_intermixed_args()
     began = time.perf_counter()
-    overrides = [word for word in arguments.override + arguments.eyes if word.startswith("eval.") and "=" in word]
+    overrides = [word for word in arguments.eyes if word.startswith("eval.") and "=" in word]
     eyes = [word for word in arguments.eyes if word not in overrides]
-    run = load_run(arguments.run, overrides + [word for word in arguments.override if word not in overrides])
+    run = load_run(arguments.run, arguments.override + overrides)
     for name in eyes:
         load_clip(name)  # a missing one raises before anything is computed
     dataset = open_data(arguments.data, run.config)

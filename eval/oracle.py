@@ -18,15 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dixit.common import DixitError, read_json, write_json
+from dixit.common import DixitError, read_json, sentence, write_json
 from dixit.config import Config
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint
-from dixit.data.known import main_colours
+from dixit.data.known import row_colours
 from dixit.data.names import phrase
 from dixit.models.clip import load_clip
 from dixit.models.features import class_features
@@ -52,10 +51,10 @@ def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -
     likeliest = F.linear(features, classes.weight, classes.bias).topk(CLASSES, dim=1).indices.tolist()
     rows = []
     for image, best in zip(dataset, likeliest, strict=True):
-        colours = " and ".join(main_colours(Image.fromarray(np.asarray(image["image"]))))
+        colours = " and ".join(row_colours(image))
         nouns = [noun for i in best for noun in (levels[i][0][0], *levels[i][1:])]
         texts = [phrase(said + noun) for noun in dict.fromkeys(nouns) for said in ("", f"{colours} ")]
-        rows.append([text[0].upper() + text[1:] + "." for text in (*texts, phrase(f"{colours} thing"))])
+        rows.append([sentence(text) for text in (*texts, phrase(f"{colours} thing"))])
     return rows
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from PIL import Image
 
 from dixit.common import words
-from dixit.data.known import COLOUR_NAMES, main_colours
+from dixit.data.known import COLOUR_NAMES, row_colours
 from dixit.data.names import noun_of
 from dixit.data.wordnet import wordnet
 
@@ -42,7 +40,7 @@ def names_truly(caption: str, concept: str) -> bool | None:
 
 def without_colours(dataset: Dataset) -> list[bool]:
     """For each picture, whether its pixels have no colour but black, white and grey."""
-    return [set(main_colours(Image.fromarray(np.asarray(row["image"])))) <= COLOURLESS for row in dataset]
+    return [set(row_colours(row)) <= COLOURLESS for row in dataset]
 
 
 def caption_figures(texts: list[str], concepts: list[str], plain: list[bool]) -> dict[str, Any]:

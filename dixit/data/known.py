@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -108,6 +109,11 @@ def main_colours(image: Image.Image) -> list[str]:
         return [name] if share > 0.1 else ["white"]
     order = (-counts).argsort(kind="stable")[:2]
     return [str(colours[i]) for i in order if counts[i] > 0.25 * counts[order[0]]]
+
+
+def row_colours(row: dict[str, Any]) -> list[str]:
+    """The main colours of a dataset's image."""
+    return main_colours(Image.fromarray(np.asarray(row["image"])))
 
 
 def emoji_splits() -> dict[str, str]:

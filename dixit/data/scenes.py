@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dixit.common import rng, words
+from dixit.common import rng, sentence, words
 from dixit.config import ATTRIBUTES
 
 SPLITS = ("train", "validation", "test", "combos")
@@ -162,7 +162,7 @@ def draw(seed: int, split: str, index: int, size: int) -> tuple[Image.Image, dic
 def _sentence(parts: list[str]) -> str:
     """Join phrases into a sentence: the LLM's perplexity of a bare list is ten times as high."""
     text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return text[0].upper() + text[1:] + "."
+    return sentence(text)
 
 
 def _article(phrase: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dixit.config import SpeakerConfig
+from dixit.models.named import row_count
 
 
 class Block(nn.Module):
@@ -80,7 +81,7 @@ class Adapter(nn.Module):
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, llm_width: int, scale: float,
                  row_width: int = 0):
         super().__init__()
-        width, self.row_width, self.rows = config.width, row_width, -(-row_width // patch_width)
+        width, self.row_width, self.rows = config.width, row_width, row_count(row_width, patch_width)
         self.inputs = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
         self.image = nn.Linear(row_width, width) if row_width else None
         self.positions = nn.Parameter(torch.randn(patches - self.rows, width) * 0.2)

@@ -28,7 +28,7 @@ import open_clip
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
@@ -135,9 +135,11 @@ class Clip:
         return torch.cat([maps.flatten(2).transpose(1, 2), image_rows(image, maps.shape[1])], dim=1)
 
     @torch.no_grad()
-    def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B E"]:
-        """Unit image embeddings."""
-        return self._embed(self.preprocess(images, perception))
+    def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str,
+                     known: Bool[Tensor, "n"] | None = None) -> Float[Tensor, "B E"]:
+        """Unit image embeddings. `known`: the classes that a NamedTower tells apart, if not all."""
+        x, named = self.preprocess(images, perception), self.named
+        return self._embed(x) if named is None or known is None else F.normalize(named(x, known.to(x.device)), dim=-1)
 
     def _embed(self, x: Tensor) -> Tensor:
         if hasattr(self.model.visual, "trunk"):
@@ -325,21 +327,26 @@ def _open_folder(folder: Path, device: str | torch.device) -> Clip:
     weights = [folder / file for file in WEIGHTS if (folder / file).is_file()] or sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"it has no {WEIGHTS[0]}; weights in other formats are not read, since pickles can run code")
-    source = f"local-dir:{folder}"
-    model: Any = open_clip.create_model(source, load_weights=False, device=device, pretrained_text=False)
-    named = getattr(model.visual, "trunk", None)
-    if isinstance(named, NamedTower):
-        model.text.proj = TextHead(model.text.config.hidden_size).to(device)
+    model = _create(folder, device, text=False)
     try:
         open_clip.load_checkpoint(model, str(weights[0]))
     except RuntimeError as error:
         problem = [line.strip() for line in str(error).splitlines() if line.strip()][:2][-1]
         raise ValueError(f"the weights in {weights[0].name} do not fit its open_clip_config.json: {problem}") from None
     labels = tuple(read_json(folder / CLASSES)) if (folder / CLASSES).is_file() else ()
+    named = getattr(model.visual, "trunk", None)
     if isinstance(named, NamedTower) and len(labels) != len(named.classes.bias):
         raise ValueError(f"{folder / CLASSES} must list its {len(named.classes.bias)} classes; build it anew")
-    return Clip(model, open_clip.get_tokenizer(source), folder.resolve().name, model_config, _preprocessing(model),
-                labels)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return Clip(model, tokenizer, folder.resolve().name, model_config, _preprocessing(model), labels)
+
+
+def _create(folder: Path, device: str | torch.device, text: bool) -> Any:
+    """A model by the open_clip_config.json of a folder, without weights but, if wanted, those of the text tower."""
+    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device=device, pretrained_text=text)
+    if isinstance(getattr(model.visual, "trunk", None), NamedTower):
+        model.text.proj = TextHead(model.text.config.hidden_size).to(device)
+    return model
 
 
 def _transformers_type(folder: Path) -> str:
@@ -452,10 +459,7 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
     write_json(folder / "open_clip_config.json", config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=True,
-                                            device=device)
-        if names:
-            model.text.proj = TextHead(text_width).to(device)
+        model = _create(folder, device, text=True)
     trunk: Any = model.visual.trunk
     if not isinstance(trunk, SmallCnn):
         weights = load_file(asset(tower) / "model.safetensors")

@@ -29,7 +29,7 @@ from dixit.common import DixitError, atomic_write_text, locked, read_json, sha25
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
 from dixit.models.clip import Clip
-from dixit.models.named import image_rows
+from dixit.models.named import image_rows, row_count
 from dixit.models.perception import perception_key
 from dixit.models.towers import is_built_here
 
@@ -122,7 +122,7 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
         return np.concatenate([grid[start:stop], rows.half().cpu().numpy()], axis=1)
 
     path = _cache_path("named", clip.key, fingerprint(dataset), perception_key(perception))
-    more = -(-clip.row_width // grid.shape[2])
+    more = row_count(clip.row_width, grid.shape[2])
     return _cached(path, (len(dataset), grid.shape[1] + more, grid.shape[2]), "float16", compute,
                    f"named patches {perception}", batch)
 

@@ -107,8 +107,9 @@ class NamedTower(nn.Module):
         """Embeddings of both blocks, from unit embeddings of names and from patches."""
         return joined(names, self.attributes(maps))
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        return self.join(self.classes(self.class_features(images)), self.patch_maps(images))
+    def forward(self, images: Float[Tensor, "B 3 H W"],
+                known: Bool[Tensor, "n"] | None = None) -> Float[Tensor, "B E"]:
+        return self.join(self.classes(self.class_features(images), known), self.patch_maps(images))
 
 
 def joined(names: Float[Tensor, "B Dt"], attributes: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
@@ -120,6 +121,11 @@ def image_rows(images: Float[Tensor, "B E"], width: int) -> Float[Tensor, "B r D
     """Image embeddings of two blocks as r = ceil(E / Dv) more patches of `width`, at the scale of the patches: what a
     speaker reads beside them."""
     return F.pad(images * images.shape[1] ** 0.5, (0, -images.shape[1] % width)).unflatten(1, (-1, width))
+
+
+def row_count(embedding_width: int, width: int) -> int:
+    """The number r of such rows; 0 for no embedding."""
+    return -(-embedding_width // width)
 
 
 class TextHead(nn.Module):

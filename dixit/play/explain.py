@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from dixit.config import ListenerConfig
 from dixit.data.names import WITHOUT_ARTICLE
@@ -111,19 +110,9 @@ def _plural(noun: str) -> str:
 def make_clip_listeners(images: UInt8[Tensor, "B 3 H W"], listeners: Sequence[ListenerConfig],
                clips: Sequence[Clip]) -> list[ClipListener]:
     """Listeners of kind clip whose candidates are these images; `clips` has the CLIP of each listener."""
-    return [ClipListener(clip, torch.cat([_embed(clip, some, c) for some in images.split(32)]), c)
+    return [ClipListener(clip, torch.cat([clip.embed_images(some, c.perception, known_classes(clip, c))
+                                          for some in images.split(32)]), c)
             for c, clip in zip(listeners, clips, strict=True)]
-
-
-@torch.no_grad()
-def _embed(clip: Clip, images: UInt8[Tensor, "B 3 H W"], c: ListenerConfig) -> Float[Tensor, "B E"]:
-    """Unit embeddings of images as a listener sees them, by the classes that it can tell apart."""
-    known, named = known_classes(clip, c), clip.named
-    if known is None or named is None:
-        return clip.embed_images(images, c.perception)
-    x = clip.preprocess(images, c.perception)
-    names = named.classes(named.class_features(x), known.to(x.device))
-    return F.normalize(named.join(names, named.patch_maps(x)), dim=-1)
 
 
 def word_effects(listener: Listener, text: str, candidates: Int[Tensor, "C"]) -> list[tuple[str, float]]:

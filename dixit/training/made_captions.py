@@ -19,15 +19,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dixit.common import DixitError, rng
-from dixit.data.known import COLOUR_NAMES, main_colours
+from dixit.common import DixitError, rng, sentence
+from dixit.data.known import COLOUR_NAMES, row_colours
 from dixit.data.names import VAGUE, noun_of, phrase, thing_senses, things
 from dixit.models.clip import Clip
-from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET
+from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET, image_rows
 
 CAPTIONS = 6  # made for each picture
 NEIGHBOURS, OTHERS = 20, 10  # classes that are near the made-up one, and how many of them share its posterior
@@ -82,19 +81,20 @@ class MadeCaptions:
             raise DixitError(f"data.made_captions needs a CLIP that names things, and {clip.name} does not; set "
                              "clip.name to one that was trained with clip.names, e.g. lite0-pictures")
         self.classes, self.long = clip.named.classes, long
-        self.fit, self.written, self.records = fit, list(dataset["captions"]), list(dataset["record"])
+        self.fit, self.records = fit, list(dataset["record"])
+        self.written = [own if record else [] for own, record in zip(dataset["captions"], self.records, strict=True)]
         self.levels = class_levels(clip)
         further = [i for i, label in enumerate(clip.classes[IMAGENET:], IMAGENET) if label.replace(" ", "").isalpha()
                    and thing_senses(label)]
         self.usable = np.array([*range(IMAGENET), *further])
         rows = F.normalize(self.classes.weight, dim=1)
         self.near: Int[np.ndarray, "n m"] = (rows @ rows.T).fill_diagonal_(-1).topk(NEIGHBOURS).indices.cpu().numpy()
-        self.colours = [[] if record else main_colours(Image.fromarray(np.asarray(row["image"])))
+        self.colours = [[] if record else row_colours(row)
                         for row, record in zip(dataset, self.records, strict=True)]
 
     def documents(self) -> list[list[str]]:
         """Captions to count words in: each class's names at all levels, each colour, and the captions of scenes."""
-        scenes = [own for own, record in zip(self.written, self.records, strict=True) if record]
+        scenes = [own for own in self.written if own]
         named = [[*names, basic, kind] for names, basic, kind in (self.levels[i] for i in self.usable)]
         return scenes + named + [[colour] for colour in sorted(COLOUR_NAMES)]
 
@@ -144,18 +144,13 @@ class MadeCaptions:
         if colours and r.random() < COLOURED:
             said = " and ".join(colours[:1 + (r.random() < BOTH)]) + " "
             noun = "thing" if r.random() < NAMELESS else noun
-        text = phrase(said + noun)
-        return text[0].upper() + text[1:] + "."
+        return sentence(phrase(said + noun))
 
 
 def with_names(patches: Float[Tensor, "B P Dv"], names: Float[Tensor, "B Dt"] | None) -> Float[Tensor, "B P Dv"]:
     """Patches whose image embedding has other names, where these are given."""
     if names is None:
         return patches
-    rows = -(-(names.shape[1] + ATTRIBUTE_WIDTH) // patches.shape[2])  # see named.image_rows
-    changed = patches.clone()
-    own = changed[:, -rows:].flatten(1)
-    given = names.to(patches) * (names.shape[1] + ATTRIBUTE_WIDTH) ** 0.5
-    own[:, :names.shape[1]] = torch.where(given.isnan(), own[:, :names.shape[1]], given)
-    changed[:, -rows:] = own.unflatten(1, (rows, -1))
-    return changed
+    rows = image_rows(F.pad(names.to(patches), (0, ATTRIBUTE_WIDTH), value=torch.nan), patches.shape[2])
+    own = patches[:, -rows.shape[1]:]
+    return torch.cat([patches[:, :-rows.shape[1]], torch.where(rows.isnan(), own, rows)], dim=1)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dixit.common import rng, words
+from dixit.common import rng, sentence, words
 from dixit.config import ATTRIBUTES, KnowledgeConfig, ListenerConfig
 from dixit.data.known import COLOUR_NAMES
 from dixit.data.names import is_basic, noun_of, phrase
@@ -58,8 +58,7 @@ def requested_caption(wanted: Request, kind: str, name: str, word: str, colours:
     """
     asked = {attribute for attribute, value in zip(PICTURE_ATTRIBUTES, wanted, strict=True) if value > 0}
     noun = "thing" if kind not in asked else name if "name" in asked else word
-    text = phrase(" and ".join(colours) + f" {noun}" if kind not in asked or "colour" in asked else noun)
-    return text[0].upper() + text[1:] + "."
+    return sentence(phrase(" and ".join(colours) + f" {noun}" if kind not in asked or "colour" in asked else noun))
 
 
 def mentioned(caption: str) -> tuple[bool, bool, bool]:

@@ -103,7 +103,7 @@ class ClipTask(Task):
             if len(validation_set) < CANDIDATES:
                 raise DixitError(f"data.validation of {data.name} has {len(validation_set)} images; a CLIP's "
                                  f"validation needs at least {CANDIDATES}, from which it tells a caption's image")
-        known = [text for _, captions in self.sets for row in captions.documents() for text in row[:4]]
+        known = [text for _, captions in self.sets for row in captions.written for text in row[:4]]
         texts = [*dict.fromkeys([*known, *(text for _, first, _ in self.validation for text in first)])]
         self.texts = dict(zip(texts, text_features(self.clip, texts), strict=True))
 
@@ -111,8 +111,8 @@ class ClipTask(Task):
         """The text tower's features of texts. Those of made captions are not kept, so that a resumed run encodes the
         same batches as the uninterrupted one."""
         new = sorted({text for text in texts if text not in self.texts})
-        found = self.texts | dict(zip(new, tower_texts(self.clip, new), strict=True)) if new else self.texts
-        return torch.stack([found[text] for text in texts])
+        made = dict(zip(new, tower_texts(self.clip, new), strict=True)) if new else {}
+        return torch.stack([made[text] if text in made else self.texts[text] for text in texts])
 
     def add_classes(self, train_sets: list[Dataset]) -> None:
         """Give the NamedTower a class for each concept of the training images."""
@@ -263,12 +263,12 @@ def caption_sources(config: Config, start: SpeakerAndImages,
                     fit: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:
     """Captions of the training and of the validation images, MadeCaptions if the config asks for them, else
     WrittenCaptions; `fit` makes a list of captions from each image's."""
-    images = start.data, start.validation
-    if config.data.made_captions:
-        first, second = (MadeCaptions(start.clip, own, fit) for own in images)
-        return first, second
-    written, held = (WrittenCaptions([fit(row) for row in own["captions"]]) for own in images)
-    return written, held
+    def source(images: Dataset) -> MadeCaptions | WrittenCaptions:
+        if config.data.made_captions:
+            return MadeCaptions(start.clip, images, fit)
+        return WrittenCaptions([fit(row) for row in images["captions"]])
+
+    return source(start.data), source(start.validation)
 
 
 def chosen(captions: list[list[str]], choice: np.ndarray) -> list[list[str]]:
