@@ -135,7 +135,8 @@ def grid_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64
         if named is None:
             return clip.patches(images, perception)
         with torch.no_grad():
-            return named.patch_maps(clip.preprocess(images, perception)).flatten(2).transpose(1, 2)
+            return named.patch_maps(clip.preprocess(images, perception).contiguous(
+                memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
 
     path = _cache_path("patches", clip.tower_key, fingerprint(dataset), perception_key(perception))
     return _of_pixels(path, dataset, grid, f"patches {perception}", batch)

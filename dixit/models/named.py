@@ -35,6 +35,8 @@ ATTRIBUTE_WIDTH = 256  # of the second block
 ATTRIBUTE_WEIGHT = 1.0  # of the second block beside the first, in images; texts learn theirs (TextHead)
 TEMPERATURE = 2.0  # of the class probabilities
 LIKELIEST = 20  # classes that an embedding is the mean of
+FURTHER_SHARE = 0.1  # of the probability, at most, that further classes have together: they know drawings and CIFAR-10's
+# small pictures, of which ImageNet's classes alone name too few, but also win photographs of things that have no class
 
 
 class Classes(nn.Module):
@@ -65,10 +67,19 @@ class Classes(nn.Module):
 
     def forward(self, features: Float[Tensor, "B F"], known: Bool[Tensor, "n"] | None = None) -> Float[Tensor, "B Dt"]:
         """Unit embeddings of the names of images; with `known`, of one who knows these classes only."""
-        logits = F.linear(features, self.weight, self.bias)
-        if known is not None:
-            logits = logits.masked_fill(~known, -torch.inf)
-        return self.mean_embedding((logits / TEMPERATURE).softmax(-1))
+        return self.mean_embedding(self.posterior(features, known))
+
+    def posterior(self, features: Float[Tensor, "B F"], known: Bool[Tensor, "n"] | None = None) -> Float[Tensor, "B n"]:
+        """The probability of each class. Where further classes have more than FURTHER_SHARE of it beside ImageNet's,
+        they are scaled down to that."""
+        logits = F.linear(features, self.weight, self.bias) / TEMPERATURE
+        if known is None:
+            known = torch.ones_like(self.bias, dtype=torch.bool)
+        logits = logits.masked_fill(~known, -torch.inf)
+        if not (known[:IMAGENET].any() and known[IMAGENET:].any()):
+            return logits.softmax(-1)
+        share = logits.softmax(-1)[:, IMAGENET:].sum(1, keepdim=True).clamp(max=FURTHER_SHARE)
+        return torch.cat([(1 - share) * logits[:, :IMAGENET].softmax(-1), share * logits[:, IMAGENET:].softmax(-1)], 1)
 
     def mean_embedding(self, posterior: Float[Tensor, "B n"]) -> Float[Tensor, "B Dt"]:
         """The unit mean of the likeliest classes' prototypes under a distribution over classes."""

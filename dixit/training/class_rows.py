@@ -16,6 +16,8 @@ from dixit.common import rng
 from dixit.models.named import TEMPERATURE
 
 STEPS, BATCH, RATE, BIAS = 600, 256, 1e-3, -2.0
+EVENNESS = 0.5  # images are drawn by their class's number of images to the power of minus this: 0 as they come, 1 each
+# class equally often
 
 
 @torch.enable_grad()
@@ -31,7 +33,9 @@ def train_rows(features: Float[Tensor, "n F"], labels: Int[Tensor, "n"], weight:
     biases = torch.full((count,), BIAS, device=features.device, requires_grad=True)
     optimizer = torch.optim.AdamW([rows, biases], RATE)
     given = F.linear(features, weight, bias)
-    batches = torch.from_numpy(rng("class rows", seed).integers(len(features), size=(STEPS, BATCH)))
+    chance = (labels.bincount()[labels].double() ** -EVENNESS).cpu().numpy()
+    drawn = rng("class rows", seed).choice(len(features), (STEPS, BATCH), p=chance / chance.sum())
+    batches = torch.from_numpy(drawn)
     for index in batches.to(features.device):
         logits = torch.cat([given[index], F.linear(features[index], rows, biases)], dim=1)
         loss = F.cross_entropy(logits / TEMPERATURE, labels[index] + len(weight))
