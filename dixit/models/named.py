@@ -35,8 +35,8 @@ ATTRIBUTE_WIDTH = 256  # of the second block
 ATTRIBUTE_WEIGHT = 1.0  # of the second block beside the first, in images; texts learn theirs (TextHead)
 TEMPERATURE = 2.0  # of the class probabilities
 LIKELIEST = 20  # classes that an embedding is the mean of
-FURTHER_SHARE = 0.1  # of the probability, at most, that further classes have together: they know drawings and CIFAR-10's
-# small pictures, of which ImageNet's classes alone name too few, but also win photographs of things that have no class
+FURTHER_SHARE = 0.1  # of the probability, at most, that further classes share. They know drawings and CIFAR-10's
+# small pictures, of which ImageNet's classes name too few, but would win all photographs of things that have no class
 
 
 class Classes(nn.Module):

@@ -18,7 +18,15 @@ from dixit.models.adapter import Adapter
 from dixit.models.clip import build_locked, load_clip, save_clip
 from dixit.models.features import class_features, image_embeddings, patch_features
 from dixit.models.listeners import known_classes, make_listeners
-from dixit.models.named import ATTRIBUTE_WIDTH, IMAGENET, Classes, image_rows, imagenet_synsets
+from dixit.models.named import (
+    ATTRIBUTE_WIDTH,
+    FURTHER_SHARE,
+    IMAGENET,
+    TEMPERATURE,
+    Classes,
+    image_rows,
+    imagenet_synsets,
+)
 from dixit.training.class_rows import train_rows
 from dixit.training.made_captions import MadeCaptions, with_names
 
@@ -122,6 +130,31 @@ def test_classes_of_any_number_can_be_loaded():
     only = torch.zeros(IMAGENET + 2, dtype=torch.bool)
     only[-1] = True
     torch.testing.assert_close(small(features, only), large.prototypes[-1:].expand(5, -1))
+
+
+def test_further_classes_have_a_limited_share_of_the_probability():
+    torch.manual_seed(0)
+    classes = Classes(4, 3)
+    classes.weight.normal_()
+    classes.add(5 * torch.randn(2, 4), torch.tensor([9.0, 1.0]), F.normalize(torch.randn(2, 3), dim=1))
+    features = torch.randn(5, 4)
+    p, free = classes.posterior(features), (F.linear(features, classes.weight, classes.bias) / TEMPERATURE).softmax(1)
+    torch.testing.assert_close(p.sum(1), torch.ones(5))
+    wanted = free[:, IMAGENET:].sum(1).clamp(max=FURTHER_SHARE)
+    assert (wanted == FURTHER_SHARE).any() and (wanted < FURTHER_SHARE).any()
+    torch.testing.assert_close(p[:, IMAGENET:].sum(1), wanted)
+    share = free[:, IMAGENET:].sum(1, keepdim=True)
+    torch.testing.assert_close(p[:, IMAGENET:] / wanted[:, None], free[:, IMAGENET:] / share)
+    further = torch.arange(IMAGENET + 2) >= IMAGENET
+    torch.testing.assert_close(classes.posterior(features, further)[:, IMAGENET:].sum(1), torch.ones(5))
+
+
+def test_rare_classes_are_drawn_more_often_than_they_come(here):
+    torch.manual_seed(0)
+    labels = torch.tensor([0] * 95 + [1] * 5)
+    features = torch.randn(2, 16)[labels] + 1.5 * torch.randn(100, 16)
+    rows, bias = train_rows(features, labels, torch.zeros(3, 16), torch.zeros(3), seed=0)
+    assert (F.linear(features, rows, bias).argmax(1)[95:] == 1).float().mean() >= 0.8
 
 
 def test_new_rows_win_their_images_and_leave_others(here):
