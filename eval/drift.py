@@ -3,7 +3,7 @@
 For base, trained, ground-truth and oracle captions, in addition to every figure of eval/evaluate.py:
 structure   perplexity; captions without a doubled word; captions that end with a full stop
 meaning     BLEU-4 and CIDEr-D against the references; on scenes, the share of claims that are true
-use         the gap that remains when captions are rewritten with the same meaning
+use         the gap that remains when captions are rewritten (eval/rewrites.py)
 words       distinct-n, vocabulary, commonest caption; words gained and lost
 Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
 per run, and `--keep CONDITION` keeps that plot and its figures in eval/results.
@@ -40,12 +40,10 @@ from dixit.training.runs import LoadedRun, load_run
 from . import evaluate
 from .figures import save_small_png
 from .metrics import mean_and_error
+from .rewrites import DOUBLED, KINDS, PLAIN, REWRITES
 from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 # --- structure ---
-
-DOUBLED = re.compile(r"\b(\w+)(?:\s+\1\b)+", re.IGNORECASE)
-
 
 def no_doubled_word(texts: list[str]) -> Float[Tensor, "S"]:
     """1 for each caption that repeats no word directly, as "green green thing" does."""
@@ -114,17 +112,6 @@ def cider_d(texts: list[str], references: list[list[str]]) -> Float[Tensor, "S"]
 
 
 # --- truth ---
-
-# Words of the same meaning: rewrites swap them, claims read both.
-SYNONYMS = {"shape": "thing", "shapes": "things", "object": "item", "objects": "items", "big": "large",
-            "small": "little", "circle": "disc", "circles": "discs", "purple": "violet", "striped": "stripy",
-            "dotted": "spotted"}
-PLACES = {"top": "upper", "bottom": "lower"}  # only beside a column: "at the top" has no such twin
-PLAIN = ({other: word for word, other in (SYNONYMS | PLACES).items()} | {"center": "centre", "discs": "circle"}
-         | {shape + end: shape for shape in scenes.SHAPES for end in ("s", "es")})
-KINDS = {word: kind for kind, members in scenes.WORD_CLASSES.items() for word in members}
-DETERMINERS = ("a", "an", "the", *scenes.COUNTS)
-
 
 def claims(text: str) -> list[dict[str, Any]]:
     """What each noun phrase claims, in the words of the scenes' grammar; phrases without a claim are left out.
@@ -206,47 +193,7 @@ def faithfulness(texts: list[str], records: list[dict]) -> dict[str, Float[Tenso
     return {"phrases": shares(phrases), "words": shares(single)}
 
 
-# --- rewrites that keep the meaning ---
-
-PLACE = re.compile(r"\b(at|in) the (?:(top|bottom|upper|lower|middle) )?(left|centre|center|right)\b", re.IGNORECASE)
-SWAPS = SYNONYMS | {other: word for word, other in SYNONYMS.items()}
-ROW_SWAPS = PLACES | {other: word for word, other in PLACES.items()}
-
-
-def undouble(text: str) -> str:
-    """Remove directly repeated words: "a green green thing" becomes "a green thing"."""
-    return DOUBLED.sub(r"\1", text)
-
-
-def reorder(text: str) -> str:
-    """Reverse the order of a caption's noun phrases; unchanged unless every part is a complete noun phrase."""
-    parts = [p for p in re.split(r"\s*[,;.]\s*(?:and\s+)?|\s+and\s+", text.strip()) if p]
-    for part in parts:
-        tokens = words(re.split(r"\s(?:at|in|on|with|of)\s", part)[0])
-        kind = KINDS.get(PLAIN.get(tokens[-1], tokens[-1]), "shape") if tokens else ""  # an unknown word is a noun
-        # "a red" of "a red and blue circle" is no phrase that could move.
-        if len(tokens) < 2 or tokens[0] not in DETERMINERS or kind != "shape":
-            return text
-    return scenes._sentence([p[0].lower() + p[1:] for p in reversed(parts)]) if len(parts) > 1 else text
-
-
-def reword(text: str) -> str:
-    """Replace words by synonyms: shape and thing, big and large, at the top left and in the upper left ..."""
-    def place(match: re.Match) -> str:
-        preposition, row, column = match.groups()
-        other = {"at": "in", "in": "at"}[preposition.lower()]
-        return " ".join([other, "the", *([ROW_SWAPS.get(row.lower(), row)] if row else []), column])
-
-    def swap(match: re.Match) -> str:
-        new = SWAPS.get(match[0].lower(), match[0])
-        return new.capitalize() if match[0][0].isupper() else new
-
-    return re.sub(r"[A-Za-z]+", swap, PLACE.sub(place, text))
-
-
-REWRITES = {"undoubled": undouble, "reordered": reorder, "reworded": reword,
-            "rewritten": lambda text: reword(reorder(undouble(text)))}
-
+# --- what is left after a rewrite ---
 
 def share_kept(before: dict[str, float], after: dict[str, float]) -> dict[str, float] | None:
     """The share of a gap that remains after a rewrite; None if the gap is within two standard errors of 0.

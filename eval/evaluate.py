@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,9 @@ def weights_of(listeners: tuple[ListenerConfig, ...]) -> Float[Tensor, "L"]:
 
 def game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: Float[Tensor, "L S C"],
                  config: Config) -> dict:
-    """Accuracy, log-probability, gap, reward and Dixit's scoring rounds of one group of listeners."""
+    """Accuracy, log-probability, gap, reward and Dixit's scoring rounds of one group of listeners; `bits` is the gap in
+    the information about the target that they take from a caption: mean log2 p(target) of the listeners of positive
+    weight minus that of the others."""
     row: dict[str, Any] = {}
     hits, logp = game.hits(logits), game.target_logp(logits)
     weights = weights_of(listeners).to(logits.device)
@@ -156,6 +159,7 @@ def game_figures(group: str, listeners: tuple[ListenerConfig, ...], logits: Floa
         row[f"{group}/accuracy/{listener.name}"] = metrics.mean_and_error(hits[i])
         row[f"{group}/logp/{listener.name}"] = metrics.mean_and_error(logp[i])
     row[f"{group}/gap"] = metrics.mean_and_error(game.gap(hits, weights))
+    row[f"{group}/bits"] = metrics.mean_and_error(game.gap(logp, weights) / math.log(2))
     if len(listeners) > 1:
         row[f"{group}/scoring_rounds"] = metrics.mean_and_error(game.scoring_rounds(hits))
     row[f"{group}/reward"] = metrics.mean_and_error(game.listener_reward(config.game.reward, logits, weights))

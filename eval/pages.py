@@ -21,7 +21,8 @@ Figure = dict[str, float] | None  # {"mean", "se"}
 
 LEARNABLE = 0.05  # a pair is learnable if the oracle's gap is so much wider than the base speaker's
 SPEAKERS = ("base", "trained", "ground truth", "oracle")  # the columns of a pair's table, before any others
-DRIFT = ("faithful/words", "faithful/phrases", "rewritten/training/gap", "perplexity", "no_doubled_word")
+DRIFT = ("faithful/words", "faithful/phrases", *(f"{rewrite}/training/gap" for rewrite in (
+    "rewritten", "back_translated", "shuffled", "halved")), "perplexity", "no_doubled_word")
 OF_PICTURES = ("says/name", "true_name", "invented_colour", "english", "file_name")  # of eval/picture_metrics.py
 UNTRAINED = ("best of 8", "contrastive decoding")  # the speakers of eval/baselines.py
 OTHERS = ("transfer", "audiences", "tournament", "frontier", "clip_quality", "bench", "bench_scaling")

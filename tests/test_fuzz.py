@@ -30,7 +30,8 @@ from dixit.data.images import open_image
 from dixit.data.scenes import TONES, WORD_CLASSES
 from dixit.training.checkpoints import FILES, load_weights, resume, save_checkpoint
 from dixit.training.task import Task
-from eval.drift import KINDS, claims, no_doubled_word
+from eval.drift import claims, no_doubled_word
+from eval.rewrites import KINDS
 
 # The same cases each time, so that a test that fails fails again; profile `long` (conftest.py) looks for new ones.
 LONG = settings.get_current_profile_name() == "long"

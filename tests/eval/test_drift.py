@@ -17,7 +17,7 @@ from dixit.common import DixitError, rng, words
 from dixit.data import scenes
 from dixit.data.images import load
 from dixit.training.runs import load_run
-from eval import drift
+from eval import drift, rewrites
 from eval.evaluate import generate_captions
 from eval.tables import Cell, find, look_up, read_rows
 
@@ -122,7 +122,7 @@ def test_faithfulness_by_hand():
 def test_captions_of_the_grammar_are_faithful_however_they_are_rewritten():
     records, captions = scene_captions(60)
     texts = [row[0] for row in captions] + [scenes.full_caption(r) for r in records]
-    for change in [str, *drift.REWRITES.values()]:
+    for change in [str, *rewrites.KEEPING.values()]:
         for values in drift.faithfulness([change(t) for t in texts], records + records).values():
             assert (values[~values.isnan()] == 1).all() and not values[60:].isnan().any()
     swapped = drift.faithfulness(texts, (records + records)[1:] + records[:1])
@@ -131,18 +131,27 @@ def test_captions_of_the_grammar_are_faithful_however_they_are_rewritten():
 
 def test_rewrites_by_hand():
     text = "A big big red circle at the top left, an orange thing and a purple star at the centre."
-    assert drift.undouble(text) == text.replace("big big", "big")
-    assert drift.reorder(text) == (
+    assert rewrites.undouble(text) == text.replace("big big", "big")
+    assert rewrites.reorder(text) == (
         "A purple star at the centre, an orange thing and a big big red circle at the top left.")
-    assert drift.reword(text) == (
+    assert rewrites.reword(text) == (
         "A large large red disc in the upper left, an orange shape and a violet star in the centre.")
-    assert drift.REWRITES["rewritten"](text) == (
+    assert rewrites.REWRITES["rewritten"](text) == (
         "A violet star in the centre, an orange shape and a large red disc in the upper left.")
-    assert drift.reword(drift.reword(text)) == text
+    assert rewrites.reword(rewrites.reword(text)) == text
     # No parts that could change places.
     for other in ("A red circle.", "a red and blue circle", "Two shapes on a dark background.", "A red star and a", ""):
-        assert drift.reorder(other) == other
-    assert drift.reword("Things, an object at the top") == "Shapes, an item at the top"
+        assert rewrites.reorder(other) == other
+    assert rewrites.reword("Things, an object at the top") == "Shapes, an item at the top"
+
+
+def test_rewrites_that_lose_something_by_hand():
+    text = "A big red circle at the top left, two stars."
+    assert rewrites.back_translate(text) == "Big red circle top left two."
+    assert rewrites.halve(text) == "A big red circle at." and rewrites.halve("Dog.") == "Dog."
+    shuffled = rewrites.shuffle(text)
+    assert shuffled != text and sorted(words(shuffled)) == sorted(words(text)) and shuffled == rewrites.shuffle(text)
+    assert all(change("") == "" for change in rewrites.REWRITES.values())
 
 
 def test_the_share_kept_by_hand():
@@ -181,7 +190,7 @@ def test_the_command_writes_every_figure(drifted):
     speakers = found["figures"]["speakers"]
     assert list(speakers) == ["base", "trained", "ground truth", "oracle"]
     for row in speakers.values():
-        for rewrite in drift.REWRITES:
+        for rewrite in rewrites.REWRITES:
             for key in ("training/gap", "heldout/gap", "heldout/accuracy/grey", "changed"):
                 assert row[f"{rewrite}/{key}"]["n"] == 20
         for key in ("training/gap", "perplexity", "no_doubled_word", "full_stop", "cider_d", "claims_nothing"):
@@ -199,7 +208,7 @@ def test_the_command_writes_every_figure(drifted):
     for word, z, before, after in found["figures"]["word_shift"]["gained"]:
         assert isinstance(word, str) and z > 0 and before >= 0 and after > 0
     captions = json.loads((drifted / "one" / "drift_captions.json").read_text())
-    assert captions["oracle, reworded"]["texts"] == [drift.reword(t) for t in captions["oracle"]["texts"]]
+    assert captions["oracle, reworded"]["texts"] == [rewrites.reword(t) for t in captions["oracle"]["texts"]]
 
 
 def test_the_command_prints_tables_and_plots_a_point_per_run(drifted):
