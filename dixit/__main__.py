@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("dixit.eval.evaluate", "evaluate a run on its test split, with baselines and controls"),
     "transfer": ("dixit.eval.transfer", "evaluate runs zero-shot on other images: stamps, emoji, a folder"),
     "report": ("dixit.eval.report", "write a run's report.html, with pictures"),
+    "export": ("dixit.eval.export", "write a run's weights, config and model card to a folder; push it to a hub"),
     "demo": ("dixit.play.demo", "try a run's speaker and listeners on single images in the terminal"),
     "play": ("dixit.play.web", "play Dixit against a run's agents in the browser; plots of its training"),
     "assets": ("dixit.data.assets", "list or fetch pretrained weights and image sets"),

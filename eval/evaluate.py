@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dixit import models
-from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, write_json
+from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, sha256, write_json
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash, refuse_doubled
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
@@ -226,10 +226,11 @@ def table(figures: dict[str, dict], columns: tuple[str, ...] | None = None) -> s
 
 
 def write_results(run: LoadedRun, name: str, figures: dict, picks: dict, seconds: float) -> Path:
-    """Write RUN/<name>.json, with all figures, command, seed and commit, and RUN/<name>_captions.json."""
+    """Write RUN/<name>.json, with all figures, command, seed, commit and a hash of the trained weights, and
+    RUN/<name>_captions.json."""
     config, folder = run.config, run.folder
     trained = folder / "train.json"
-    about = {"command": command_line(), "config_hash": config_hash(config),
+    about = {"command": command_line(), "config_hash": config_hash(config), "weights": sha256(run.weights),
              "commit": git_commit(), "seeds": {"run": config.seed, "eval": config.eval.seed},
              "wall_seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2),
              "training": read_json(trained) if trained.is_file() else None}

@@ -49,7 +49,7 @@ from dixit.models.named import (
     imagenet_texts,
 )
 from dixit.models.perception import perceive
-from dixit.models.towers import IMAGE_SIZE, TOWERS, SmallCnn, patch_grid, tower_of
+from dixit.models.towers import IMAGE_SIZE, TOWERS, SmallCnn, build_command, patch_grid, tower_of
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("root").setLevel(logging.ERROR)  # open_clip logs through the root logger
@@ -280,10 +280,7 @@ def load_clip(name: str, pretrained: str = "", device: str | torch.device = "cpu
     folder = clip_dir(name) if not pretrained and tower_of(name) else Path(name)
     local = folder.is_dir() and not pretrained
     if tower_of(name) and not pretrained and not (folder / WEIGHTS[0]).is_file():
-        config = "clip_cnn" if tower_of(name) == "cnn" else (
-            "pictures/clip" if name.endswith("-pictures") else "clip")
-        raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: "
-                         f"dixit train {config} clip.name={name} name=clip_{name}")
+        raise DixitError(f"the CLIP '{name}' is not built yet; build it once with: {build_command(name)}")
     files = [(p.name, s.st_size, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]] if local else []
     place = (str(folder.resolve()) if local else name, pretrained, str(device), *files)
     if place in _opened:

@@ -117,6 +117,12 @@ def tower_of(name: str) -> str:
     return tower if tower in TOWERS else ""
 
 
+def build_command(name: str) -> str:
+    """The command that builds a CLIP of this name here."""
+    config = "clip_cnn" if tower_of(name) == "cnn" else "pictures/clip" if name.endswith("-pictures") else "clip"
+    return f"dixit train {config} clip.name={name} name=clip_{name}"
+
+
 def patch_grid(visual: Any, images: Tensor) -> Tensor:
     """The (B, P, Dv) patches of an open_clip image tower as they enter its pooling, row by row of the grid.
 

@@ -3,7 +3,7 @@
 A checkpoint holds the trained parameters only, the optimiser's state, the task's own state and the SHA-256 of each
 file. It is written beside its place and renamed, so that it is complete or absent; a damaged one is passed over for the
 one before it. Draws are functions of (seed, step), so no random state needs to be saved. RUN/base.safetensors keeps the
-weights that a run started from.
+weights that a run started from. An exported run (eval/export.py) has its weights in RUN/model.safetensors instead.
 """
 
 from __future__ import annotations
@@ -44,9 +44,17 @@ def checkpoints(folder: Path, kind: str = "checkpoints") -> list[Path]:
                    if p.name.removeprefix("step_").isdecimal() and (p / "state.json").is_file()), key=step_of)
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is an exported run: it holds config and trained weights, without checkpoints."""
+    return (folder / FILES[0]).is_file() and (folder / "config.yaml").is_file()
+
+
 def trained_weights(folder: Path, which: str = "last") -> Path:
-    """The newest trained weights of a run, or the best. Raises DixitError if there are none."""
+    """The newest trained weights of a run, or the best; of an exported run those it has. Raises DixitError if there are
+    none."""
     found = checkpoints(folder, "best" if which == "best" else "checkpoints")
+    if not found and is_exported(folder):
+        return folder / FILES[0]
     if which == "best" and not found:
         raise DixitError(f"{folder} kept no best checkpoint; train it with train.best=gap, or use "
                          "eval.checkpoint=last")
@@ -59,7 +67,7 @@ def trained_weights(folder: Path, which: str = "last") -> Path:
 def base_weights(folder: Path, init: str) -> Path:
     """The weights of the speaker that a run started from: kept in its folder once it has begun, else those of the run
     `init`. Raises DixitError if there are none."""
-    if (folder / BASE).is_file() and checkpoints(folder):
+    if (folder / BASE).is_file() and (checkpoints(folder) or is_exported(folder)):
         return folder / BASE
     try:
         return trained_weights(Path(init))
@@ -155,7 +163,8 @@ def load_weights(module: nn.Module, path: Path, optional: tuple[str, ...] = ()) 
     except FileNotFoundError:
         raise DixitError(f"there is no checkpoint at {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        mend = "delete it, then speaker.init is read" if path.name == BASE else \
+        mend = "export or download it again" if is_exported(path.parent) else \
+            "delete it, then speaker.init is read" if path.name == BASE else \
             "delete its folder to go on from the one before it"
         raise DixitError(f"the checkpoint {path} is damaged ({error}); {mend}") from None
     own = module.state_dict()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dixit.common import DixitError
 from dixit.config import Config, load_config
-from dixit.data.images import load
+from dixit.data.images import load, open_image
 from dixit.models.clip import Clip, load_clip
 from dixit.models.features import patch_features
 from dixit.models.speaker import Speaker
@@ -71,18 +71,27 @@ def speaker_and_images(config: Config, device: torch.device) -> SpeakerAndImages
 
 @dataclass
 class LoadedRun:
-    """A trained run with its speaker. `base` is the adapter that training started from, if any."""
+    """A trained run with its speaker. `base` is the adapter that training started from, if any; `weights` the file that
+    the trained one was read from."""
 
     folder: Path
     config: Config
     clip: Clip
     speaker: Speaker
     base: nn.Module | None
+    weights: Path
+
+    def caption(self, path: str | Path) -> str:
+        """The trained speaker's greedy caption of an image file. Raises DixitError if it cannot be read."""
+        image = np.array(open_image(Path(path), self.config.data.image_size))
+        patches = self.clip.patches(torch.from_numpy(image).permute(2, 0, 1)[None], "colour")
+        return self.speaker.caption(patches)[0][0]
 
 
-def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
+def load_run(folder: str | Path, overrides: list[str] | tuple[str, ...] = (),
              device: str | torch.device = "cpu") -> LoadedRun:
-    """Open a run's folder. Raises DixitError if it is no run, or its checkpoint is missing or damaged."""
+    """Open a run's folder, or one that `dixit export` wrote. Raises DixitError if it is no run, its weights are missing
+    or damaged, or its LLM or CLIP is not here."""
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with "
@@ -93,6 +102,7 @@ def load_run(folder: Path, overrides: list[str] | tuple[str, ...] = (),
     # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
     has_base = config.speaker.init and not config.speaker.lora_rank
     base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None
-    load_weights(speaker.trained, trained_weights(folder, config.eval.checkpoint))
+    weights = trained_weights(folder, config.eval.checkpoint)
+    load_weights(speaker.trained, weights)
     speaker.trained.eval()
-    return LoadedRun(folder, config, clip, speaker, base)
+    return LoadedRun(folder, config, clip, speaker, base, weights)
