@@ -177,5 +177,7 @@ def test_a_speaker_for_many_audiences_of_pictures(here, train, tiny, tmp_path):
     gaps, said = measure_gaps(run, load(run.config.data, "test"), load(run.config.data, "validation"), [])
     assert gaps["training"].keys() == {"base", "0 picks", "16 picks", "ceiling"}
     assert all(values.shape == (3, 16) for values in gaps["training"].values())
-    assert set(said["ceiling"]["animals / rest"]) <= {"A dog.", "A violin.", "A red thing.", "A blue thing."}
+    # whichever attribute the picks single out: the thing's name, or the colour of its pixels
+    assert all(text in ("A dog.", "A violin.") or text.endswith(" thing.")
+               for text in said["ceiling"]["animals / rest"])
     assert "unseen: 16 picks minus 0 picks" in summarise(run.config, gaps)["training"]["claims"]
