@@ -21,6 +21,7 @@ from typing import Any
 from dixit.common import DixitError, did_you_mean
 from dixit.config_checks import ATTRIBUTES as ATTRIBUTES
 from dixit.config_checks import check
+from dixit.config_perception import Perception
 from dixit.yaml_files import Plain, parse_yaml, read_yaml
 
 
@@ -52,7 +53,7 @@ class ClipConfig:
     name: str = "lite0"
     pretrained: str = ""
     width: int = 256  # embedding width of a CLIP built here
-    perceptions: tuple[str, ...] = ("colour", "grey")  # what its heads are trained on
+    perceptions: tuple[Perception, ...] = ("colour", "grey")  # what its heads are trained on
     names: bool = False  # a CLIP built here names things by its tower's ImageNet classifier. See models/named.py
 
 
@@ -96,7 +97,7 @@ class ListenerConfig:
     kind: str = "clip"  # clip | attributes: reads the scene's record instead of its pixels
     clip: str = "lite0"
     pretrained: str = ""
-    perception: str = "colour"
+    perception: Perception = "colour"  # a name, or a chain of steps, e.g. [{blur: 3}]. See config_perception.py
     vocabulary: tuple[str, ...] = ()  # the only words it understands; empty = all
     domain: str = ""  # the only class of attribute words it understands, e.g. colour; thing = none; empty = all
     knows: KnowledgeConfig = field(default_factory=KnowledgeConfig)
@@ -223,6 +224,8 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
     value at all (`key=`, `key:`) is the empty text or list, or a section of defaults.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return build(_member(args, value), value, where)
     empty = isinstance(value, Plain) and value.value is None
     if dataclasses.is_dataclass(kind):
         return _build_section(kind, {} if empty else value, where)
@@ -234,8 +237,8 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         if len(kinds) != len(value):
             raise DixitError(f"config: {where} must have {len(kinds)} values, not {len(value)}")
         return tuple(build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if isinstance(kind, types.UnionType):
-        kind = next(k for k in args if k is not types.NoneType)
+    if kind is types.NoneType:
+        return None
     if isinstance(value, Plain):
         value = _plain_value(kind, value)
     elif kind is float and isinstance(value, int | str) and not isinstance(value, bool):
@@ -245,6 +248,20 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
     if kind is float and not math.isfinite(value) or kind is str and re.search(r"[\0-\x1f\x7f\ud800-\udfff]", value):
         raise DixitError(f"config: {where} cannot be {_shown(value)}")
     return value
+
+
+def _member(kinds: tuple[Any, ...], value: Any) -> Any:
+    """The kind of a union that a value is meant as, by its form: nothing, a list, a section or a scalar. If none has
+    this form it is the last one, whose error says what is wanted."""
+    def form(kind: Any) -> str:
+        if kind is types.NoneType:
+            return "nothing"
+        return "list" if typing.get_origin(kind) is tuple else "section" if dataclasses.is_dataclass(kind) else "scalar"
+
+    wanted = "list" if isinstance(value, list | tuple) else "section" if isinstance(value, dict) else "scalar"
+    if isinstance(value, Plain) and value.value is None and types.NoneType in kinds:
+        wanted = "nothing"
+    return next((kind for kind in kinds if form(kind) == wanted), [k for k in kinds if k is not types.NoneType][-1])
 
 
 def _plain_value(kind: Any, scalar: Plain) -> Any:
@@ -362,8 +379,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def to_dict(config: Any) -> dict:
-    """The resolved tree as plain values, ready for YAML or JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The resolved tree as plain values, ready for YAML or JSON; without keys that have no value."""
+    return json.loads(json.dumps(dataclasses.asdict(
+        config, dict_factory=lambda pairs: {key: value for key, value in pairs if value is not None})))
 
 
 def changed(before: Config, after: Config) -> list[tuple[str, Any, Any]]:

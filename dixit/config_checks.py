@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dixit.common import DixitError, did_you_mean
+from dixit.config_perception import check_perception, perception_label
 
 if TYPE_CHECKING:
     from dixit.config import Config
@@ -32,7 +33,8 @@ CHOICES = {
     "data.splits": ("given", "hash"), "data.broken": ("error", "skip"), "clip.perceptions": PERCEPTIONS,
     "listeners.kind": ("clip", "attributes"), "listeners.language": ("english", "german"),
     "listeners.knows.words": ("basic", "expert"),
-    "listeners.perception": PERCEPTIONS, "listeners.domain": ("", *DOMAINS),
+    "listeners.perception": PERCEPTIONS, "listeners.perception.colour_blind": ("protan", "deutan", "tritan"),
+    "listeners.domain": ("", *DOMAINS),
     "oracle": (*ATTRIBUTES, *REGIONS),
     "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
     "game.reward": ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"),
@@ -62,6 +64,11 @@ RANGES = {
     "speaker.heads": "[1, 1024]", "speaker.max_tokens": "[1, 4096]", "speaker.audience_width": "[0, 4096]",
     "speaker.gated_units": "[0, 65536]", "speaker.lora_rank": "[0, 4096]",
     "listeners.weight": ANY, "listeners.learning_rate": "[0, inf)",
+    "listeners.perception.blur": "(0, 64]", "listeners.perception.jpeg": "[1, 100]",
+    "listeners.perception.crop": "[0, 1]", "listeners.perception.occlude": "[0, 1]",
+    "listeners.perception.rotate_hue": "[-180, 180]", "listeners.perception.cataract": "(0, 1]",
+    "listeners.perception.noise": "(0, 1]", "listeners.perception.downsample": "[1, 1024]",
+    "listeners.perception.contrast": "[0, 1]",
     "picks": "[0, 100000]",
     "game.candidates": "[2, 100000]", "game.pools": "[1, 1000]", "game.length_cost": ANY,
     "game.repetition_cost": ANY, "game.kl_cost": "[0, inf)",
@@ -80,6 +87,11 @@ RANGES = {
 
 def check(config: Config) -> None:
     """Raises DixitError, with key and remedy, for values out of range and values that do not go together."""
+    for i, perception in enumerate(config.clip.perceptions):
+        check_perception(f"clip.perceptions[{i}]", perception)
+    for group in ("listeners", "heldout"):
+        for i, listener in enumerate(getattr(config, group)):
+            check_perception(f"{group}[{i}].perception", listener.perception)
     for where, value in leaves(config):
         _check_value(where, value)
     _check_lists(config)
@@ -97,13 +109,17 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from leaves(getattr(value, name), f"{where}.{name}" if where else name)
-    else:
+    elif value is not None:
         yield where, value
 
 
 def rule_key(where: str) -> str:
     """The key under which the tables above hold the rule of a value: heldout[1].clip is listeners.clip there."""
-    return re.sub(r"\[\d+]", "", where).replace("heldout.", "listeners.").replace("extra_data.", "data.")
+    key = re.sub(r"\[\d+]", "", where)
+    for group, other in (("heldout.", "listeners."), ("extra_data.", "data."),
+                         ("clip.perceptions.", "listeners.perception.")):
+        key = key.replace(group, other)
+    return key
 
 
 def _check_value(where: str, value: Any) -> None:
@@ -138,7 +154,8 @@ def _check_lists(config: Config) -> None:
                 raise DixitError(f"config: {group}[{i}].knows is for listeners of kind clip, not {listener.kind}")
     names = [listener.name for listener in config.listeners]
     unique = {"listeners": names, "heldout": [listener.name for listener in config.heldout],
-              "train.trackers": list(config.train.trackers), "clip.perceptions": list(config.clip.perceptions)}
+              "train.trackers": list(config.train.trackers),
+              "clip.perceptions": list(map(perception_label, config.clip.perceptions))}
     for where, values in unique.items():
         for value in values:
             if values.count(value) > 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dixit import config_perception
 from dixit.common import DixitError
 from dixit.config import (
     RENAMED,
@@ -35,7 +36,7 @@ from dixit.config_checks import (
     rule_key,
 )
 from dixit.data import images, scenes
-from dixit.models import perception
+from dixit.models import perception, perception_steps
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(path for folder in ("", "pairs", "pictures", "recipes") for path in (FOLDER / folder).glob("*.yaml"))
@@ -171,11 +172,16 @@ def keys_of(kind: type = Config, where: str = "") -> dict[str, type]:
     """Dotted key -> type of every number and text of the tree; places in lists are left out."""
     found: dict[str, type] = {}
     for key, hint in typing.get_type_hints(kind).items():
-        while typing.get_origin(hint) is tuple:
-            hint = typing.get_args(hint)[0]
         path = f"{where}.{key}" if where else key
-        found |= keys_of(hint, path) if dataclasses.is_dataclass(hint) else {path: hint}
+        for part in parts_of(hint):
+            found |= keys_of(part, path) if dataclasses.is_dataclass(part) else {path: part}
     return found
+
+
+def parts_of(hint: typing.Any) -> list[type]:
+    """What lists and unions are made of."""
+    inside = [part for part in typing.get_args(hint) if part not in (Ellipsis, type(None))]
+    return [kind for part in inside for kind in parts_of(part)] or [hint]
 
 
 def test_every_key_has_a_rule():
@@ -188,11 +194,18 @@ def test_lists_of_names_are_those_of_the_modules_that_know_them():
     assert set(DATA) == set(images.NAMES) and set(PERCEPTIONS) == set(perception.PERCEPTIONS)
     assert set(DOMAINS) == {*scenes.WORD_CLASSES, "thing"} and set(REGIONS) == set(scenes.REGIONS)
     assert set(CHOICES["eval.split"]) == set(scenes.SPLITS)
+    assert set(config_perception.STEPS) == {*perception_steps.STEPS, "noise"}
+    assert set(CHOICES["listeners.perception.colour_blind"]) == set(perception_steps.MACHADO)
 
 
 def in_a_list(key: str) -> str:
     """The override that sets a key: listeners.weight is listeners.0.weight; a list of values has this one value."""
-    return key.replace("listeners.", "listeners.0.")
+    return key.replace("listeners.", "listeners.0.").replace("perception.", "perception.0.")
+
+
+def before(key: str) -> list[str]:
+    """The override that makes room for a step of a perception."""
+    return ["listeners.0.perception=[{}]"] if "perception." in key else []
 
 
 @pytest.mark.parametrize(("key", "interval"), sorted(RANGES.items()))
@@ -205,8 +218,10 @@ def test_numbers_outside_their_range_are_refused_with_key_and_range(tmp_path, ke
         if abs(value) == float("inf"):
             continue
         text = f"{value:.0f}" if whole else repr(value)
-        text = {"picks": f"[{text}]", "train.betas": f"[0.5, {text}]"}.get(key, text)
-        message = refused(tmp_path, TWO, f"{in_a_list(key)}={text}")
+        box = f"[{min(value, 0.0)}, 0, 1, {max(value, 1.0)}]"
+        text = {"picks": f"[{text}]", "train.betas": f"[0.5, {text}]", "listeners.perception.crop": box,
+                "listeners.perception.occlude": box}.get(key, text)
+        message = refused(tmp_path, TWO, *before(key), f"{in_a_list(key)}={text}")
         assert key.split(".")[-1] in message and interval in message
 
 
@@ -229,7 +244,8 @@ def test_every_documented_choice_is_taken_as_an_override_and_in_a_file(tmp_path,
     needs = {"speaker.compile": [], "continual.remedy": [
         "audiences=[[one, two]]", "speaker.audience_width=1", "speaker.gated_units=4"]}
     text = f"[{value}]" if key in ("oracle", "train.trackers", "clip.perceptions") else value
-    config = load_config(write(tmp_path, TWO), [f"{in_a_list(key)}={text}", *needs.get(key, []), *free.get(key, [])])
+    config = load_config(write(tmp_path, TWO), [
+        *before(key), f"{in_a_list(key)}={text}", *needs.get(key, []), *free.get(key, [])])
     found = config
     for part in in_a_list(key).split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
 from dixit.common import DixitError, atomic_path, read_json, write_json
+from dixit.config_perception import Perception
 from dixit.data.assets import asset, cache_dir
 from dixit.models.hf_clip import open_hf_clip
 from dixit.models.named import (
@@ -114,13 +115,13 @@ class Clip:
         """A hash of all that the features in front of `text.proj` depend on, the tokenizer included."""
         return digest(self.model.text.transformer, self.config["text_cfg"], _facts(self.tokenizer))
 
-    def preprocess(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B 3 h w"]:
+    def preprocess(self, images: UInt8[Tensor, "B 3 H W"], perception: Perception) -> Float[Tensor, "B 3 h w"]:
         """Pixels 0..255 through a perception, then resized and normalised for this model's image tower."""
         x = fit_to_tower(perceive(images.to(self.device).float() / 255, perception), self.preprocessing)
         return V.normalize(x, list(self.preprocessing.mean), list(self.preprocessing.std))
 
     @torch.no_grad()
-    def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: str) -> Float[Tensor, "B P Dv"]:
+    def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: Perception) -> Float[Tensor, "B P Dv"]:
         """Patch features in front of the pooling: the cells of a CNN's last map, the tokens of a transformer.
 
         A tower that names what it sees gives more, its image embedding (named.image_rows).
@@ -135,7 +136,7 @@ class Clip:
         return torch.cat([maps.flatten(2).transpose(1, 2), image_rows(image, maps.shape[1])], dim=1)
 
     @torch.no_grad()
-    def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: str,
+    def embed_images(self, images: UInt8[Tensor, "B 3 H W"], perception: Perception,
                      known: Bool[Tensor, "n"] | None = None) -> Float[Tensor, "B E"]:
         """Unit image embeddings. `known`: the classes that a NamedTower tells apart, if not all."""
         x, named = self.preprocess(images, perception), self.named
@@ -436,8 +437,7 @@ def build_locked(name: str, width: int = 256, device: str | torch.device = "cpu"
     if names and (tower == "cnn" or width != ATTRIBUTE_WIDTH):
         raise DixitError(f"clip.names needs a tower with an ImageNet classifier and clip.width {ATTRIBUTE_WIDTH}, not "
                          f"'{tower}' and {width}")
-    _, mean, std = TOWERS[tower]
-    mean, std = _triple(mean), _triple(std)
+    mean, std = map(_triple, TOWERS[tower][1:])
     text_width = read_json(asset("minilm") / "config.json")["hidden_size"]
     size = NAME_SIZE if names else IMAGE_SIZE
     vision = {"timm_model_name": f"dixit_{tower}_named", "timm_pool": "", "timm_proj": ""} if names else {

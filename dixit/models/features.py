@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dixit.common import DixitError, atomic_write_text, locked, read_json, sha256, write_json
+from dixit.config_perception import Perception, perception_label
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
 from dixit.models.clip import Clip
@@ -107,7 +108,7 @@ def _cache_path(kind: str, *key: str) -> Path:
     return cache_dir() / "features" / f"{kind}-{digest}.npy"
 
 
-def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
+def patch_features(clip: Clip, dataset: Dataset, perception: Perception, batch: int = 64) -> np.ndarray:
     """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped. CLIPs of one image tower share them, but for
     the image embeddings that a NamedTower adds."""
     named = clip.named
@@ -124,10 +125,10 @@ def patch_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
     path = _cache_path("named", clip.key, fingerprint(dataset), perception_key(perception))
     more = row_count(clip.row_width, grid.shape[2])
     return _cached(path, (len(dataset), grid.shape[1] + more, grid.shape[2]), "float16", compute,
-                   f"named patches {perception}", batch)
+                   f"named patches {perception_label(perception)}", batch)
 
 
-def grid_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
+def grid_features(clip: Clip, dataset: Dataset, perception: Perception, batch: int = 64) -> np.ndarray:
     """(n, P, Dv) float16 patches of the grid alone."""
     named = clip.named
 
@@ -139,10 +140,10 @@ def grid_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64
                 memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
 
     path = _cache_path("patches", clip.tower_key, fingerprint(dataset), perception_key(perception))
-    return _of_pixels(path, dataset, grid, f"patches {perception}", batch)
+    return _of_pixels(path, dataset, grid, f"patches {perception_label(perception)}", batch)
 
 
-def class_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 64) -> np.ndarray:
+def class_features(clip: Clip, dataset: Dataset, perception: Perception, batch: int = 64) -> np.ndarray:
     """(n, F) float16 features of a whole dataset in front of a NamedTower's classifier, memory-mapped."""
     named = clip.named
     assert named is not None
@@ -153,7 +154,7 @@ def class_features(clip: Clip, dataset: Dataset, perception: str, batch: int = 6
                 memory_format=torch.channels_last))
 
     path = _cache_path("classes", clip.tower_key, fingerprint(dataset), perception_key(perception))
-    return _of_pixels(path, dataset, features, f"class features {perception}", batch)
+    return _of_pixels(path, dataset, features, f"class features {perception_label(perception)}", batch)
 
 
 def _of_pixels(path: Path, dataset: Dataset, apply: Callable[[Tensor], Tensor], label: str, batch: int) -> np.ndarray:
@@ -187,7 +188,7 @@ def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
                                  os.POSIX_FADV_WILLNEED)
 
 
-def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int = 64,
+def image_embeddings(clip: Clip, dataset: Dataset, perception: Perception, batch: int = 64,
                      known: Bool[Tensor, "n_classes"] | None = None) -> Float[Tensor, "n E"]:
     """Unit image embeddings of a whole dataset, from the cached patches if the tower was built here.
 
@@ -211,7 +212,7 @@ def image_embeddings(clip: Clip, dataset: Dataset, perception: str, batch: int =
             return F.normalize(named.join(names, maps), dim=-1).cpu().numpy()
 
     width = clip.embed_texts(["a"]).shape[1]
-    values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception}", batch)
+    values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception_label(perception)}", batch)
     return torch.from_numpy(np.array(values))
 
 

@@ -1,23 +1,22 @@
 """How a listener sees: pure functions from RGB pixels to RGB pixels.
 
-A perception is applied before a CLIP's own preprocessing. Leaves out anything learned.
+A perception is a name of PERCEPTIONS, or a chain of such names and of steps with a strength (perception_steps.py). It
+is applied before a CLIP's own preprocessing. Leaves out anything learned.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dixit.common import DixitError, rng
-
-Pixels = Float[Tensor, "B 3 H W"]
-MEAN_GREY = 0.5
+from dixit.config_perception import Perception, PerceptionStep, perception_label
+from dixit.models.perception_steps import MEAN_GREY, Pixels, coarse, take_step
 
 
 def grey(pixels: Pixels) -> Pixels:
@@ -36,8 +35,7 @@ def blur(pixels: Pixels) -> Pixels:
 def low_resolution(pixels: Pixels) -> Pixels:
     """Averaged down to 1/8 of the side, then enlarged to the old size."""
     height, width = pixels.shape[-2:]
-    small = F.resize(pixels, [max(height // 8, 1), max(width // 8, 1)], antialias=True)
-    return F.resize(small, [height, width], interpolation=F.InterpolationMode.NEAREST)
+    return coarse(pixels, max(height // 8, 1), max(width // 8, 1))
 
 
 def left_half(pixels: Pixels) -> Pixels:
@@ -82,29 +80,38 @@ PERCEPTIONS: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def perceive(pixels: Pixels, name: str) -> Pixels:
-    """Pixels in [0, 1] as the perception `name` sees them; DixitError if there is no such perception."""
-    if name not in PERCEPTIONS:
-        raise DixitError(f"unknown perception '{name}'; choose one of {', '.join(PERCEPTIONS)}")
-    return PERCEPTIONS[name](pixels)
+def perceive(pixels: Pixels, perception: Perception) -> Pixels:
+    """Pixels in [0, 1] as a perception sees them, step by step; DixitError if it names one that there is not."""
+    seen = pixels
+    for step in (perception,) if isinstance(perception, str) else perception:
+        if isinstance(step, PerceptionStep):
+            seen = take_step(seen, step, pixels)
+        elif step in PERCEPTIONS:
+            seen = PERCEPTIONS[step](seen)
+        else:
+            raise DixitError(f"unknown perception '{step}'; choose one of {', '.join(PERCEPTIONS)}")
+    return seen
 
 
-def perception_key(name: str) -> str:
-    """A hash of the pixels, rounded to 8 bits, that a perception makes of a few fixed images of two sizes.
+def perception_key(perception: Perception) -> str:
+    """A hash of the pixels, rounded to 8 bits, that a perception makes of a few fixed images of two sizes, and of a
+    chain's steps, which may differ on images of other sizes only.
 
     Caches are keyed by it, so that a perception whose code or settings change gets new ones. Raises DixitError if there
     is no such perception or it makes other pixels the second time.
     """
+    steps = [] if isinstance(perception, str) else [
+        step.given if isinstance(step, PerceptionStep) else step for step in perception]
     hashes = []
     for _ in range(2):
-        found = hashlib.sha256()
+        found = hashlib.sha256(json.dumps(steps).encode() if steps else b"")
         for size in (32, 128):
             noise, blocks = rng("perception", size).integers(0, 256, (2, 3, size, size))
             images = np.stack([noise, blocks[:, :4, :4].repeat(size // 4, 1).repeat(size // 4, 2)])
-            seen = perceive(torch.from_numpy(images).float() / 255, name)
+            seen = perceive(torch.from_numpy(images).float() / 255, perception)
             found.update((seen * 255).round().clamp(0, 255).byte().cpu().numpy().tobytes())
         hashes.append(found.hexdigest()[:16])
     if hashes[0] != hashes[1]:
-        raise DixitError(f"perception '{name}' makes other pixels of the same image the second time; let it draw its "
-                         "random numbers from dixit.common.rng with a fixed key")
+        raise DixitError(f"perception '{perception_label(perception)}' makes other pixels of the same image the "
+                         "second time; let it draw its random numbers from dixit.common.rng with a fixed key")
     return hashes[0]

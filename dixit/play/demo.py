@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from dixit.common import DixitError, run_main
+from dixit.config_perception import perception_label
 from dixit.data.images import load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
 from dixit.models.perception import perceive
@@ -81,7 +82,7 @@ class Demo:
             raise DixitError(f"give numbers of listeners from 1 to {len(self.all_listeners)}, as in: l 1 2")
         self.selected = [int(n) - 1 for n in dict.fromkeys(numbers)] or self.selected
         for i, (name, c) in enumerate(zip(self.names, self.all_listeners, strict=True)):
-            about = describe_listener(c) if self.run.clip.named else f"sees {c.perception}"
+            about = describe_listener(c) if self.run.clip.named else f"sees {perception_label(c.perception)}"
             print(f"  {'*' if i in self.selected else ' '} {i + 1} {name}: {about}")
         if numbers and self.images is not None:
             self.show_responses()
@@ -113,7 +114,7 @@ class Demo:
         target = self.images[:1].float() / 255
         seen = dict.fromkeys(["colour", *[c.perception for c in configs]])
         self.show("target", [perceive(target, perception)[0] for perception in seen], 24)
-        print(f"(in {' and '.join(seen)})  candidates: {', '.join(self.labels)}")
+        print(f"(in {' and '.join(map(perception_label, seen))})  candidates: {', '.join(self.labels)}")
         self.show("candidates", list(self.images.float() / 255), 10)
         width = max(map(len, self.labels))
         for speaker, rows in self.captions.items():

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dixit.config import ListenerConfig
+from dixit.config_perception import perception_label
 from dixit.data.names import WITHOUT_ARTICLE
 from dixit.models.clip import Clip
 from dixit.models.listeners import ClipListener, Listener, known_classes
@@ -85,7 +86,7 @@ def describe_listener(c: ListenerConfig) -> str:
     if c.language != "english":
         parts.append(f"understands {c.language.capitalize()}")
     if c.perception != "colour":
-        parts.append(f"sees {c.perception.replace('_', ' ')}")
+        parts.append(f"sees {perception_label(c.perception).replace('_', ' ')}")
     clip = Path(c.clip).name
     return ", ".join([*(parts or ["knows everything"]), f"eyes {tower_of(clip) or clip}"])
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from dixit.common import DixitError, atomic_path, read_json, rng, write_json
 from dixit.config import DataConfig, ListenerConfig
+from dixit.config_perception import Perception, perception_label
 from dixit.data.images import fingerprint, load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
 from dixit.models.listeners import AttributeListener, Listener
@@ -120,7 +121,7 @@ def practice_deck() -> Deck:
                 [AttributeListener(dataset, c) for c in configs], [], HAND, f"practice-{fingerprint(dataset)}")
 
 
-def encode_png(image: UInt8[Tensor, "3 H W"], perception: str) -> bytes:
+def encode_png(image: UInt8[Tensor, "3 H W"], perception: Perception) -> bytes:
     """A PNG of an image as seen through a perception."""
     seen = (perceive(image[None].float() / 255, perception)[0] * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
@@ -215,7 +216,7 @@ class Tables:
     def _state(self, session_id: str) -> dict[str, Any]:
         """Everything that the page shows."""
         session, deck = self._session(session_id), self.deck
-        listeners = [{"name": label, "about": about, "perception": c.perception}
+        listeners = [{"name": label, "about": about, "perception": perception_label(c.perception)}
                      for label, about, c in zip(listener_labels(deck.configs), deck.about, deck.configs, strict=True)]
         state: dict[str, Any] = {
             "run": self.run.config.name if self.run else "", "deck": deck.name, "key": deck.key,

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, or the name of a config that comes with dixit")
     parser.add_argument("override", nargs="*", default=[], help="key.subkey=value, e.g. train.steps=50 "
-                        "game.reward=sub_prob listeners.1.perception=blur")
+                        "listeners.0.perception=blur 'listeners.1.perception=[{blur: 3}, {jpeg: 5}]'")
     arguments = parser.parse_args()
     refuse_doubled(arguments.override)
     config = load_config(find_config(arguments.config), arguments.override)

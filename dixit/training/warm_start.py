@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from dixit.common import DixitError, rng, words
 from dixit.config import Config
+from dixit.config_perception import Perception, perception_label
 from dixit.data.images import load, pixels
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.clip import Clip, build_locked
@@ -99,7 +100,8 @@ class ClipTask(Task):
             first = [row[0] for row in validation_set["captions"]]
             for perception in config.clip.perceptions:
                 self.sets.append((self.reader(train_set, perception), captions))
-                self.validation.append((self.reader(validation_set, perception), first, f"{data.name}_{perception}"))
+                name = f"{data.name}_{perception_label(perception)}"
+                self.validation.append((self.reader(validation_set, perception), first, name))
             if len(validation_set) < CANDIDATES:
                 raise DixitError(f"data.validation of {data.name} has {len(validation_set)} images; a CLIP's "
                                  f"validation needs at least {CANDIDATES}, from which it tells a caption's image")
@@ -130,7 +132,7 @@ class ClipTask(Task):
             named.classes.add(*rows, self.clip.embed_names(concepts))
             self.clip.classes += tuple(concepts)
 
-    def reader(self, dataset: Dataset, perception: str) -> Reader:
+    def reader(self, dataset: Dataset, perception: Perception) -> Reader:
         """Reads images as the trained part takes them: cached feature maps (of a NamedTower also name embeddings), or
         pixels for a trunk that is trained."""
         device, named = self.accelerator.device, self.clip.named

@@ -172,6 +172,17 @@ def test_a_clip_with_a_word_added_to_its_tower_has_a_folder_of_its_own(here):
     assert shared[0].filename == shared[1].filename  # the tower is the same, and so are its patches
 
 
+def test_heads_are_trained_on_what_a_chain_sees(here, train):
+    root, _, before, config = here
+    run = root / "chain"
+    task = train(config, run, "clip.perceptions=[colour, [{blur: 2}, {jpeg: 20}]]", "train.steps=2")
+    row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    figures = {key.removeprefix("eval/r1_of_10/") for key in row if key.startswith("eval/r1_of_10/")}
+    assert figures == {"scenes_colour", "scenes_blur 2 + jpeg 20"}
+    after = task.clip.model.state_dict()
+    assert any(not torch.equal(after[k], before[k]) for k in after if k.startswith("visual.head."))
+
+
 def test_the_small_tower_is_trained_from_pixels_with_its_heads(here, train):
     root, _, _, config = here
     run = root / "cnn"
