@@ -214,6 +214,19 @@ def test_captions_are_generated_once_for_the_same_speaker_and_images(home, train
     assert len(set(folder.iterdir()) - set(kept)) == 1
 
 
+def test_a_speaker_can_be_tried_on_a_strength_between_those_it_was_trained_against():
+    config = load_config(path_of("sharp_vs_two_blurs"))
+    trained, heldout = ([step.blur for c in group if c.weight < 0 for step in c.perception]
+                        for group in (config.listeners, config.heldout))
+    assert len(trained) == 2 and all(min(trained) < strength < max(trained) for strength in heldout) and heldout
+
+
+def test_recipes_of_perception_are_among_the_pairs():
+    used = {key for pair in pairs.ON_SCENES for c in load_config(path_of(pair)).listeners
+            if not isinstance(c.perception, str) for step in c.perception for key in step.given}
+    assert {"blur", "jpeg", "noise", "rotate_hue", "colour_blind", "cataract"} <= used
+
+
 def test_an_unknown_pair_is_named(command):
     done = command("-m", "eval.pairs", "colour_vs_gray")
     assert done.returncode == 2 and "unknown pair 'colour_vs_gray'" in done.stderr and "Traceback" not in done.stderr
