@@ -185,13 +185,13 @@ def push(folder: Path, repository: str) -> str:
     return str(made)
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run's folder, e.g. runs/colour_vs_grey")
     parser.add_argument("folder", type=Path, help="the folder to write, new or empty")
     parser.add_argument("--push", metavar="NAME", default="", help="also upload it to the hub as NAME")
     arguments = parser.parse_args()
-    torch.set_grad_enabled(False)
     address = export(arguments.run, arguments.folder, arguments.push)
     print(f"written to {arguments.folder}" + (f"\npushed to {address}" if address else ""))
 

@@ -180,6 +180,7 @@ images.</small></p>
     return folder / "report.html"
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder that eval.evaluate has been run on")
@@ -187,7 +188,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.images < 1:
         raise DixitError(f"--images is {arguments.images}; choose at least 1")
-    torch.set_grad_enabled(False)
     print(f"written to {write_report(arguments.run, arguments.images)}")
 
 
