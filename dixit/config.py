@@ -114,6 +114,7 @@ class GameConfig:
     distractors: str = "random"  # random | in_batch | hard
     audience: str = "all"  # all | sampled: each round, one of positive and one of negative weight | shuffled: a control
     reward: str = "sub_logp"  # sub_logp | sub_prob | sub_chance | sub_acc | product | clip_score | dixit
+    normalise: str = "none"  # none | listener: each listener's reward, among the captions of an image, before the sum
     length_cost: float = 0.0  # per token
     repetition_cost: float = 0.0  # per repeated word
     kl_cost: float = 0.0  # per nat of log-probability above the base speaker
@@ -134,14 +135,16 @@ class ContinualConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The policy-gradient update. See training/policy.py."""
+    """The update by rewards. See training/policy.py."""
 
-    algorithm: str = "rloo"  # reinforce | self_critical | rloo | grpo | ppo
+    algorithm: str = "rloo"  # reinforce | self_critical | rloo | grpo | ppo | dpo
     samples: int = 4  # N captions per image
     temperature: float = 1.0
+    baseline: str = "all"  # reinforce: one running mean for all rounds | audience: one for each audience
     baseline_decay: float = 0.9  # reinforce: of the running mean
     clip_ratio: float = 0.2  # ppo
     epochs: int = 1  # ppo: passes over each rollout
+    beta: float = 0.1  # dpo: the greater, the closer the speaker stays to the base speaker
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ CHOICES = {
     "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
     "game.reward": ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"),
     "game.distractors": ("random", "in_batch", "hard"), "game.audience": ("all", "sampled", "shuffled"),
-    "policy.algorithm": ("reinforce", "self_critical", "rloo", "grpo", "ppo"),
+    "game.normalise": ("none", "listener"), "policy.baseline": ("all", "audience"),
+    "policy.algorithm": ("reinforce", "self_critical", "rloo", "grpo", "ppo", "dpo"),
     "continual.order": ("interleaved", "blocked"),
     "continual.remedy": ("none", "replay", "ewc_nodes", "hebbian_gate", "hebbian_gate+sluggish"),
     "train.optimizer": ("adamw", "sgd"), "train.schedule": ("cosine", "constant"),
@@ -75,7 +76,7 @@ RANGES = {
     "continual.replay": "(0, 1]", "continual.ewc_strength": "[0, inf)", "continual.hebbian_rate": "(0, 0.25]",
     "continual.sluggish": "(0, 1]",
     "policy.samples": "[1, 4096]", "policy.temperature": "[0.01, 100]", "policy.baseline_decay": "[0, 1)",
-    "policy.clip_ratio": "(0, 1)", "policy.epochs": "[1, 1000]",
+    "policy.clip_ratio": "(0, 1)", "policy.epochs": "[1, 1000]", "policy.beta": "(0, inf)",
     "train.steps": "[1, 1000000000]", "train.batch": "[1, 1000000]", "train.accumulate": "[1, 1000000]",
     "train.lr": "[0, inf)", "train.warmup": "[0, 1000000000]", "train.weight_decay": "[0, inf)",
     "train.betas": "[0, 1)", "train.clip_norm": "[0, inf)", "train.log_every": "[1, 1000000000]",
@@ -186,14 +187,30 @@ def _check_game(config: Config) -> None:
                          "out")
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
-    if config.policy.algorithm in ("rloo", "grpo") and config.policy.samples < 2:
+    if config.game.normalise == "listener":
+        _check_normalised(config)
+    if config.policy.algorithm in ("rloo", "grpo", "dpo") and config.policy.samples < 2:
         raise DixitError(f"config: policy.algorithm {config.policy.algorithm} needs policy.samples >= 2")
     if config.policy.algorithm == "ppo" and config.train.save_every % config.policy.epochs:
         raise DixitError("config: train.save_every must be a multiple of policy.epochs, so that a resumed run starts "
                          "with a fresh rollout")
+    if config.policy.baseline == "audience" and config.policy.algorithm != "reinforce":
+        raise DixitError(f"config: policy.baseline audience is for policy.algorithm reinforce; "
+                         f"{config.policy.algorithm} keeps no running mean, so leave it out")
     if config.policy.algorithm == "reinforce" and config.train.accumulate > 1:
         raise DixitError("config: policy.algorithm reinforce needs train.accumulate 1, for its baseline moves once a "
                          "step; rloo, grpo and self_critical accumulate")
+
+
+def _check_normalised(config: Config) -> None:
+    if config.game.reward == "dixit":
+        raise DixitError("config: game.normalise listener needs a game.reward that is a sum over listeners, e.g. "
+                         "sub_prob; dixit is none")
+    if config.policy.samples < 2:
+        raise DixitError("config: game.normalise listener needs policy.samples >= 2, to compare an image's captions")
+    if config.policy.algorithm == "self_critical":
+        raise DixitError("config: game.normalise listener cannot be used with policy.algorithm self_critical, whose "
+                         "greedy caption is not among those that are normalised; choose rloo")
 
 
 def _check_speaker(config: Config) -> None:
@@ -214,6 +231,9 @@ def _check_speaker(config: Config) -> None:
                          "requested of scenes is something else; take scenes out of data.name")
     if speaker.lora_rank and config.game.kl_cost:
         raise DixitError("config: game.kl_cost needs speaker.lora_rank 0, for with LoRA the LLM itself moves")
+    if speaker.lora_rank and config.policy.algorithm == "dpo":
+        raise DixitError("config: policy.algorithm dpo needs speaker.lora_rank 0, for its reference is the base "
+                         "speaker, and with LoRA the LLM itself moves")
     if speaker.shard and (speaker.lora_rank or speaker.compile == "yes"):
         raise DixitError("config: speaker.shard needs speaker.lora_rank 0 and speaker.compile auto or no, for a layer "
                          "of a sharded LLM is together only while it runs")

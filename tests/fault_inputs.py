@@ -274,6 +274,7 @@ EXTREMES = (
     "game.candidates=2", "game.candidates=24", "game.pools=9", "game.reward=dixit", "game.reward=product",
     "game.distractors=hard", "game.audience=shuffled", "policy.samples=9", "policy.algorithm=self_critical",
     "policy.algorithm=ppo", "policy.algorithm=reinforce", "policy.baseline_decay=0", "policy.clip_ratio=0.999999",
+    "policy.algorithm=dpo", "policy.beta=1e30", "policy.baseline=audience", "game.normalise=listener",
     "seed=4294967295", "data.seed=4294967295", "data.image_size=16", "data.train=1", "eval.batch=1")
 
 

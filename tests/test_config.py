@@ -241,7 +241,7 @@ def test_intervals():
 def test_every_documented_choice_is_taken_as_an_override_and_in_a_file(tmp_path, key, value):
     """Words that YAML reads as something else, such as no, are the texts they are."""
     free = {"task": ["listeners.0.weight=1"]}  # a choice may need other settings
-    needs = {"speaker.compile": [], "continual.remedy": [
+    needs = {"policy.baseline": ["policy.algorithm=reinforce"], "continual.remedy": [
         "audiences=[[one, two]]", "speaker.audience_width=1", "speaker.gated_units=4"]}
     text = f"[{value}]" if key in ("oracle", "train.trackers", "clip.perceptions") else value
     config = load_config(write(tmp_path, TWO), [
@@ -350,6 +350,12 @@ def test_texts_of_editors_are_read(tmp_path):
     (["audiences=[[one, three]]"], "'three', which is no listener"), (["audiences=[[one, one]]"], "one listener twice"),
     (["clip.perceptions="], "clip.perceptions is empty"), (["picks="], "picks is empty"),
     (["oracle=[color]"], "colour"),
+    (["game.normalise=listener", "game.reward=dixit"], "dixit is none"),
+    (["game.normalise=listener", "policy.algorithm=reinforce", "policy.samples=1"], "policy.samples >= 2"),
+    (["game.normalise=listener", "policy.algorithm=self_critical"], "choose rloo"),
+    (["policy.baseline=audience"], "policy.algorithm reinforce"),
+    (["policy.algorithm=dpo", "policy.samples=1"], "dpo needs policy.samples >= 2"),
+    (["policy.algorithm=dpo", "speaker.lora_rank=2"], "dpo needs speaker.lora_rank 0"),
     (["name=\"a\\0b\""], "name cannot be"), (["name=\"\\uD800\""], "name cannot be"),
 ])
 def test_what_would_fail_later_is_refused_first(tmp_path, overrides, words):

@@ -4,7 +4,7 @@ A round is one caption of a target and C candidate images, the target at index 0
 alone, so the order carries no information; ties share the hit). Leaves out which candidates are drawn (candidates.py),
 how captions are sampled (models/speaker.py) and how rewards update the speaker (policy.py).
 
-Shapes: B images, S captions, C candidates, L listeners.
+Shapes: B images, N captions per image (a group), S = B*N captions, C candidates, L listeners.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def target_logp(logits: Logits) -> Float[Tensor, "L S"]:
 
 
 def hits(logits: Logits) -> Float[Tensor, "L S"]:
-    """1 where the target has the highest logit; a tie of m candidates for the highest counts 1/m."""
+    """1 where the target has the highest logit; a tie of m candidates for the highest counts 1/m, NaN nothing."""
     best = logits == logits.max(-1, keepdim=True).values
-    return best[..., 0].float() / best.float().sum(-1)
+    return best[..., 0].float() / best.float().sum(-1).clamp(min=1)
 
 
 def gap(hits: Float[Tensor, "L *S"], weights: Float[Tensor, "L"] | Float[Tensor, "L *S"]) -> Float[Tensor, "*S"]:
@@ -84,27 +84,55 @@ def listener_reward(kind: str, logits: Logits,
                 not cut off below 0
     dixit       3 (1 - prod p_l - prod (1 - p_l)): expected storyteller points, all-or-none rule, signs ignored
     """
+    w = (weights if weights.ndim == 2 else weights[:, None]).to(logits)
+    each = listener_terms(kind, logits, w)
+    if kind == "dixit":
+        return 3 * (1 - each.prod(0) - (1 - each).prod(0))
+    return (w * each).sum(0)
+
+
+def listener_terms(kind: str, logits: Logits, weights: Float[Tensor, "L #S"]) -> Float[Tensor, "L S"]:
+    """Each listener's own reward of each caption: the game reward is their sum, times the weights (dixit: see there).
+
+    sub_logp log p_l, sub_prob and dixit p_l, sub_acc hit_l. The other three differ by the sign of w_l:
+    sub_chance log p_l or max(0, log p_l + log C), product log p_l or -log(1 - p_l), clip_score logit_l[target] or 0.
+    """
     logp = target_logp(logits)
-    w = (weights if weights.ndim == 2 else weights[:, None]).to(logp)
     if kind == "sub_logp":
-        return (w * logp).sum(0)
-    if kind == "sub_prob":
-        return (w * logp.exp()).sum(0)
+        return logp
+    if kind in ("sub_prob", "dixit"):
+        return logp.exp()
     if kind == "sub_acc":
-        return (w * hits(logits)).sum(0)
+        return hits(logits)
     if kind == "sub_chance":
-        above = (logp + math.log(logits.shape[-1])).clamp(min=0)
-        return (w * torch.where(w > 0, logp, above)).sum(0)
+        return torch.where(weights > 0, logp, (logp + math.log(logits.shape[-1])).clamp(min=0))
     if kind == "product":
         # log(1 - p) from the other candidates' log-probabilities: stable as p -> 1.
-        others = logits.log_softmax(-1)[..., 1:].logsumexp(-1)
-        return (w.abs() * torch.where(w > 0, logp, others)).sum(0)
+        return torch.where(weights > 0, logp, -logits.log_softmax(-1)[..., 1:].logsumexp(-1))
     if kind == "clip_score":
-        return (w.clamp(min=0) * logits[..., 0]).sum(0)
-    if kind == "dixit":
-        p = logp.exp()
-        return 3 * (1 - p.prod(0) - (1 - p).prod(0))
+        return logits[..., 0].where(weights > 0, 0.0)
     raise DixitError(f"unknown reward '{kind}'")
+
+
+def group_statistics(rewards: Float[Tensor, "L B N"]) -> tuple[Float[Tensor, "L B"], Float[Tensor, "L B"]]:
+    """Mean and standard deviation of each listener's rewards of an image's captions. Rewards that are not finite are
+    left out; of none both are 0, of one the deviation is."""
+    known = rewards.isfinite()
+    count = known.sum(-1)
+    mean = rewards.where(known, 0.0).sum(-1) / count.clamp(min=1)
+    squares = (rewards - mean[..., None]).where(known, 0.0).square().sum(-1)
+    return mean, (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def normalised_terms(rewards: Float[Tensor, "L B N"], epsilon: float = 1e-4) -> Float[Tensor, "L B N"]:
+    """(r - mean) / (std + epsilon) of each listener within each image's captions, 0 where r is not finite. N >= 2.
+
+    The step of GDPO before the weighted sum (Liu et al. 2026): a listener whose rewards vary more does not count for
+    more. GDPO's other step, over the batch after the sum, is left out: `policy.algorithm` takes the sum as a reward.
+    """
+    mean, std = group_statistics(rewards)
+    found = (rewards - mean[..., None]) / (std[..., None] + epsilon)
+    return found.where(rewards.isfinite(), 0.0)
 
 
 def repetition(texts: list[str]) -> Float[Tensor, "S"]:

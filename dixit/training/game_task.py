@@ -1,16 +1,15 @@
-"""Train the speaker in the game: sample captions, let the listeners choose, update by policy gradient.
+"""Train the speaker in the game: sample captions, let the listeners choose, update by their rewards.
 
 `TASKS` names every training of the project. Leaves out the loop (loop.py), the warm starts before the game
 (warm_start.py), the listeners of each round (audiences.py), remedies for forgetting (continual.py), and the evaluation
 on the test split (eval/).
 
-Shapes: B images, N captions per image, S = B*N, M pools of C candidates, L listeners.
+Shapes: B images, N captions per image, S = B*N, M pools of C candidates, L listeners, R rounds of the global batch.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from dixit.models.features import prefetch
 from dixit.models.listeners import ClipListener, make_listeners, score_all
 from dixit.training import game, policy
 from dixit.training.audiences import Audience
+from dixit.training.baselines import EVERYONE, Baselines
 from dixit.training.candidates import CandidateSampler, draw_candidates
 from dixit.training.continual import Remedy
 from dixit.training.loop import local_slice, local_weight
@@ -36,6 +36,7 @@ from dixit.training.validation import game_figures
 from dixit.training.warm_start import CaptionTask, ClipTask, WordTask
 
 VALIDATION_ROUNDS = 256  # at most
+NO_SPREAD = 1e-6  # rewards of an image's captions whose standard deviation is below this are equal
 
 
 class GameTask(Task):
@@ -65,11 +66,11 @@ class GameTask(Task):
         self.trained = self.speaker.trained
         self.remedy = Remedy(config, self.speaker)
         self.base = copy.deepcopy(self.trained).requires_grad_(False)
-        self.baseline: float | None = None  # reinforce: the running mean of rewards
+        self.baselines = Baselines(config, accelerator)  # reinforce
         self.rollouts: dict[int, tuple] = {}  # ppo: the captions that further epochs are trained on
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
-        """Draw images and candidates, sample captions, score them, and return the policy-gradient loss."""
+        """Draw images and candidates, sample captions, score them, and return the loss."""
         config, settings, rules, speaker = self.config, self.config.train, self.config.policy, self.speaker
         seed, n = config.seed, rules.samples
         rollout = step - step % rules.epochs if rules.algorithm == "ppo" else step
@@ -83,7 +84,7 @@ class GameTask(Task):
         candidates = self.candidates(rollout, index)[mine].repeat_interleave(n, 0)  # (S, M, C)
         draws = rng("sample", seed, rollout).random((settings.batch, n, config.speaker.max_tokens), dtype=np.float32)
         uniforms = torch.from_numpy(draws[mine]).flatten(0, 1).to(speaker.device)
-        weights, audience = self.audience.weights(rollout)[:, mine], self.audience_inputs(rollout)
+        weights, audience = self.audience.weights(rollout), self.audience_inputs(rollout)
         patches = patch_batch(self.store, index[mine], speaker.device)
 
         # Speak: captions by sampling, and their log-probabilities with gradients.
@@ -99,22 +100,25 @@ class GameTask(Task):
         # Score: the listeners choose, and listeners that learn take a step.
         with torch.no_grad():
             reward, figures, logits = self.reward(patches, texts, tokens, mask, logp.detach(), candidates,
-                                                  weights.repeat_interleave(n, 1))
+                                                  weights[:, mine].repeat_interleave(n, 1))
         self.update_listeners(texts, candidates)
 
-        # Advantage and update.
+        # Update: by advantages, or by the best and the worst caption of each image.
         grouped = reward.unflatten(0, (-1, n))
-        advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n], weights).flatten()
-        if rules.algorithm == "ppo":
-            loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
+        figures |= self.figures(grouped, logp.detach(), mask, logits, weights, mine)
+        if rules.algorithm == "dpo":
+            base = self.base_logprobs(patches, tokens, mask)
+            said, reference = ((x * mask).sum(1).unflatten(0, (-1, n)) for x in (logp, base))
+            loss = policy.dpo_loss(said, reference, grouped, rules.beta)
         else:
-            loss = policy.policy_loss(logp, mask, advantage)
+            advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n], weights, mine).flatten()
+            if rules.algorithm == "ppo":
+                loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
+                self.rollouts[micro_batch] = (tokens, mask, logp.detach(), advantage, figures)
+            else:
+                loss = policy.policy_loss(logp, mask, advantage)
         for penalty in self.remedy.penalties():
             loss = loss + penalty
-
-        figures |= self.figures(grouped, logp.detach(), mask, logits, weights)
-        if rules.algorithm == "ppo":
-            self.rollouts[micro_batch] = (tokens, mask, logp.detach(), advantage, figures)
         return loss, figures
 
     def candidates(self, step: int, index: Int[np.ndarray, "B"]) -> Int[Tensor, "B M C"]:
@@ -131,9 +135,13 @@ class GameTask(Task):
         """The total reward, the mean of each of its terms, and the listeners' logits."""
         config = self.config.game
         repeated = [text for text in texts for _ in range(config.pools)]
-        logits = score_all(self.listeners, repeated, candidates.flatten(0, 1))
-        paid = game.listener_reward(config.reward, logits, weights.repeat_interleave(config.pools, 1))  # (S*M,)
-        terms = {"listeners": paid.unflatten(0, (-1, config.pools)).mean(1)}
+        logits = score_all(self.listeners, repeated, candidates.flatten(0, 1), allow_nan=self.allows_nan)
+        if config.normalise == "listener":
+            each = game.normalised_terms(self.listener_terms(logits, weights)).flatten(1)  # (L, S)
+            terms = {"listeners": (weights * each).sum(0)}
+        else:
+            paid = game.listener_reward(config.reward, logits, weights.repeat_interleave(config.pools, 1))  # (S*M,)
+            terms = {"listeners": paid.unflatten(0, (-1, config.pools)).mean(1)}
         costs = {}
         if config.length_cost:
             terms["length"], costs["length"] = game.caption_lengths(mask), config.length_cost
@@ -141,21 +149,34 @@ class GameTask(Task):
             terms["repetition"] = game.repetition(texts).to(mask.device)
             costs["repetition"] = config.repetition_cost
         if config.kl_cost:
-            base = self.speaker.logprobs(self.base(patches), tokens, mask, self.config.policy.temperature)
+            base = self.base_logprobs(patches, tokens, mask)
             terms["kl"], costs["kl"] = ((logp - base) * mask).sum(1), config.kl_cost
         total = game.total_reward(terms, costs)
         return total, {f"term/{k}": float(v.mean()) for k, v in terms.items()}, logits
 
-    def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor,
-                  candidates: Int[Tensor, "B M C"], weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
-        """The advantage of `policy.algorithm` (ppo: leave-one-out)."""
+    @property
+    def allows_nan(self) -> bool:
+        """Whether a listener may return NaN: where each is normalised by itself, the others' rewards still count."""
+        return self.config.game.normalise == "listener"
+
+    @torch.no_grad()
+    def base_logprobs(self, patches: Float[Tensor, "B P Dv"], tokens: Int[Tensor, "S T"],
+                      mask: Tensor) -> Float[Tensor, "S T"]:
+        """The log-probability of each token under the base speaker, which knows of no audience."""
+        return self.speaker.logprobs(self.base(patches), tokens, mask, self.config.policy.temperature)
+
+    def listener_terms(self, logits: Float[Tensor, "L SM C"], weights: Float[Tensor, "L S"]) -> Float[Tensor, "L B N"]:
+        """Each listener's own reward of each caption, the mean over pools."""
+        pools = self.config.game.pools
+        each = game.listener_terms(self.config.game.reward, logits, weights.repeat_interleave(pools, 1))
+        return each.unflatten(1, (-1, self.config.policy.samples, pools)).mean(3)
+
+    def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor, candidates: Int[Tensor, "B M C"],
+                  weights: Float[Tensor, "L R"], mine: slice) -> Float[Tensor, "B N"]:
+        """The advantage of `policy.algorithm` (ppo: leave-one-out). The images are those of the rounds `mine`."""
         rules = self.config.policy
         if rules.algorithm == "reinforce":
-            mean = float(self.accelerator.reduce(reward.mean() * self.weight_of(reward.numel()), reduction="mean"))
-            baseline = mean if self.baseline is None else self.baseline
-            if math.isfinite(mean):  # a skipped step leaves the baseline as it was
-                self.baseline = rules.baseline_decay * baseline + (1 - rules.baseline_decay) * mean
-            return policy.running_mean_advantage(reward, baseline)
+            return policy.running_mean_advantage(reward, self.baselines.advance(reward, weights, mine))
         if rules.algorithm == "self_critical":
             tokens, mask, logp = self.speaker.sample(prefix)
             texts = self.speaker.decode(tokens, mask)
@@ -164,17 +185,34 @@ class GameTask(Task):
         return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
 
     def figures(self, reward: Float[Tensor, "B N"], logp: Float[Tensor, "S T"], mask: Tensor,
-                logits: Float[Tensor, "L SM C"], weights: Float[Tensor, "L B"]) -> dict[str, float]:
-        """What is logged of a batch: each listener's accuracy in its own rounds, reward, length, entropy."""
-        repeats = self.config.policy.samples * self.config.game.pools
-        listening = weights.repeat_interleave(repeats, 1) != 0  # (L, S*M)
+                logits: Float[Tensor, "L SM C"], weights: Float[Tensor, "L R"], mine: slice) -> dict[str, float]:
+        """What is logged of a batch: each listener's accuracy and reward in its own rounds, reward, length, entropy."""
+        samples, pools = self.config.policy.samples, self.config.game.pools
+        listening = weights[:, mine].repeat_interleave(samples * pools, 1) != 0  # (L, S*M)
         accuracy = (game.hits(logits) * listening).sum(1) / listening.sum(1).clamp(min=1)
         figures = {f"accuracy/{c.name}": a for c, a in zip(self.config.listeners, accuracy.tolist(), strict=True)}
+        terms = self.listener_terms(logits, weights[:, mine].repeat_interleave(samples, 1))
+        figures |= self.listener_figures(terms, weights, mine)
         spread = reward.std(1)
         return figures | {"reward": float(reward.mean()), "reward_std": float(spread.mean()),
                           "length": float(game.caption_lengths(mask).mean()),
                           "entropy": float(-(logp * mask).sum() / mask.sum()),
-                          "frac_reward_zero_std": float((spread < 1e-6).float().mean())}
+                          "frac_reward_zero_std": float((spread < NO_SPREAD).float().mean())}
+
+    def listener_figures(self, terms: Float[Tensor, "L B N"], weights: Float[Tensor, "L R"],
+                         mine: slice) -> dict[str, float]:
+        """The reward of each listener that takes part in the global batch, over its rounds: mean, spread within an
+        image's captions, share of images without spread; and how many captions got NaN, where that is allowed."""
+        listening = (weights != 0).to(terms)
+        mean, std = game.group_statistics(terms)
+        found = {"reward": mean, "reward_std": std, "frac_reward_zero_std": (std < NO_SPREAD).to(terms)}
+        if self.allows_nan:
+            found["reward_nan"] = (~terms.isfinite()).sum(2) * listening.sum(1, keepdim=True)  # a sum, not a mean
+        # The loop averages over all images; a listener that takes part in few of them has its mean over those.
+        own = {name: ((values * listening[:, mine]).mean(1) / listening.mean(1)).tolist()
+               for name, values in found.items()}
+        present = [i for i, some in enumerate(listening.any(1).tolist()) if some]
+        return {f"{name}/{self.config.listeners[i].name}": values[i] for name, values in own.items() for i in present}
 
     def update_listeners(self, texts: list[str], candidates: Int[Tensor, "S M C"]) -> None:
         """A step of gradient descent for listeners that learn, after they have scored the captions."""
@@ -203,7 +241,7 @@ class GameTask(Task):
         patches = patch_batch(self.validation_store, index, self.speaker.device)
         weights, audience = self.audience.on_validation(count)
         figures, hits, gaps = game_figures(self.speaker, self.base, patches, audience, self.validation_listeners,
-                                           pools, weights)
+                                           pools, weights, self.allows_nan)
         accuracy = (hits * (weights != 0)).sum(1) / (weights != 0).sum(1).clamp(min=1)
         named = {f"accuracy/{c.name}": float(a) for c, a in zip(self.config.listeners, accuracy, strict=True)}
         for i, pair in enumerate(self.config.audiences):
@@ -212,10 +250,15 @@ class GameTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         maps = [getattr(listener, "text_map", None) for listener in self.listeners]
-        return {"baseline": self.baseline, "text_maps": [None if m is None else m.tolist() for m in maps]}
+        means = self.baselines.means
+        return {"baseline": means.get(EVERYONE),
+                "audience_baselines": {audience: mean for audience, mean in means.items() if audience != EVERYONE},
+                "text_maps": [None if m is None else m.tolist() for m in maps]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.baseline = state["baseline"]
+        self.baselines.means = dict(state.get("audience_baselines", {}))  # earlier versions wrote none
+        if state["baseline"] is not None:
+            self.baselines.means[EVERYONE] = state["baseline"]
         for listener, saved in zip(self.listeners, state["text_maps"], strict=True):
             if isinstance(listener, ClipListener) and listener.text_map is not None:
                 listener.text_map.copy_(torch.tensor(saved))

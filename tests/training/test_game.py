@@ -19,7 +19,7 @@ from dixit.data.images import load
 from dixit.data.scenes import WORD_CLASSES, scene_words
 from dixit.models.clip import Clip, load_clip
 from dixit.models.listeners import AttributeListener, ClipListener, score_all
-from dixit.training import game
+from dixit.training import game, policy
 from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
 
 SIGNED = torch.tensor([1.0, -1.0])
@@ -59,6 +59,52 @@ def test_rewards_of_three_weighted_listeners_by_hand(kind, expected):
     logits = logits_of([0.2, 0.5, 0.3], [0.6, 0.2, 0.2], [0.9, 0.05, 0.05])
     weights = torch.tensor([2.0, -0.5, 1.5])
     assert float(game.listener_reward(kind, logits, weights)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("sub_logp", [math.log(0.2), math.log(0.6), math.log(0.9)]), ("sub_prob", [0.2, 0.6, 0.9]), ("sub_acc", [0, 1, 1]),
+    ("sub_chance", [math.log(0.2), math.log(0.6 * 3), math.log(0.9)]),
+    ("product", [math.log(0.2), -math.log(0.4), math.log(0.9)]), ("dixit", [0.2, 0.6, 0.9]),
+])
+def test_the_terms_of_three_listeners_by_hand(kind, expected):
+    logits = logits_of([0.2, 0.5, 0.3], [0.6, 0.2, 0.2], [0.9, 0.05, 0.05])
+    weights = torch.tensor([2.0, -0.5, 1.5])
+    terms = game.listener_terms(kind, logits, weights[:, None])
+    assert terms.squeeze(1).tolist() == pytest.approx(expected, abs=1e-6)
+    if kind != "dixit":
+        assert torch.equal((weights[:, None] * terms).sum(0), game.listener_reward(kind, logits, weights))
+
+
+TERMS = torch.tensor([[[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]], [[0.0, math.nan, 8.0], [math.inf, math.nan, 3.0]]])
+
+
+def test_group_statistics_by_hand():
+    mean, std = game.group_statistics(TERMS)
+    assert mean.tolist() == [[3.0, 5.0], [4.0, 3.0]]
+    # sqrt((4 + 1 + 9) / 2); equal; sqrt(16 + 16) of the two that are finite; one alone has no deviation.
+    torch.testing.assert_close(std, torch.tensor([[7**0.5, 0.0], [32**0.5, 0.0]]))
+    assert [x.tolist() for x in game.group_statistics(torch.full((1, 1, 2), math.nan))] == [[[0.0]], [[0.0]]]
+
+
+def test_normalised_terms_by_hand():
+    found = game.normalised_terms(TERMS, epsilon=0.0001)
+    torch.testing.assert_close(found[0, 0], torch.tensor([-2.0, -1.0, 3.0]) / (7**0.5 + 0.0001))
+    torch.testing.assert_close(found[1, 0], torch.tensor([-4.0, 0.0, 4.0]) / (32**0.5 + 0.0001))
+    assert found[:, 1].tolist() == [[0.0] * 3] * 2  # without two different rewards there is nothing to compare
+    torch.testing.assert_close(found[0], policy.group_advantage(TERMS[0]))
+
+
+def test_a_normalised_listener_counts_by_its_weight_and_not_by_its_scale():
+    few = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    found = game.normalised_terms(few)
+    torch.testing.assert_close(game.normalised_terms(few * torch.tensor([1.0, 300.0])[:, None, None] - 7), found,
+                               atol=1e-3, rtol=1e-3)
+
+
+def test_nan_of_one_listener_leaves_the_others():
+    broken = torch.stack([TERMS[0], torch.full((2, 3), math.nan)])
+    found = game.normalised_terms(broken)
+    assert torch.equal(found[0], game.normalised_terms(TERMS)[0]) and not found[1].any()
 
 
 def test_an_unknown_reward_is_refused():
@@ -107,6 +153,7 @@ def test_rewards_ignore_a_shift_and_a_reordering_of_the_distractors():
 def test_hits_share_ties():
     logits = torch.tensor([[[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [3.0, 3.0, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, 2.0]]])
     assert game.hits(logits)[0].tolist() == pytest.approx([1, 0, 1 / 2, 1 / 3, 0])
+    assert game.hits(torch.full((1, 1, 3), math.nan)).tolist() == [[0.0]]
 
 
 def test_target_logp_by_hand():
@@ -327,6 +374,7 @@ def test_a_listener_that_returns_nan_is_named(eye, images):
     assert score_all([good, good], ["red"], candidates).shape == (2, 1, 2)
     with pytest.raises(DixitError, match="listener 2 returned NaN"):
         score_all([good, broken], ["red"], candidates)
+    assert score_all([good, broken], ["red"], candidates, allow_nan=True)[0].isfinite().all()
 
 
 def test_the_commonest_caption():

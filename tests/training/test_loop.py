@@ -142,7 +142,8 @@ def test_a_killed_run_goes_on_exactly(home, command, tmp_path):
 
 @pytest.mark.parametrize("overrides", [
     ["policy.algorithm=reinforce"], ["policy.algorithm=ppo", "policy.epochs=2"], ["speaker.lora_rank=2"],
-    ["listeners.1.learning_rate=0.1"],
+    ["listeners.1.learning_rate=0.1"], ["policy.algorithm=dpo"], ["game.normalise=listener", "policy.algorithm=grpo"],
+    ["policy.baseline=audience", "policy.algorithm=reinforce", "game.audience=shuffled"],
 ], ids=lambda o: o[0].split("=")[1])
 def test_going_on_from_an_earlier_checkpoint_is_exact(home, train, tmp_path, overrides):
     run, again = tmp_path / "run", tmp_path / "again"
@@ -245,7 +246,7 @@ finally:
     close_run(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "self_critical", "rloo", "grpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "self_critical", "rloo", "grpo", "ppo", "dpo"])
 def test_every_algorithm_trains(home, train, tmp_path, algorithm):
     extra = ["policy.epochs=2"] if algorithm == "ppo" else []
     task = train(home.game_config, tmp_path / "run", "train.steps=2", f"policy.algorithm={algorithm}", *extra)

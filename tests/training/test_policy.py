@@ -1,8 +1,9 @@
-"""Policy gradients against numbers worked out by hand, finite differences, and exact expectations."""
+"""Policy gradients and DPO against numbers worked out by hand, finite differences, and exact expectations."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,8 @@ REWARDS = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]])
 
 
 def test_running_mean_advantage():
-    assert policy.running_mean_advantage(REWARDS, 2.0).tolist() == [[-1.0, 0.0, 4.0], [-2.0, -2.0, -2.0]]
+    found = policy.running_mean_advantage(REWARDS, torch.tensor([2.0, -1.0]))
+    assert found.tolist() == [[-1.0, 0.0, 4.0], [1.0, 1.0, 1.0]]
 
 
 def test_self_critical_advantage():
@@ -95,6 +97,31 @@ def test_gradients_agree_with_finite_differences(loss):
         assert slope == pytest.approx(float(logp.grad[place]), abs=1e-8)
 
 
+# Best and worst of each image: captions 1 and 0, then 0 and 2; the third image has none.
+PREFERENCES = torch.tensor([[-1.0, 3.0, 2.0], [5.0, 0.0, -5.0], [4.0, 4.0, 4.0]])
+SAID = torch.tensor([[-3.0, -2.0, -9.0], [-1.0, -9.0, -4.0], [-1.0, -2.0, -3.0]])
+BASE = torch.tensor([[-2.0, -4.0, -9.0], [-2.0, -9.0, -1.0], [-3.0, -2.0, -1.0]])
+
+
+def test_dpo_loss_by_hand():
+    # Margins: (-2 + 4) - (-3 + 2) = 3 and (-1 + 2) - (-4 + 1) = 4.
+    expected = (math.log(1 + math.exp(-0.5 * 3)) + math.log(1 + math.exp(-0.5 * 4))) / 3
+    assert float(policy.dpo_loss(SAID, BASE, PREFERENCES, 0.5)) == pytest.approx(expected)
+
+
+def test_dpo_gradient_by_hand_and_for_the_speaker_only():
+    logp, base, rewards = (x.clone().requires_grad_() for x in (SAID, BASE, PREFERENCES))
+    policy.dpo_loss(logp, base.detach(), rewards, 0.5).backward()
+    one, two = (0.5 / (1 + math.exp(0.5 * margin)) / 3 for margin in (3, 4))
+    torch.testing.assert_close(logp.grad, torch.tensor([[one, -one, 0.0], [-two, 0.0, two], [0.0, 0.0, 0.0]]))
+    assert rewards.grad is None
+
+
+def test_dpo_of_the_base_speaker_is_undecided():
+    assert float(policy.dpo_loss(BASE, BASE, PREFERENCES, 7.0)) == pytest.approx(math.log(2) * 2 / 3)
+    assert float(policy.dpo_loss(SAID[2:], BASE[2:], PREFERENCES[2:], 7.0)) == 0  # equal rewards teach nothing
+
+
 # --- a whole tiny problem: two tokens out of three, every caption can be listed --------------------------------
 
 CAPTIONS = torch.tensor(list(itertools.product(range(3), repeat=2)))  # (9, 2)
@@ -127,7 +154,7 @@ def expected_gradient(advantage: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("advantage", [
-    lambda r: r, lambda r: policy.running_mean_advantage(r, 0.7), policy.leave_one_out_advantage,
+    lambda r: r, lambda r: policy.running_mean_advantage(r, torch.tensor([0.7]).to(r)), policy.leave_one_out_advantage,
     lambda r: policy.self_critical_advantage(r, PAYS[GREEDY][None]),
 ], ids=["reinforce", "running_mean", "leave_one_out", "self_critical"])
 def test_the_estimate_is_the_exact_gradient_in_expectation(advantage):

@@ -32,7 +32,8 @@ def close_run(one: Path, other: Path, weights: float = ROUNDING) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         assert a["step"] == b["step"]
-        for key in ("loss", "reward", "grad_norm", "accuracy/colour", "accuracy/grey"):
+        for key in ("loss", "reward", "grad_norm", "accuracy/colour", "accuracy/grey", "reward/grey", "reward_std/grey",
+                    "frac_reward_zero_std/grey"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], abs=ROUNDING, rel=ROUNDING), (a["step"], key)
     old, new = load_file(trained_weights(one)), load_file(trained_weights(other))
@@ -79,6 +80,8 @@ UNEVEN = ["train.batch=6", "train.accumulate=1"]
 @pytest.mark.parametrize(("world", "overrides"), [
     (2, GAME), (4, GAME), (2, [*GAME, "train.accumulate=2"]), (4, UNEVEN),
     (2, ["train.batch=5", "policy.algorithm=reinforce"]),
+    (2, ["train.batch=5", "policy.algorithm=reinforce", "policy.baseline=audience", "game.audience=shuffled"]),
+    (2, ["train.batch=5", "policy.algorithm=dpo", "policy.samples=3", "game.normalise=listener"]),
     (2, ["train.batch=5", "listeners.1.learning_rate=0.1", "game.distractors=in_batch"]),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else str(value))
 def test_the_game_is_the_same_on_any_number_of_processes(home, train, alone, tmp_path, world, overrides):
