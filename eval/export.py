@@ -34,7 +34,7 @@ from dixit.training.checkpoints import (
     trained_weights,
     verify_checkpoint,
 )
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, run_config
 
 from .model_card import Example, command_words, model_card, without_paths
 
@@ -64,9 +64,7 @@ def export(run: Path, folder: Path, repository: str = "") -> str:
 
 def _finished(run: Path) -> Config:
     """The config of a finished run of a speaker."""
-    if not (run / "config.yaml").is_file():
-        raise DixitError(f"{run} is not a run: it holds no config.yaml; train one with dixit train CONFIG")
-    config = load_config(run / "config.yaml")
+    config = run_config(run)
     if config.task == "clip":
         raise DixitError(f"{run} trained a CLIP; only runs of the tasks words, caption and game hold a speaker")
     found = checkpoints(run)
@@ -86,7 +84,8 @@ def _fill(place: Path, run: Path, config: Config, name: str, repository: str) ->
         _copy_weights(base_weights(run, config.speaker.init), place / BASE)
     tree = _without_paths(to_dict(config) | {"out": ""})
     atomic_write_text(place / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
-    results, transferred = _results(run, "results", weights), _results(run, "transfer", weights)
+    exported = sha256(weights)
+    results, transferred = (_results(run, name, exported) for name in ("results", "transfer"))
     examples, about = _examples(place, run, config, results)
     card = model_card(load_config(place / "config.yaml"), name, repository, read_json(run / "train.json"), results,
                       transferred, examples, about, _local_parts(config))
@@ -120,16 +119,16 @@ def _local_parts(config: Config) -> dict[str, str]:
             if name and name not in known and not tower_of(name) and Path(name).expanduser().exists()}
 
 
-def _results(run: Path, name: str, weights: Path) -> dict[str, Any] | None:
+def _results(run: Path, name: str, exported: str) -> dict[str, Any] | None:
     """RUN/results.json or RUN/transfer.json; None if there is none, or, with a warning, if it is about other weights
-    than those that are exported."""
+    than those that are exported, whose hash is given."""
     path = run / f"{name}.json"
     if not path.is_file():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or not {"command", "commit", "config_hash", "figures"} <= set(found):
         raise DixitError(f"{path} is damaged; delete it, or make it again")
-    if found.get("weights") != sha256(weights):
+    if found.get("weights") != exported:
         print(f"warning: {path} is not about the weights that are exported; the card leaves it out. To have it there, "
               "make it again", file=sys.stderr)
         return None
@@ -145,7 +144,7 @@ def _examples(place: Path, run: Path, config: Config, results: dict[str, Any] | 
     split, path = config.eval.split, run / "results_captions.json"
     if results:
         given = [word for word in command_words(results["command"]) if word.startswith("eval.") and "=" in word]
-        split = load_config(run / "config.yaml", given).eval.split
+        split = run_config(run, given).eval.split
     said = {name: own["texts"] for name, own in read_json(path).items() if name in ("base", "trained")} \
         if results and path.is_file() else {}
     about = f"The first and the middle image of the {split} split, and what the speakers say of them."

@@ -98,8 +98,9 @@ class GameTask(Task):
         logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
 
         # Score: the listeners choose, and listeners that learn take a step.
+        base = self.base_logprobs(patches, tokens, mask)
         with torch.no_grad():
-            reward, figures, logits = self.reward(patches, texts, tokens, mask, logp.detach(), candidates,
+            reward, figures, logits = self.reward(texts, mask, logp.detach(), base, candidates,
                                                   weights[:, mine].repeat_interleave(n, 1))
         self.update_listeners(texts, candidates)
 
@@ -107,7 +108,7 @@ class GameTask(Task):
         grouped = reward.unflatten(0, (-1, n))
         figures |= self.figures(grouped, logp.detach(), mask, logits, weights, mine)
         if rules.algorithm == "dpo":
-            base = self.base_logprobs(patches, tokens, mask)
+            assert base is not None
             said, reference = ((x * mask).sum(1).unflatten(0, (-1, n)) for x in (logp, base))
             loss = policy.dpo_loss(said, reference, grouped, rules.beta)
         else:
@@ -129,10 +130,10 @@ class GameTask(Task):
         """The adapter's audience input of each round of a global batch; None if it has none."""
         return self.audience.inputs(step)
 
-    def reward(self, patches: Float[Tensor, "B P Dv"], texts: list[str], tokens: Int[Tensor, "S T"], mask: Tensor,
-               logp: Float[Tensor, "S T"], candidates: Int[Tensor, "S M C"],
+    def reward(self, texts: list[str], mask: Tensor, logp: Float[Tensor, "S T"], base: Float[Tensor, "S T"] | None,
+               candidates: Int[Tensor, "S M C"],
                weights: Float[Tensor, "L S"]) -> tuple[Float[Tensor, "S"], dict[str, float], Float[Tensor, "L SM C"]]:
-        """The total reward, the mean of each of its terms, and the listeners' logits."""
+        """The total reward, the mean of each of its terms, and the listeners' logits. `base`: see base_logprobs."""
         config = self.config.game
         repeated = [text for text in texts for _ in range(config.pools)]
         logits = score_all(self.listeners, repeated, candidates.flatten(0, 1), allow_nan=self.allows_nan)
@@ -149,7 +150,7 @@ class GameTask(Task):
             terms["repetition"] = game.repetition(texts).to(mask.device)
             costs["repetition"] = config.repetition_cost
         if config.kl_cost:
-            base = self.base_logprobs(patches, tokens, mask)
+            assert base is not None
             terms["kl"], costs["kl"] = ((logp - base) * mask).sum(1), config.kl_cost
         total = game.total_reward(terms, costs)
         return total, {f"term/{k}": float(v.mean()) for k, v in terms.items()}, logits
@@ -161,8 +162,11 @@ class GameTask(Task):
 
     @torch.no_grad()
     def base_logprobs(self, patches: Float[Tensor, "B P Dv"], tokens: Int[Tensor, "S T"],
-                      mask: Tensor) -> Float[Tensor, "S T"]:
-        """The log-probability of each token under the base speaker, which knows of no audience."""
+                      mask: Tensor) -> Float[Tensor, "S T"] | None:
+        """The log-probability of each token under the base speaker, which knows of no audience; None if neither a KL
+        cost nor DPO asks for it."""
+        if not self.config.game.kl_cost and self.config.policy.algorithm != "dpo":
+            return None
         return self.speaker.logprobs(self.base(patches), tokens, mask, self.config.policy.temperature)
 
     def listener_terms(self, logits: Float[Tensor, "L SM C"], weights: Float[Tensor, "L S"]) -> Float[Tensor, "L B N"]:
@@ -180,7 +184,8 @@ class GameTask(Task):
         if rules.algorithm == "self_critical":
             tokens, mask, logp = self.speaker.sample(prefix)
             texts = self.speaker.decode(tokens, mask)
-            greedy, _, _ = self.reward(patches, texts, tokens, mask, logp, candidates, weights)
+            base = self.base_logprobs(patches, tokens, mask)
+            greedy, _, _ = self.reward(texts, mask, logp, base, candidates, weights)
             return policy.self_critical_advantage(reward, greedy)
         return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
 

@@ -88,15 +88,19 @@ class LoadedRun:
         return self.speaker.caption(patches)[0][0]
 
 
+def run_config(folder: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of a run's folder, which may have been moved. Raises DixitError if it is no run."""
+    if not (folder / "config.yaml").is_file():
+        raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with dixit train CONFIG")
+    return replace(load_config(folder / "config.yaml", overrides), out=str(folder))
+
+
 def load_run(folder: str | Path, overrides: list[str] | tuple[str, ...] = (),
              device: str | torch.device = "cpu") -> LoadedRun:
     """Open a run's folder, or one that `dixit export` wrote. Raises DixitError if it is no run, its weights are missing
     or damaged, or its LLM or CLIP is not here."""
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise DixitError(f"{folder} is not a run: it holds no config.yaml; train one with "
-                         "dixit train CONFIG")
-    config = replace(load_config(folder / "config.yaml", overrides), out=str(folder))  # it may have been moved
+    config = run_config(folder, overrides)
     clip = load_clip(config.clip.name, config.clip.pretrained, device)
     speaker = open_speaker(config, clip, torch.device(device))
     # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.

@@ -295,8 +295,7 @@ def test_the_reward_is_the_mean_over_pools(home, train, tmp_path):
     pools = task.candidates(7, index)
     assert pools.shape == (2, 3, 4) and (pools[..., 0] == torch.tensor([[0], [5]])).all()
     assert torch.equal(pools, task.candidates(7, index)) and len(pools[0, :, 1:].unique(dim=0)) > 1
-    tokens = torch.zeros(4, 1, dtype=torch.long)
-    given = (torch.zeros(2, 1, 1), texts, tokens, tokens == 0, torch.zeros(4, 1))
+    given = (texts, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1), None)
     weights = task.audience.listener_weights
     audience = weights[:, None].expand(-1, 4)
     whole, _, logits = task.reward(*given, pools.repeat_interleave(2, 0), audience)
