@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from dixit.common import DixitError, read_json, sentence, write_json
@@ -48,7 +47,7 @@ def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -
                          "with clip.names")
     features = torch.from_numpy(np.asarray(class_features(clip, dataset, "colour"), dtype=np.float32)).to(device)
     classes, levels = clip.named.classes, class_levels(clip)
-    likeliest = F.linear(features, classes.weight, classes.bias).topk(CLASSES, dim=1).indices.tolist()
+    likeliest = classes.posterior(features).topk(CLASSES, dim=1).indices.tolist()
     rows = []
     for image, best in zip(dataset, likeliest, strict=True):
         colours = " and ".join(row_colours(image))

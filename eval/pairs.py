@@ -69,7 +69,7 @@ OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accur
 
 ON_SCENES = sorted(path.stem for path in (configs_folder() / "pairs").glob("*.yaml"))
 ON_PICTURES = sorted({path.stem for path in (configs_folder() / "pictures").glob("*.yaml")}
-                     - {"clip", "words", "base", "caption_attributes", "audiences"})
+                     - {"clip", "words", "base", "caption_attributes", "audiences", "continual"})
 PAIRS = [*ON_SCENES, *ON_PICTURES]
 
 

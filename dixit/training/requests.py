@@ -22,7 +22,6 @@ import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from dixit.common import rng, sentence, words
 from dixit.config import ATTRIBUTES, KnowledgeConfig, ListenerConfig
@@ -122,7 +121,7 @@ class RequestedPictures:
         """The likeliest class of each picture."""
         classes = self.made.classes
         features = torch.from_numpy(np.array(class_features(self.clip, self.dataset, "colour"), dtype=np.float32))
-        return F.linear(features.to(classes.weight), classes.weight, classes.bias).argmax(1).tolist()
+        return classes.posterior(features.to(classes.weight)).argmax(1).tolist()
 
     def obeying(self, image: int, wanted: Request) -> str:
         """The caption of a picture's likeliest class that obeys a request."""

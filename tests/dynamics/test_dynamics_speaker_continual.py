@@ -100,6 +100,17 @@ def test_the_game_is_resumed_and_shares_first_blocks(home, game, caption_run, tm
     assert continual.run(other, 1, tmp_path)[0] and cell("none_0")[-1]["gap/0"] != 7.0
 
 
+def test_pictures_without_known_attributes(home, game, caption_run, folder_of_cards, tmp_path):
+    tree = yaml.safe_load(game.read_text())
+    tree["data"] = {"name": "folder", "path": str(folder_of_cards), "image_size": tree["data"]["image_size"]}
+    path = tmp_path / "pictures.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    settings = dataclasses.replace(continual.TINY, game=str(path), init=str(caption_run), conditions=("none",))
+    found, figure = continual.run(settings, 1, tmp_path)
+    assert figure.axes and not any("serves" in f.name for f in found)
+    assert np.isfinite(next(f for f in found if f.name == "none: gap of audience 2 at the end").values).all()
+
+
 def test_forgetting_against_similarity_in_the_game(home, game, caption_run, tmp_path):
     settings = dataclasses.replace(forgetting.TINY, game=str(game), init=str(caption_run))
     found, figure = forgetting.run(settings, 1, tmp_path)

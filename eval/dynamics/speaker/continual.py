@@ -1,11 +1,12 @@
 """Continual learning in the game: how much of earlier audiences the speaker forgets, with and without remedies.
 
 Rewards only, scenes of one object. The first audience must understand colours and not shapes, the second shapes and not
-places. Only the gated units behind the frozen speaker `init` are trained (training/continual.py), with each remedy, in
-blocks or interleaved. Recorded: the gap of every audience j after training on i, and from it forgetting, backward and
-forward transfer; which units an audience uses (Fisher information of its captions about a unit's activation), the
-overlap of two audiences' shares, sum of min(p1, p2), and their entropy; how well the units' states separate audiences;
-and, at every validation, the geometry of the prefix: its dimensions, and whether it varies with the attribute that
+places; on pictures (game=configs/pictures/continual.yaml) experts of two kinds of things take their place. Only the
+gated units behind the frozen speaker `init` are trained (training/continual.py), with each remedy, in blocks or
+interleaved. Recorded: the gap of every audience j after training on i, and from it forgetting, backward and forward
+transfer; which units an audience uses (Fisher information of its captions about a unit's activation), the overlap of
+two audiences' shares, sum of min(p1, p2), and their entropy; how well the units' states separate audiences; and, at
+every validation, the geometry of the prefix: its dimensions, and on scenes whether it varies with the attribute that
 serves an audience or with the one that hinders. Node-wise measures follow Lee, Goldt, Saxe (2021, 2022), gates Flesch
 et al. (2023).
 
@@ -100,19 +101,22 @@ AT_THE_END = ("reuse", "entropy/0", "entropy/1", "units of one audience", "cosin
 
 
 class ContinualGame(GameTask):
-    """The game on scenes of one object; validation measures every audience's gap and its use of the units."""
+    """The game on scenes of one object, or pictures; validation measures each audience's gap and use of the units."""
 
     def prepare(self, settings: Settings) -> None:
         """Keep the scenes of one object, and draw validation pools."""
-        keep_single_object_scenes(self)
+        if on_scenes := all(self.data["record"]):
+            keep_single_object_scenes(self)
         everyone = np.arange(len(self.validation))
         self.rounds = everyone[:settings.rounds]
         self.pools = torch.stack([draw_candidates(self.rounds, everyone, settings.candidates, "observe", i)
                                   for i in range(settings.pools)], 1)  # (n, pools, C)
         self.block, self.used = settings.block, settings.used
-        objects = [json.loads(self.validation["record"][int(i)])["objects"][0] for i in self.rounds]
-        self.labels = {kind: np.array([scenes.position(o["cell"]) if kind == "position" else o[kind] for o in objects])
-                       for kind in ATTRIBUTES}
+        self.labels: dict[str, np.ndarray] = {}  # of scenes' objects, by attribute
+        if on_scenes:
+            objects = [json.loads(self.validation["record"][int(i)])["objects"][0] for i in self.rounds]
+            self.labels = {kind: np.array([scenes.position(o["cell"]) if kind == "position" else o[kind]
+                                           for o in objects]) for kind in ATTRIBUTES}
 
     def begin(self) -> None:
         """Change the units of a new training before its first step."""
@@ -167,7 +171,7 @@ class ContinualGame(GameTask):
         two, context = slice(0, 2 * len(patches)), np.repeat([0.0, 1.0], len(patches))  # the first two audiences
         gate = torch.cat([part.gate.weight for part in self.remedy.units]).detach() @ self.names.T
         index = geometry.selectivity_index(units[two], context)
-        for j, who in enumerate(self.audience.pairs[:2]):
+        for j, who in enumerate(self.audience.pairs[:2] if self.labels else ()):
             mine = prefix[j * len(patches):(j + 1) * len(patches)]
             kinds = [self.config.listeners[i].domain for i in who]
             serves, hinders = (geometry.explained(mine, self.labels[k]) if k else 0.0 for k in kinds)
@@ -271,6 +275,11 @@ def selectivity(rows: Observed, audience: int) -> Float[np.ndarray, "seeds times
     return curve(rows, f"serves/{audience}") - curve(rows, f"hinders/{audience}")
 
 
+def has_selectivity(rows: Observed) -> bool:
+    """Whether the attributes of the images are known."""
+    return "serves/0" in rows[0][0]
+
+
 def findings(settings: Settings, records: Records) -> list[Finding]:
     """Verdicts; the practical claim where both its conditions were run."""
     last = {name: np.array([[line[f"gap/{j}"] for j in range(sum(k.startswith("gap/") for k in line))]
@@ -289,7 +298,7 @@ def findings(settings: Settings, records: Records) -> list[Finding]:
         found += [Finding(f"{name}: variance of audience {j + 1}'s prefix by what serves less that by what hinders, at "
                           "the end (null: before)", selectivity(rows, j)[:, -1], selectivity(rows, j)[:, 0], 0.1,
                           "the prefix comes to hold what serves the audience", "the prefix holds what it held")
-                  for j in range(2)]
+                  for j in range(2) if has_selectivity(rows)]
     if {"none", "hebbian_gate"} <= shares_left.keys():
         gated, lost = shares_left["hebbian_gate"], 1 - shares_left["none"]
         sampled = {name: np.array([one[-1]["sampled"] for one in records[name]]) for name in ("none", "hebbian_gate")}
@@ -331,9 +340,11 @@ def draw(settings: Settings, records: Records) -> Figure:
     (first, second, right), (first_selectivity, second_selectivity, dimensions) = figure.subplots(2, 3)
     for i, (name, rows) in enumerate(records.items()):
         steps, shown = [line["step"] for line in rows[0]], f"C{i % 10}"
-        for axis, values in ((first, curve(rows, "gap/0")), (second, curve(rows, "gap/1")),
-                             (first_selectivity, selectivity(rows, 0)), (second_selectivity, selectivity(rows, 1)),
-                             (dimensions, curve(rows, "dimensions of the prefix"))):
+        shown_of = [(first, curve(rows, "gap/0")), (second, curve(rows, "gap/1")),
+                    (dimensions, curve(rows, "dimensions of the prefix"))]
+        if has_selectivity(rows):
+            shown_of += [(first_selectivity, selectivity(rows, 0)), (second_selectivity, selectivity(rows, 1))]
+        for axis, values in shown_of:
             plot_seeds(axis, steps, values, name, shown, "-" if i < 10 else "--")
     for j, (gap, selective) in enumerate(((first, first_selectivity), (second, second_selectivity))):
         gap.set(title=f"gap of audience {j + 1}", xlabel="step")
