@@ -178,6 +178,11 @@ def test_an_output_bias_of_zero_changes_nothing_and_is_trained(home, tmp_path):
     assert task.lacks.shape == (len(task.described), len(task.words))
 
 
+def test_wrong_captions_are_those_of_other_images():
+    source = ocs.WrittenCaptions([["one"], ["two"], ["three"]])
+    assert ocs.WrongCaptions(source).draw(np.array([0, 2, 1])) == (None, [["two"], ["one"], ["three"]])
+
+
 def test_a_blind_game_pays_for_another_image(home, tmp_path):
     config = measure.configure(str(home.game_config), 0, tmp_path, "speaker.init=''")
     task = ocs.MessageGame(config, measure.accelerator(tmp_path))

@@ -274,15 +274,17 @@ def keep_single_object_scenes(task: CaptionTask | WordTask | GameTask) -> tuple[
 
 
 class ShortCaptions(CaptionTask):
-    """The caption warm start on scenes of one object, with the captions that fit into `speaker.max_tokens`.
+    """The caption warm start on scenes of one object or on pictures, with the captions that fit into
+    `speaker.max_tokens`.
 
     Steps are short, and the word after "A" depends on one object of the image only.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        rows, held = keep_single_object_scenes(self)
-        self.captions, self.validation_captions = self.captions.select(rows), self.validation_captions.select(held)
+        if all(self.data["record"]):
+            rows, held = keep_single_object_scenes(self)
+            self.captions, self.validation_captions = self.captions.select(rows), self.validation_captions.select(held)
 
 
 class ShortWords(WordTask):

@@ -1,14 +1,14 @@
 """The optimal constant solution in the speaker: does it first learn the captions' marginal, independent of the image?
 
-Captions. Of held-out images with one object, q_i is the speaker's distribution of the token after "A" for image i; p is
-that of the training captions. D = KL(p || mean q), how far the speaker is from the captions' marginal; I = mean
-KL(q_i || mean q), how much it depends on the image; G, the nats per caption that a wrong image costs; the distance to
-the optimal constant solution (OCS), mean ||q_i - p||^2 / ||p||^2; and the slope of true-negative rates, 1 - P(w |
-images without w), on 1 - p_w over attribute words w: 1 at the OCS. A pretrained LLM starts from its own prior, so D
-starts there. The phase: D has fallen to a tenth while I and G have not come to a tenth of what the trained speaker
-`init` has on the same images. Arms: the default adapter from scratch; the same with a trainable output bias (the
-language model has none), which is the clean case; and the null, captions dealt to the wrong images, which only the OCS
-fits.
+Captions. Of held-out images with one object (scenes, or pictures with made-up names: training/made_captions.py), q_i
+is the speaker's distribution of the token after "A" for image i; p is that of the training captions. D = KL(p || mean
+q), how far the speaker is from the captions' marginal; I = mean KL(q_i || mean q), how much it depends on the image;
+G, the nats per caption that a wrong image costs; the distance to the optimal constant solution (OCS), mean ||q_i -
+p||^2 / ||p||^2; and the slope of true-negative rates, 1 - P(w | images without w), on 1 - p_w over attribute words w:
+1 at the OCS. A pretrained LLM starts from its own prior, so D starts there. The phase: D has fallen to a tenth while
+I and G have not come to a tenth of what the trained speaker `init` has on the same images. Arms: the default adapter
+from scratch; the same with a trainable output bias (the language model has none), which is the clean case; and the
+null, captions dealt to the wrong images, which only the OCS fits.
 
 Reinforcement. The analogue is a collapse to the best constant message: entropy of messages and I(message; target) from
 samples of a few images, each scored under all of them (so I <= log of their number); the reward of the speaker's
@@ -37,11 +37,13 @@ from torch.nn import functional as F
 from dixit.common import rng
 from dixit.config import Config
 from dixit.data import scenes
+from dixit.data.known import COLOUR_NAMES
 from dixit.models.adapter import Adapter
 from dixit.models.listeners import score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
 from dixit.training.game_task import GameTask
+from dixit.training.made_captions import MadeCaptions, WrittenCaptions, with_names
 from dixit.training.runs import patch_batch
 
 from .measure import (
@@ -168,23 +170,40 @@ class OutputBias(nn.Module):
         return self.rate * self.raw
 
 
+class WrongCaptions:
+    """The captions of another source, each dealt to the next image of the batch."""
+
+    def __init__(self, source: MadeCaptions | WrittenCaptions):
+        self.source = source
+
+    def draw(self, index: Int[np.ndarray, "B"], *key: int | str) -> tuple[Tensor | None, list[list[str]]]:
+        names, captions = self.source.draw(index, *key)
+        return names, captions[-1:] + captions[:-1]
+
+
 class OcsCaptions(ShortCaptions):
     """Short captions, with or without an output bias; observes D, I, G, the OCS distance and the slope."""
 
     def prepare(self, settings: Settings) -> None:
         """p of the training captions; held-out images with a caption that begins with "A"; which words they lack."""
         start = self.speaker.encode(["A red"])[0][0, 0]
-        tokens, mask = self.speaker.encode([text for row in self.captions.written for text in row])
+        rows = self.captions.draw(np.arange(len(self.data)), "marginal")[1]
+        tokens, mask = self.speaker.encode([text for row in rows for text in row])
         after = tokens[(tokens[:, 0] == start) & mask[:, 1]][:, 1].cpu().numpy()
         self.p = np.bincount(after, minlength=len(self.speaker.llm.get_input_embeddings().weight)) / len(after)
-        described = [(i, captions[0]) for i, captions in enumerate(self.validation_captions.written)
-                     if captions and captions[0].startswith("A ")]
+        names, rows = self.validation_captions.draw(np.arange(len(self.validation)), "validation")
+        described = [(i, captions[0]) for i, captions in enumerate(rows) if captions and captions[0].startswith("A ")]
         self.described = np.array([i for i, _ in described[:settings.images]])
         self.texts = [text for _, text in described[:settings.images]]
-        names = [w for kind in (scenes.COLOURS, scenes.SHAPES, scenes.SIZES, scenes.TEXTURES[1:]) for w in kind]
-        self.words = self.speaker.encode([f"A {word}" for word in names])[0][:, 1].cpu().numpy()
-        records = [json.loads(record) for record in self.validation["record"]]
-        self.lacks = np.array([[word not in scenes.scene_words(records[i]) for word in names] for i in self.described])
+        self.names = None if names is None else names[self.described]
+        if isinstance(self.validation_captions, MadeCaptions):  # names are made up: only colours are the image's own
+            words = sorted(COLOUR_NAMES)
+            has = [set(self.validation_captions.colours[i]) for i in self.described]
+        else:
+            words = [w for kind in (scenes.COLOURS, scenes.SHAPES, scenes.SIZES, scenes.TEXTURES[1:]) for w in kind]
+            has = [set(scenes.scene_words(json.loads(self.validation["record"][int(i)]))) for i in self.described]
+        self.words = self.speaker.encode([f"A {word}" for word in words])[0][:, 1].cpu().numpy()
+        self.lacks = np.array([[word not in own for word in words] for own in has])
         self.start = start.expand(len(self.described), 1)
 
     def bias(self) -> Tensor | float:
@@ -209,7 +228,8 @@ class OcsCaptions(ShortCaptions):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        prefix = self.trained(patch_batch(self.validation_store, self.described, self.speaker.device))
+        patches = patch_batch(self.validation_store, self.described, self.speaker.device)
+        prefix = self.trained(with_names(patches, self.names))
         states = final_states(self.speaker, prefix, self.start)[:, -1]
         logits = self.speaker.decoder.logits(states).float() + self.bias()
         q = logits.softmax(-1).double().cpu().numpy()
@@ -382,8 +402,7 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Finding], Fi
             module = OutputBias(adapter, vocabulary, settings.bias_rate) if arm == ARMS[1] else adapter
             one = with_config(task, config, module)
             if arm == ARMS[2]:
-                order = rng("wrong captions", seed).permutation(len(task.data))
-                one.captions = task.captions.select(order)
+                one.captions = WrongCaptions(task.captions)
             captions[arm].append(run_training(one, config))
     del task
 
