@@ -173,7 +173,8 @@ def make_app(folder: Path, tables: Tables | None, hosts: list[str]) -> Any:
                                      and len(start) < 16 else 0), headers={"Cache-Control": "no-store"})
 
     def captions(request: Request) -> Response:
-        chosen, step = sibling_runs(folder).get(request.query_params.get("run", "")), request.query_params.get("step", "")
+        chosen = sibling_runs(folder).get(request.query_params.get("run", ""))
+        step = request.query_params.get("step", "")
         if chosen is None:
             return JSONResponse({"error": "there is no such run any more"}, 404)
         try:

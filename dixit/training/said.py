@@ -4,8 +4,9 @@ The same images, candidates and draws at every step, so that only the speaker ch
 RUN/said/step_000120.parquet, that `datasets.load_dataset` and dataset viewers open; trackers are sent the same table.
 
 Columns: image, caption, `belief/LISTENER` (probability of the target, mean over pools), `pick/LISTENER` (the number of
-the image with the highest score in the first pool), reward, advantage, step, number (the image's place in the validation
-split), sample (the caption's place among those of the image). A listener that takes no part in a round has no belief.
+the image with the highest score in the first pool), reward, advantage, step, number (the image's place in the
+validation split), sample (the caption's place among those of the image). A listener that takes no part in a round has
+no belief.
 
 Leaves out the captions themselves (game_task.py) and greedy captions (validation.py).
 
