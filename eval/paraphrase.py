@@ -1,8 +1,8 @@
 """Captions in other words, by the frozen LLM itself: greedy, after five examples.
 
-A language model of 135M parameters paraphrases badly (docs/experiments/drift.md has how often the thing is still named),
-so a gap that is lost shows little. The share of paraphrases that keep the name (`paraphrased/keeps_name`) stands beside
-the gap that is left. Leaves out a run with LoRA, whose LLM is trained.
+A language model of 135M parameters paraphrases badly (docs/experiments/drift.md has how often it keeps the name), so a
+gap that is lost shows little. The share of paraphrases that keep the name (`paraphrased/keeps_name`) stands beside the
+gap that is left. Leaves out a run with LoRA, whose LLM is trained.
 """
 
 from __future__ import annotations
