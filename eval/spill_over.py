@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from jaxtyping import Float
@@ -38,7 +39,7 @@ def written_loss(run: LoadedRun, module: nn.Module, dataset: Dataset) -> Float[T
     losses = []
     for start in range(0, len(texts), size):
         tokens, mask = speaker.encode(texts[start:start + size])
-        prefix = module(patch_batch(store, slice(start, start + size), speaker.device))
+        prefix = module(patch_batch(store, np.arange(start, start + len(tokens)), speaker.device))
         losses.append(-(speaker.logprobs(prefix, tokens, mask) * mask).sum(1) / mask.sum(1))
     return torch.cat(losses).cpu()
 
