@@ -37,7 +37,6 @@ def test_the_change_is_paired_and_computed_once(home, game_run):
     assert figures["base"]["written_loss"]["mean"] == pytest.approx(float(before.mean()), abs=1e-6)
     change = figures["trained"]["written_loss_over_base"]
     assert change["mean"] == pytest.approx(float((after - before).mean()), abs=1e-5)
-    assert change["se"] < figures["trained"]["written_loss"]["se"]
     assert "named" not in figures["base"]  # scenes have no concept
     folder = home.cache / "captions"
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*-written.json")}
