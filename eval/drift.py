@@ -3,7 +3,9 @@
 For base, trained, ground-truth and oracle captions, in addition to every figure of eval/evaluate.py:
 structure   perplexity; captions without a doubled word; captions that end with a full stop
 meaning     BLEU-4 and CIDEr-D against the references; on scenes, the share of claims that are true
-use         the gap that remains when captions are rewritten (eval/rewrites.py)
+use         the gap that remains when captions are rewritten (eval/rewrites.py), or paraphrased by the LLM
+            (eval/paraphrase.py; base and trained only)
+spill-over  the loss on written captions, and true names of pictures, before and after the game (eval/spill_over.py)
 words       distinct-n, vocabulary, commonest caption; words gained and lost
 Writes RUN/drift.json, RUN/drift_captions.json, and prints tables; `--frontier PATH` plots gap against drift, a point
 per run, and `--keep CONDITION` keeps that plot and its figures in eval/results.
@@ -18,6 +20,7 @@ Shapes: S captions (one per image).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -40,7 +43,10 @@ from dixit.training.runs import LoadedRun, load_run
 from . import evaluate
 from .figures import save_small_png
 from .metrics import mean_and_error
+from .paraphrase import VERSION, can_paraphrase, paraphrase
+from .picture_metrics import keeps_name
 from .rewrites import DOUBLED, KINDS, PLAIN, REWRITES
+from .spill_over import spill_over
 from .tables import RESULTS, Cell, add_keep_option, put, rows_of
 
 # --- structure ---
@@ -236,8 +242,9 @@ def word_shift(before: list[str], after: list[str]) -> list[tuple[str, float, in
 
 GAME = re.compile(r"(training|heldout)/(accuracy/.*|gap)")
 COLUMNS = ("training/gap", "heldout/gap", "kl_to_base", "perplexity", "no_doubled_word", "full_stop", "bleu_4",
-           "cider_d", "faithful/phrases", "faithful/words", "claims_nothing", "rewritten/training/gap_kept",
-           "rewritten/heldout/gap_kept", "distinct_1", "distinct_2", "vocabulary", "most_repeated")
+           "cider_d", "written_loss", "named", "faithful/phrases", "faithful/words", "claims_nothing",
+           "rewritten/training/gap_kept", "rewritten/heldout/gap_kept", "distinct_1", "distinct_2", "vocabulary",
+           "most_repeated")
 
 
 KEPT = re.compile(GAME.pattern + r"|(training|heldout)/gap_over_base|kl_to_base|perplexity(_ratio)?|no_doubled_word"
@@ -257,6 +264,15 @@ def _listener_figures(run: LoadedRun, dataset: Dataset, pools: Int[Tensor, "S C"
     return rows
 
 
+def _paraphrased(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Paraphrases of the base and the trained speaker's captions, cached as these are; none where the LLM can make
+    none."""
+    if not can_paraphrase(run.speaker):
+        return {}
+    return {name: evaluate.kept(run, module, dataset, f"-paraphrased-{VERSION}", functools.partial(
+        paraphrase, run.speaker, captions[name]["texts"])) for name, module in evaluate.speakers_of(run).items()}
+
+
 def panel(run: LoadedRun, dataset: Dataset,
           captions: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """{"speakers": speaker -> figure, "word_shift": the words gained and lost}, and picks, of the speakers' captions.
@@ -268,6 +284,7 @@ def panel(run: LoadedRun, dataset: Dataset,
     speakers, picks = evaluate.measure(run, dataset, captions)
     rewritten = {f"{name}, {rewrite}": [change(text) for text in own["texts"]]
                  for name, own in captions.items() for rewrite, change in REWRITES.items()}
+    rewritten |= {f"{name}, paraphrased": texts for name, texts in _paraphrased(run, dataset, captions).items()}
     with_listeners = _listener_figures(run, dataset, torch.tensor(picks["pools"]), rewritten)
     picks |= {name: {"texts": texts} for name, texts in rewritten.items()}
     references = [list(row) for row in dataset["captions"]]
@@ -284,15 +301,21 @@ def panel(run: LoadedRun, dataset: Dataset,
                 row["claims_nothing"] = mean_and_error(empty.float())
                 if not empty.all():
                     row[f"faithful/{level}"] = mean_and_error(values[~empty])
-        for rewrite in REWRITES:
+        for rewrite in (*REWRITES, "paraphrased"):
             other = f"{name}, {rewrite}"
+            if other not in rewritten:
+                continue
             row |= {f"{rewrite}/{key}": figure for key, figure in with_listeners[other].items() if GAME.fullmatch(key)}
             changed = [float(a != b) for a, b in zip(texts, rewritten[other], strict=True)]
             row[f"{rewrite}/changed"] = mean_and_error(changed)
+            if rewrite == "paraphrased" and (same := keeps_name(texts, rewritten[other])):
+                row["paraphrased/keeps_name"] = mean_and_error(same)
             for gap in [key for key in ("training/gap", "heldout/gap") if key in row]:
                 share = share_kept(row[gap], with_listeners[other][gap])
                 if share is not None:
                     row[f"{rewrite}/{gap}_kept"] = share
+    for name, row in spill_over(run, dataset, captions).items():
+        speakers[name] |= row
     figures: dict[str, Any] = {"speakers": speakers}
     if run.base is None:
         del speakers["trained"]["kl_to_base"]  # eval.evaluate gives 0 where there is nothing to compare with

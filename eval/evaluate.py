@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,8 @@ def generate_captions(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, A
     under the base speaker. A speaker's captions of a data set are cached, and generated once.
     """
     captions: dict[str, dict[str, Any]] = {}
-    modules = {"base": run.base, "trained": run.speaker.trained} if run.base is not None else {
-        "trained": run.speaker.trained}
-    for name, module in modules.items():
-        path = cache_dir() / "captions" / f"{_captions_key(run, module, dataset)}.json"
-        if not path.is_file():
-            write_json(path, _generate(run, name, module, dataset))
-        found = read_json(path)
+    for name, module in speakers_of(run).items():
+        found = kept(run, module, dataset, "", functools.partial(_generate, run, name, module, dataset))
         captions[name] = {"texts": found["texts"], "kl": torch.tensor(found["kl"])}
     records = [json.loads(r) for r in dataset["record"]] if all(dataset["record"]) else []
     if records:
@@ -72,6 +69,20 @@ def generate_captions(run: LoadedRun, dataset: Dataset) -> dict[str, dict[str, A
             from .oracle import picture_oracle  # it scores as the baselines do, which generate captions here
             captions["oracle"] = {"texts": picture_oracle(run.config, dataset, run.speaker.device)}
     return captions
+
+
+def speakers_of(run: LoadedRun) -> dict[str, nn.Module]:
+    """The adapters of the base speaker, if there is one, and of the trained one."""
+    base = {} if run.base is None else {"base": run.base}
+    return base | {"trained": run.speaker.trained}
+
+
+def kept(run: LoadedRun, module: nn.Module, dataset: Dataset, kind: str, make: Callable[[], Any]) -> Any:
+    """What `make` computes of a speaker and a data set, from the cache after the first time."""
+    path = cache_dir() / "captions" / f"{_captions_key(run, module, dataset)}{kind}.json"
+    if not path.is_file():
+        write_json(path, make())
+    return read_json(path)
 
 
 def _generate(run: LoadedRun, name: str, module: nn.Module, dataset: Dataset) -> dict[str, list]:

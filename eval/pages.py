@@ -22,8 +22,10 @@ Figure = dict[str, float] | None  # {"mean", "se"}
 LEARNABLE = 0.05  # a pair is learnable if the oracle's gap is so much wider than the base speaker's
 SPEAKERS = ("base", "trained", "ground truth", "oracle")  # the columns of a pair's table, before any others
 DRIFT = ("faithful/words", "faithful/phrases", *(f"{rewrite}/training/gap" for rewrite in (
-    "rewritten", "back_translated", "shuffled", "halved")), "perplexity", "no_doubled_word")
+    "rewritten", "back_translated", "shuffled", "halved", "paraphrased")), "paraphrased/keeps_name", "perplexity",
+    "no_doubled_word")
 OF_PICTURES = ("says/name", "true_name", "invented_colour", "english", "file_name")  # of eval/picture_metrics.py
+SPILL_OVER = ("written_loss", "written_loss_over_base", "named", "named_over_base")  # of eval/spill_over.py
 UNTRAINED = ("best of 8", "contrastive decoding")  # the speakers of eval/baselines.py
 OTHERS = ("transfer", "audiences", "tournament", "frontier", "clip_quality", "bench", "bench_scaling")
 YES = {None: "", True: "yes", False: "no"}
@@ -198,7 +200,7 @@ def _pair(pair: str, rows: list[Row], cells: list[Cell], examples: dict[str, Any
              "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     games = [row.figure for row in find(rows, speaker="base")
              if row.figure.startswith(("training/", "heldout/"))]
-    for figure in dict.fromkeys((*games, *DRIFT, *OF_PICTURES)):
+    for figure in dict.fromkeys((*games, *DRIFT, *OF_PICTURES, *SPILL_OVER)):
         found = [over_seeds(rows, name, figure) for name in names]
         if any(found):
             lines.append(f"| {figure} | " + " | ".join(map(show, found)) + " |")

@@ -57,7 +57,7 @@ from .baselines import untrained_speakers
 from .drift import panel, word_shift
 from .evaluate import dataset_of, generate_captions, weights_of
 from .metrics import mean_and_error
-from .pages import DRIFT, OF_PICTURES, UNTRAINED, results_page
+from .pages import DRIFT, OF_PICTURES, SPILL_OVER, UNTRAINED, results_page
 from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 
 QUICK = ["train.steps=15", "eval.images=80"]
@@ -200,7 +200,7 @@ def is_kept(speaker: str, figure: str, is_variant: bool) -> bool:
     """Whether a figure of the drift panel is kept; the others are in the run's own folder only if eval.drift is run."""
     if is_variant:
         return speaker != "ground truth" and bool(OF_VARIANTS.fullmatch(figure))
-    if GAPS.fullmatch(figure) or figure in (*DRIFT, *OF_PICTURES):
+    if GAPS.fullmatch(figure) or figure in (*DRIFT, *OF_PICTURES, *SPILL_OVER):
         return True
     return speaker not in WRITTEN and bool(TEXT.fullmatch(figure))
 

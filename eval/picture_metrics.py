@@ -5,6 +5,7 @@ Leaves out how often listeners find the pictures (eval/evaluate.py, eval/naming.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -31,11 +32,17 @@ def is_file_name(caption: str) -> bool:
     return bool(re.search(r"\w_|_\w|[^\W\d_]\d|\d[^\W\d_]", caption))
 
 
+@functools.cache
 def names_truly(caption: str, concept: str) -> bool | None:
     """Whether the thing that a caption names is the concept, a synonym, a hypernym or a hyponym of it; None if it names
     nothing, or the concept is no noun."""
     named, wanted = noun_of(caption), noun_of(concept) or concept
     return wordnet().related(named, wanted) if named and wordnet().senses(wanted) else None
+
+
+def keeps_name(before: list[str], after: list[str]) -> list[float]:
+    """For each caption that names a thing, whether its rewrite names the same one by the rule of `names_truly`."""
+    return [float(bool(names_truly(new, noun_of(old)))) for old, new in zip(before, after, strict=True) if noun_of(old)]
 
 
 def without_colours(dataset: Dataset) -> list[bool]:

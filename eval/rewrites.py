@@ -5,7 +5,7 @@ back_translated                   into German and back by the German listeners' 
                                   as itself, the others are lost
 shuffled, halved                  the words without their order, and the first half of them
 
-Leaves out paraphrases by a language model. A caption's rewrite is a function of the caption.
+Leaves out paraphrases by the LLM (eval/paraphrase.py). A caption's rewrite is a function of the caption.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ different knowledge and image towers, and the page says what each is. The cards 
 downloaded, else the run's own test images. The page shows each card as each listener sees it, which card each of them
 chooses and the effect of each word; you can also upload an image. Without a trained run there is a practice table:
 synthetic scenes as cards, and agents that follow rules. The page /runs plots the metrics of this run, and of other runs
-in the same folder, while they train; a run without a checkpoint has this page only.
+in the same folder, while they train, and shows what their speakers say of a few images, with each listener's belief; a
+run without a checkpoint has this page only.
 
 Games are kept in RUN/web, so that a reload or a restart of the server loses nothing. The page is local files in
 dixit/play/static and loads nothing else. There are no passwords; by default the server can be reached from this
@@ -16,6 +17,7 @@ machine only (--host). The rules are in rules.py, the sessions in tables.py.
 from __future__ import annotations
 
 import argparse
+import base64
 import ipaddress
 import json
 import math
@@ -31,6 +33,7 @@ from dixit.common import DixitError, run_main
 from dixit.config import load_config
 from dixit.data.assets import asset
 from dixit.play.tables import Tables, load_deck, practice_deck
+from dixit.training import said
 from dixit.training.checkpoints import checkpoints
 from dixit.training.runs import load_run
 
@@ -104,6 +107,20 @@ def _row(line: bytes) -> dict[str, Any]:
         return {}
 
 
+def read_said(folder: Path, step: int | None) -> dict[str, Any]:
+    """The steps at which RUN/said has a table, and the rows of the one at `step`, by default the last.
+
+    The images are PNGs in base64, each once, under their number. A table that has gone, as when a run starts again, is
+    empty.
+    """
+    tables = said.steps(folder)
+    step = max(tables, default=0) if step is None else step
+    rows = said.read(tables[step]) if step in tables else []
+    images = {row["number"]: base64.b64encode(row["image"]["bytes"]).decode() for row in rows}
+    return {"steps": list(tables), "step": step, "images": images,
+            "rows": [{key: value for key, value in row.items() if key != "image"} for row in rows]}
+
+
 # --- the server ---
 
 
@@ -155,7 +172,19 @@ def make_app(folder: Path, tables: Tables | None, hosts: list[str]) -> Any:
         return JSONResponse(read_log(chosen, request.query_params.get("file_id", ""), int(start) if start.isdecimal()
                                      and len(start) < 16 else 0), headers={"Cache-Control": "no-store"})
 
+    def captions(request: Request) -> Response:
+        chosen = sibling_runs(folder).get(request.query_params.get("run", ""))
+        step = request.query_params.get("step", "")
+        if chosen is None:
+            return JSONResponse({"error": "there is no such run any more"}, 404)
+        try:
+            found = read_said(chosen, int(step) if step.isdecimal() and len(step) < 16 else None)
+        except DixitError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
     routes: list[Any] = [Route("/", page), Route("/runs", page), Route("/api/runs", runs), Route("/api/log", log),
+                         Route("/api/said", captions),
                          Mount("/static", StaticFiles(directory=PAGES))]
     if tables is not None:
         routes += [Route("/api/state", json_endpoint(tables.state)),

@@ -41,10 +41,7 @@ class Baselines:
         An audience that is met for the first time starts from its mean in this step. The means are the same on all
         processes. A step with rewards that are not finite leaves them as they were.
         """
-        rules, size = self.config.policy, weights.shape[1]
-        rounds = [EVERYONE] * size
-        if rules.baseline == "audience":
-            rounds = audience_names(weights, [listener.name for listener in self.config.listeners])
+        size, rounds = weights.shape[1], self._rounds(weights)
         met = sorted(set(rounds))
         own = [torch.tensor([name == audience for name in rounds[mine]]).to(reward) for audience in met]
         sums = torch.stack([(reward * rows[:, None]).mean() for rows in own])
@@ -54,6 +51,16 @@ class Baselines:
                for audience, value in zip(met, sums.tolist(), strict=True)}
         before = now | self.means
         if all(map(math.isfinite, now.values())):
-            decay = rules.baseline_decay
+            decay = self.config.policy.baseline_decay
             self.means |= {audience: decay * before[audience] + (1 - decay) * mean for audience, mean in now.items()}
         return torch.tensor([before[audience] for audience in rounds[mine]], dtype=reward.dtype, device=reward.device)
+
+    def so_far(self, weights: Float[Tensor, "L R"]) -> Float[Tensor, "R"]:
+        """The mean of each round's audience so far, NaN where it has not been met."""
+        return torch.tensor([self.means.get(audience, math.nan) for audience in self._rounds(weights)])
+
+    def _rounds(self, weights: Float[Tensor, "L R"]) -> list[str]:
+        """The audience of each round, as in `means`."""
+        if self.config.policy.baseline == "audience":
+            return audience_names(weights, [listener.name for listener in self.config.listeners])
+        return [EVERYONE] * weights.shape[1]

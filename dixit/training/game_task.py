@@ -23,8 +23,8 @@ from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.models.clip import load_clip
 from dixit.models.features import prefetch
-from dixit.models.listeners import ClipListener, make_listeners, score_all
-from dixit.training import game, policy
+from dixit.models.listeners import ClipListener, Listener, make_listeners, score_all
+from dixit.training import game, policy, said
 from dixit.training.audiences import Audience
 from dixit.training.baselines import EVERYONE, Baselines
 from dixit.training.candidates import CandidateSampler, draw_candidates
@@ -100,7 +100,7 @@ class GameTask(Task):
         # Score: the listeners choose, and listeners that learn take a step.
         base = self.base_logprobs(patches, tokens, mask)
         with torch.no_grad():
-            reward, figures, logits = self.reward(texts, mask, logp.detach(), base, candidates,
+            reward, figures, logits = self.reward(self.listeners, texts, mask, logp.detach(), base, candidates,
                                                   weights[:, mine].repeat_interleave(n, 1))
         self.update_listeners(texts, candidates)
 
@@ -112,7 +112,9 @@ class GameTask(Task):
             said, reference = ((x * mask).sum(1).unflatten(0, (-1, n)) for x in (logp, base))
             loss = policy.dpo_loss(said, reference, grouped, rules.beta)
         else:
-            advantage = self.advantage(grouped, prefix.detach(), patches, candidates[::n], weights, mine).flatten()
+            baseline = self.baselines.advance(grouped, weights, mine) if rules.algorithm == "reinforce" else None
+            advantage = self.advantage(self.listeners, grouped, baseline, prefix.detach(), patches, candidates[::n],
+                                       weights[:, mine]).flatten()
             if rules.algorithm == "ppo":
                 loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
                 self.rollouts[micro_batch] = (tokens, mask, logp.detach(), advantage, figures)
@@ -130,13 +132,13 @@ class GameTask(Task):
         """The adapter's audience input of each round of a global batch; None if it has none."""
         return self.audience.inputs(step)
 
-    def reward(self, texts: list[str], mask: Tensor, logp: Float[Tensor, "S T"], base: Float[Tensor, "S T"] | None,
-               candidates: Int[Tensor, "S M C"],
+    def reward(self, listeners: list[Listener], texts: list[str], mask: Tensor, logp: Float[Tensor, "S T"],
+               base: Float[Tensor, "S T"] | None, candidates: Int[Tensor, "S M C"],
                weights: Float[Tensor, "L S"]) -> tuple[Float[Tensor, "S"], dict[str, float], Float[Tensor, "L SM C"]]:
         """The total reward, the mean of each of its terms, and the listeners' logits. `base`: see base_logprobs."""
         config = self.config.game
         repeated = [text for text in texts for _ in range(config.pools)]
-        logits = score_all(self.listeners, repeated, candidates.flatten(0, 1), allow_nan=self.allows_nan)
+        logits = score_all(listeners, repeated, candidates.flatten(0, 1), allow_nan=self.allows_nan)
         if config.normalise == "listener":
             each = game.normalised_terms(self.listener_terms(logits, weights)).flatten(1)  # (L, S)
             terms = {"listeners": (weights * each).sum(0)}
@@ -175,17 +177,18 @@ class GameTask(Task):
         each = game.listener_terms(self.config.game.reward, logits, weights.repeat_interleave(pools, 1))
         return each.unflatten(1, (-1, self.config.policy.samples, pools)).mean(3)
 
-    def advantage(self, reward: Float[Tensor, "B N"], prefix: Tensor, patches: Tensor, candidates: Int[Tensor, "B M C"],
-                  weights: Float[Tensor, "L R"], mine: slice) -> Float[Tensor, "B N"]:
-        """The advantage of `policy.algorithm` (ppo: leave-one-out). The images are those of the rounds `mine`."""
+    def advantage(self, listeners: list[Listener], reward: Float[Tensor, "B N"], baseline: Float[Tensor, "B"] | None,
+                  prefix: Tensor, patches: Tensor, candidates: Int[Tensor, "B M C"],
+                  weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
+        """The advantage of `policy.algorithm` (ppo and dpo: leave-one-out). `baseline`: of reinforce."""
         rules = self.config.policy
-        if rules.algorithm == "reinforce":
-            return policy.running_mean_advantage(reward, self.baselines.advance(reward, weights, mine))
+        if baseline is not None:
+            return policy.running_mean_advantage(reward, baseline)
         if rules.algorithm == "self_critical":
             tokens, mask, logp = self.speaker.sample(prefix)
             texts = self.speaker.decode(tokens, mask)
             base = self.base_logprobs(patches, tokens, mask)
-            greedy, _, _ = self.reward(texts, mask, logp, base, candidates, weights)
+            greedy, _, _ = self.reward(listeners, texts, mask, logp, base, candidates, weights)
             return policy.self_critical_advantage(reward, greedy)
         return policy.group_advantage(reward) if rules.algorithm == "grpo" else policy.leave_one_out_advantage(reward)
 
@@ -252,6 +255,31 @@ class GameTask(Task):
         for i, pair in enumerate(self.config.audiences):
             named["gap/" + "-".join(pair)] = float(gaps[i::len(self.config.audiences)].mean())
         return named | figures
+
+    @torch.no_grad()
+    def said(self, step: int) -> list[dict[str, Any]]:
+        """What is said of a few validation images, scored as an update would (see said.py)."""
+        config, speaker, n = self.config, self.speaker, self.config.policy.samples
+        count = min(VALIDATION_ROUNDS, len(self.validation))
+        index = np.sort(rng("said", config.seed).choice(count, min(said.IMAGES, count), replace=False))
+        pools = draw_candidates(np.repeat(index, config.game.pools), np.arange(len(self.validation)),
+                                config.game.candidates, "said", config.seed)
+        pools = pools.unflatten(0, (len(index), -1))  # (B, M, C)
+        draws = rng("said captions", config.seed).random((len(index) * n, config.speaker.max_tokens), dtype=np.float32)
+        weights, audience = self.audience.on_validation(count)
+        patches = patch_batch(self.validation_store, index, speaker.device)
+        prefix = speaker.trained(patches, None if audience is None else audience[index])
+        tokens, mask, logp = speaker.sample(prefix, torch.from_numpy(draws).to(speaker.device),
+                                            config.policy.temperature)
+        texts, base = speaker.decode(tokens, mask), self.base_logprobs(patches, tokens, mask)
+        repeated, weights = pools.repeat_interleave(n, 0), weights[:, index]
+        reward, _, logits = self.reward(self.validation_listeners, texts, mask, logp, base, repeated,
+                                        weights.repeat_interleave(n, 1))
+        reward = reward.unflatten(0, (-1, n))
+        baseline = self.baselines.so_far(weights).to(reward) if config.policy.algorithm == "reinforce" else None
+        advantage = self.advantage(self.validation_listeners, reward, baseline, prefix, patches, pools, weights)
+        return said.rows(step, self.validation, index, texts, [c.name for c in config.listeners], logits, pools,
+                         weights, reward, advantage)
 
     def state_dict(self) -> dict[str, Any]:
         maps = [getattr(listener, "text_map", None) for listener in self.listeners]

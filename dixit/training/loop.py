@@ -41,6 +41,7 @@ from dixit.common import (
 )
 from dixit.config import Config, TrainConfig, changed, config_hash, load_config, to_dict
 from dixit.interrupts import Interrupted, finishing, name_of, noted_signal
+from dixit.training import said
 from dixit.training.checkpoints import (
     best_so_far,
     checkpoints,
@@ -169,7 +170,7 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     shard_optimizer_states(optimizer, states, parameters)
     if main:
         prepare_run_folder(config, start)
-    _init_trackers(config, accelerator)
+    _init_trackers(config, start, accelerator)
     log = open_log(folder) if main else None
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=config.name, unit="step",
                disable=None if main else True)
@@ -214,6 +215,10 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         bar.set_postfix_str(", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "reward", "skipped") if k in figures))
         if done % settings.eval_every == 0 or done == settings.steps:
             figures |= {f"eval/{k}": v for k, v in task.validate(done).items()}
+            rows = task.said(done)
+            if main and rows:
+                said.write(folder, done, rows)
+                said.track(accelerator.trackers, done, rows)
             if settings.best:
                 value = selected_figure(settings.best, figures)
                 if value > best:
@@ -259,9 +264,10 @@ def _rollout_steps(config: Config) -> int:
     return config.policy.epochs if config.task == "game" and config.policy.algorithm == "ppo" else 1
 
 
-def _init_trackers(config: Config, accelerator: Accelerator) -> None:
+def _init_trackers(config: Config, start: int, accelerator: Accelerator) -> None:
+    resumed = {"tensorboard": {"purge_step": start + 1}} if start else {}  # hides what was logged after the checkpoint
     try:
-        accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))})
+        accelerator.init_trackers("dixit", config={"config": json.dumps(to_dict(config))}, init_kwargs=resumed)
     except Exception as error:  # each tracker raises its own kinds
         names = ", ".join(config.train.trackers)
         raise DixitError(f"cannot start train.trackers {names}: {first_line(error)}") from None
@@ -372,13 +378,13 @@ def _write_line(log: Any, line: dict[str, Any]) -> None:
 
 
 def prepare_run_folder(config: Config, start: int) -> None:
-    """Write the resolved config; remove log lines after the checkpoint from which a run is resumed.
+    """Write the resolved config; remove log lines and captions after the checkpoint from which a run is resumed.
 
     Half-written files of a killed process are removed.
     """
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for left in (*folder.glob(".*.tmp"), *folder.glob("*/.tmp-*")):
+    for left in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("*/.tmp-*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         elif os.access(folder, os.W_OK):
@@ -391,6 +397,7 @@ def prepare_run_folder(config: Config, start: int) -> None:
             kept = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
                     if _step(line) <= start]
             atomic_write_text(log, "".join(line + "\n" for line in kept))
+    said.forget_after(folder, start)
 
 
 def _step(line: str) -> float:

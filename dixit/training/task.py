@@ -23,6 +23,10 @@ class Task(Protocol):
     def validate(self, step: int) -> dict[str, float]:
         """Figures on the validation split."""
 
+    def said(self, step: int) -> list[dict[str, Any]]:
+        """Captions to look at, a row each (said.py); none for most tasks."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """The state, other than weights, that resuming needs, as JSON values; empty for most tasks."""
         return {}

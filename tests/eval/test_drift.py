@@ -193,6 +193,8 @@ def test_the_command_writes_every_figure(drifted):
         for rewrite in rewrites.REWRITES:
             for key in ("training/gap", "heldout/gap", "heldout/accuracy/grey", "changed"):
                 assert row[f"{rewrite}/{key}"]["n"] == 20
+        said = row.keys() & {f"paraphrased/{key}" for key in ("training/gap", "heldout/gap", "changed")}
+        assert len(said) == (3 if row in (speakers["base"], speakers["trained"]) else 0)
         for key in ("training/gap", "perplexity", "no_doubled_word", "full_stop", "cider_d", "claims_nothing"):
             assert math.isfinite(row[key]["mean"]) and row[key]["n"] == 20
         assert 0 <= row["bleu_4"] <= 1 and 0 <= row["distinct_2"] <= 1

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dixit.training import said
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -373,6 +375,9 @@ def test_curves_grow_while_a_run_trains(visitor, server):
                 file.write(json.dumps(row | (seen if step % 10 == 0 else {})) + "\n")
 
     write(range(1, 41))
+    for step in (30, 40):
+        rows = said.read(max(said.steps(run).items())[1])
+        said.write(live, step, [{**row, "caption": f"{step} {EVIL}", "step": step} for row in rows])
     page = visitor("/runs")
     page.locator("#charts svg").first.wait_for()
     page.locator("#run").select_option("live")
@@ -380,10 +385,15 @@ def test_curves_grow_while_a_run_trains(visitor, server):
     titles = page.locator("#charts h3").all_inner_texts()
     assert titles[:2] == ["Reward", "Gap between the listeners"] and "Accuracy of each listener" in titles
     assert {"Constant solution", "Kernel", "Geometry"} <= set(titles)
-    said = page.locator("#texts tr").first
-    assert said.locator("th").inner_text() == "step 40"
-    assert said.locator("td").all_inner_texts() == ["A ring.", f"40 {EVIL}"]
-    assert said.locator("td.soft").all_inner_texts() == ["A ring."]  # nothing new
+    spoken = page.locator("#texts tr").first
+    assert spoken.locator("th").inner_text() == "step 40"
+    assert spoken.locator("td").all_inner_texts() == ["A ring.", f"40 {EVIL}"]
+    assert spoken.locator("td.soft").all_inner_texts() == ["A ring."]  # nothing new
+    seen = page.locator("#said-rounds section").first
+    assert seen.locator("td").first.inner_text() == f"40 {EVIL}" and seen.locator("meter").count() >= 2
+    until(page, "document.querySelector('#said-rounds img').naturalWidth > 0")
+    page.locator("#said-step").select_option("30")
+    until(page, "document.querySelector('#said-rounds td').innerText.startsWith('30 ')")
     before = page.locator("#charts polyline").last.get_attribute("points")
     write(range(41, 61))
     until(page, "document.getElementById('progress').innerText.includes('live: step 60 ')")  # by itself

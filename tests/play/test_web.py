@@ -379,8 +379,19 @@ def test_runs_are_followed_without_a_model(game_run, tmp_path):
     part = client.get("/api/log", params={"run": "two"}).json()
     assert part["weights"] == {"colour": 1, "grey": -1} and part["rows"][-1]["step"] == 4
     assert client.get("/api/log", params={"run": "one", "offset": "x", "file_id": "?"}).json()["steps"] == 0
+    shutil.copytree(game_run / "said", tmp_path / "two" / "said")
+    (tmp_path / "two" / "said" / "step_000002.parquet").write_bytes(b"cut off")
+    table = client.get("/api/said", params={"run": "two"}).json()
+    assert (table["steps"], table["step"], len(table["images"]), len(table["rows"])) == ([2, 4], 4, 16, 32)
+    assert {"caption", "belief/grey", "pick/grey", "reward", "advantage", "number"} <= table["rows"][0].keys()
+    assert base64.b64decode(table["images"][str(table["rows"][0]["number"])]).startswith(b"\x89PNG")
+    damaged = client.get("/api/said", params={"run": "two", "step": "2"})
+    assert damaged.status_code == 400 and "is damaged" in damaged.json()["error"]
+    for empty in ({"run": "one"}, {"run": "two", "step": "3"}):
+        assert client.get("/api/said", params=empty).json()["rows"] == []
     for name in ("..", "../two", "secret.txt", "", "/etc"):
         assert client.get("/api/log", params={"run": name}).status_code == 404
+        assert client.get("/api/said", params={"run": name}).status_code == 404
     assert client.get("/api/state").status_code == client.get("/picture/k/0/0.png").status_code == 404
 
 

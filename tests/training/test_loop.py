@@ -298,7 +298,7 @@ def test_the_reward_is_the_mean_over_pools(home, train, tmp_path):
     given = (texts, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1), None)
     weights = task.audience.listener_weights
     audience = weights[:, None].expand(-1, 4)
-    whole, _, logits = task.reward(*given, pools.repeat_interleave(2, 0), audience)
+    whole, _, logits = task.reward(task.listeners, *given, pools.repeat_interleave(2, 0), audience)
     assert logits.shape == (2, 12, 4)
     single = [game.listener_reward("sub_logp", score_all(task.listeners, texts, one), weights)
               for one in pools.repeat_interleave(2, 0).unbind(1)]

@@ -118,11 +118,43 @@ function captionTable(title, entries) { // the last logged texts, newest first; 
     element('h3', {}, title === 'eval/captions' ? 'Captions of the same images' : title), element('table', {}, ...rows.reverse()));
 }
 
+function saidRound(number, image, rows) { // one image: its captions with the listeners' beliefs
+  const names = Object.keys(rows[0]).filter(key => key.startsWith('belief/')).map(key => key.slice('belief/'.length));
+  const figure = value => Number.isFinite(value) ? value.toFixed(2) : '';
+  const belief = (row, name) => {
+    const value = row[`belief/${name}`];
+    if (!Number.isFinite(value)) return element('td', {});
+    const found = row[`pick/${name}`] === number;
+    const title = found ? 'picks this image' : `picks image ${row[`pick/${name}`]}`;
+    return element('td', {title}, element('meter', {value, 'aria-label': `belief of ${name}`}),
+      ` ${figure(value)}${found ? ' ✓' : ''}`);
+  };
+  const head = ['caption', ...names, 'reward', 'advantage'].map(text => element('th', {scope: 'col'}, text));
+  const body = rows.map(row => element('tr', {}, element('td', {}, row.caption || '(nothing)'),
+    ...names.map(name => belief(row, name)), element('td', {}, figure(row.reward)), element('td', {}, figure(row.advantage))));
+  return element('section', {className: 'chart'},
+    element('img', {src: `data:image/png;base64,${image}`, alt: `validation image ${number}`}),
+    element('table', {}, element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...body)));
+}
+
+function drawSaid(table) {
+  $('said').hidden = !table.steps.length;
+  $('said-step').replaceChildren(...table.steps.map(step => element('option', {value: step}, String(step))));
+  $('said-step').value = table.step;
+  const rounds = Map.groupBy(table.rows, row => row.number);
+  $('said-rounds').replaceChildren(...[...rounds].map(([number, rows]) => saidRound(number, table.images[number], rows)));
+}
+
 export async function startRuns() {
   $('runs').hidden = false;
   $('to-runs').setAttribute('aria-current', 'page');
-  let rows = [], fileId = '', offset = 0, name = '', facts = {steps: 0, weights: {}}, timer = 0;
-  const begin = () => { name = $('run').value; fileId = ''; offset = 0; rows = []; poll(); };
+  let rows = [], fileId = '', offset = 0, name = '', facts = {steps: 0, weights: {}}, timer = 0, shown = NaN;
+  const begin = () => { name = $('run').value; fileId = ''; offset = 0; rows = []; shown = NaN; poll(); };
+  async function showSaid(step = '') { // the table of a step; '': the last one
+    const requested = name;
+    const table = await ask(`/api/said?${new URLSearchParams({run: name, step})}`);
+    if (requested === name) drawSaid(table);
+  }
   async function poll() {
     clearTimeout(timer);
     const requested = name;
@@ -134,6 +166,11 @@ export async function startRuns() {
       rows.push(...part.rows.map(row => withGap(row, facts.weights)));
       [fileId, offset] = [part.file_id, part.offset];
       if (part.rows.length || part.restarted) drawRun(name, rows, facts.steps);
+      const evaluated = rows.findLast(row => 'eval/gap' in row)?.step ?? 0;
+      if (!part.more && evaluated !== shown) { // a new evaluation: its table replaces the one that is shown
+        shown = evaluated;
+        await showSaid();
+      }
       if (part.more) return poll();
     } catch (error) {
       showError(error);
@@ -142,7 +179,8 @@ export async function startRuns() {
   }
   $('run').addEventListener('change', begin);
   $('follow').addEventListener('change', poll);
-  $('which').addEventListener('submit', event => event.preventDefault());
+  $('said-step').addEventListener('change', () => showSaid($('said-step').value).catch(showError));
+  for (const form of ['which', 'said-which']) $(form).addEventListener('submit', event => event.preventDefault());
   try {
     const listing = await ask('/api/runs');
     $('run').append(...listing.runs.map(run => element('option', {value: run}, run)));

@@ -48,6 +48,7 @@ from dixit.training.checkpoints import checkpoints, step_name
 from dixit.training.game_task import GameTask
 from dixit.training.loop import train
 from dixit.training.runs import patch_batch
+from dixit.training.task import Task
 
 from ... import geometry
 from ..theory.teacher_student import entropy, reuse
@@ -102,6 +103,8 @@ AT_THE_END = ("reuse", "entropy/0", "entropy/1", "units of one audience", "cosin
 
 class ContinualGame(GameTask):
     """The game on scenes of one object, or pictures; validation measures each audience's gap and use of the units."""
+
+    said = Task.said  # nothing: curves are looked at, not captions
 
     def prepare(self, settings: Settings) -> None:
         """Keep the scenes of one object, and draw validation pools."""

@@ -38,6 +38,7 @@ from dixit.training import game
 from dixit.training.candidates import draw_hard_candidates, nearest_images
 from dixit.training.game_task import GameTask
 from dixit.training.runs import patch_batch
+from dixit.training.task import Task
 
 from .measure import (
     Finding,
@@ -105,6 +106,8 @@ class CurriculumGame(GameTask):
 
     Observed with hard distractors: "p", the listener's mean probability of the target, and "hits".
     """
+
+    said = Task.said  # nothing: curves are looked at, not captions
 
     hard: Bool[np.ndarray, "steps"]
 

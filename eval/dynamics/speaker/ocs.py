@@ -45,6 +45,7 @@ from dixit.training.candidates import draw_candidates
 from dixit.training.game_task import GameTask
 from dixit.training.made_captions import MadeCaptions, WrittenCaptions, with_names
 from dixit.training.runs import patch_batch
+from dixit.training.task import Task
 
 from .measure import (
     CaptionsAndGame,
@@ -243,6 +244,8 @@ class OcsCaptions(ShortCaptions):
 
 class MessageGame(GameTask):
     """The game; validation measures messages. `blind`: the target is another image than the one described."""
+
+    said = Task.said  # nothing: curves are looked at, not captions
 
     blind = False
 
