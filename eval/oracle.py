@@ -28,9 +28,9 @@ from dixit.data.known import row_colours
 from dixit.data.names import phrase
 from dixit.models.clip import load_clip
 from dixit.models.features import class_features
-from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
 from dixit.training.made_captions import class_levels
+from dixit.training.runs import make_listeners
 
 from .baselines import POOLS, mean_reward
 

@@ -48,10 +48,10 @@ from dixit.config import Config, changed, configs_folder, load_config, refuse_do
 from dixit.data.images import fingerprint
 from dixit.data.scenes import full_caption, oracle_caption
 from dixit.models.clip import load_clip
-from dixit.models.listeners import make_listeners, score_all
+from dixit.models.listeners import score_all
 from dixit.training.candidates import draw_candidates
 from dixit.training.game import gap, hits
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 
 from .baselines import untrained_speakers
 from .drift import panel, word_shift

@@ -112,7 +112,7 @@ class Speaker:
 
     # --- one batch ---
 
-    def _prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
+    def prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
         """Run start token and prefix, once per image; the cache and the last hidden states.
 
         The start token serves as attention sink. Without it the first prefix vector does, and gradients explode
@@ -132,7 +132,7 @@ class Speaker:
         """
         count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
         going = torch.arange(count, device=prefix.device)  # the captions in the batch
-        cache, hidden = self._prefill(prefix)
+        cache, hidden = self.prefill(prefix)
         image = going // (count // len(prefix))
         cache, hidden = self.decoder.expand(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
@@ -161,7 +161,7 @@ class Speaker:
     @torch.no_grad()
     def next_logp(self, prefix: Float[Tensor, "S K D"], tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S V"]:
         """Log-probabilities of the token that follows the prefix and t given tokens (t may be 0)."""
-        cache, hidden = self._prefill(prefix)
+        cache, hidden = self.prefill(prefix)
         if tokens.shape[1]:
             rows = torch.arange(len(prefix), device=prefix.device)
             hidden = self.decoder.extend(self.decoder.select(cache, rows, room=tokens.shape[1]), tokens)[:, -1]
@@ -183,7 +183,7 @@ class Speaker:
         if self.sharded:  # every micro-batch must have a token to run
             tokens = F.pad(tokens, (0, 1), value=-1)
         mask = tokens >= 0
-        cache, first = self._prefill(prefix)
+        cache, first = self.prefill(prefix)
         order = mask.sum(1).argsort(stable=True)
         more = self._max_count(len(order)) - len(order)  # captions that are run again and not used
         parts = []
@@ -212,10 +212,14 @@ class Speaker:
 
     # --- text ---
 
-    def encode(self, texts: list[str]) -> tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"]]:
-        """Tokens of captions, each ended by the end token and cut at `max_tokens`, and their mask."""
-        rows = [ids[: self.config.max_tokens - 1] + [self.eos]
+    def token_rows(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each caption, ended by the end token and cut at `max_tokens`."""
+        return [ids[: self.config.max_tokens - 1] + [self.eos]
                 for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def encode(self, texts: list[str]) -> tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"]]:
+        """`token_rows` padded with the end token, and their mask."""
+        rows = self.token_rows(texts)
         longest = max(map(len, rows))
         tokens = torch.full((len(rows), longest), self.eos)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)

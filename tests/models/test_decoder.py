@@ -140,7 +140,7 @@ def test_cuda_graphs_change_neither_captions_nor_gradients(settings, unchecked, 
     decoder = fast.decoder
     assert isinstance(decoder, LlamaDecoder) and len(decoder.static_caches) == 3  # 40, 8 and 4 captions
     with torch.no_grad():
-        cache, _ = fast._prefill(prefixes(fast, 2))
+        cache, _ = fast.prefill(prefixes(fast, 2))
         grown = decoder.expand(cache, torch.arange(8, device="cuda") // 4, room=T)
         torch.cuda.set_sync_debug_mode("error")  # a token waits for nothing
         try:
