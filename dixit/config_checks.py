@@ -193,10 +193,9 @@ def _check_listener(where: str, listener: ListenerConfig, config: Config) -> Non
             raise DixitError(f"config: {where}.{key} is for listeners of kind clip; a {kind} sees with "
                              + ("the CLIP of its run" if kind == "captioner" else "its own image tower")
                              + ", so leave it out")
-    for key, kinds in ("model", ("captioner", "vlm")), ("length_normalised", ("captioner", "vlm")), ("prompt", ("vlm",)):
-        if kind not in kinds and getattr(listener, key) != getattr(plain, key):
-            raise DixitError(f"config: {where}.{key} is for listeners of kind {' and '.join(kinds)}, not {kind}; leave "
-                             "it out")
+    for key, of in ("model", "captioner and vlm"), ("length_normalised", "captioner and vlm"), ("prompt", "vlm"):
+        if kind not in of.split() and getattr(listener, key) != getattr(plain, key):
+            raise DixitError(f"config: {where}.{key} is for listeners of kind {of}, not {kind}; leave it out")
     if kind == "captioner" and os.path.realpath(listener.model) == os.path.realpath(config.folder):
         raise DixitError(f"config: {where}.model {listener.model} is this run itself, and a listener must not be the "
                          "speaker that is trained; name the run that it starts from, or another")

@@ -45,6 +45,7 @@ def prefixes(speaker: Speaker, images: int) -> torch.Tensor:
 def static(settings: SpeakerConfig) -> Speaker:
     """A speaker that samples with a static cache, on a CPU and without a compiler."""
     speaker = Speaker(settings, PATCHES, WIDTH)
+    speaker.decoder = LlamaDecoder(speaker.llm)  # of its own
     speaker.decoder.static = True
     return speaker
 
@@ -52,7 +53,7 @@ def static(settings: SpeakerConfig) -> Speaker:
 def compiled(settings: SpeakerConfig, device: str = "cpu", **how: object) -> Speaker:
     """As speaker.compile yes has it on a GPU; the compiler is shown what lies under the checks of annotations."""
     speaker = Speaker(dataclasses.replace(settings, compile="yes"), PATCHES, WIDTH, device=device)
-    decoder = speaker.decoder
+    decoder = speaker.decoder  # no other speaker has one with compile yes
     decoder.static = True
     decoder.project, decoder.attend = (torch.compile(inspect.unwrap(part).__get__(decoder), **how)
                                        for part in (LlamaDecoder._project, LlamaDecoder._attend))

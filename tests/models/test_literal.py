@@ -16,11 +16,11 @@ from dixit.models import literal
 from dixit.models.decoder import HfDecoder
 from dixit.models.features import patch_features
 from dixit.models.listeners import score_all
-from dixit.models.literal import LiteralListener, SpeakerCaptioner, branches
+from dixit.models.literal import LiteralListener, branches
 from dixit.training.runs import load_run, make_listeners
 
-TEXTS = ["A red circle.", "A red circle and a big ring.", "A red ring.", "A small cross at the top left.", "A red circle.",
-         "Two", "", "A big striped star."]
+TEXTS = ["A red circle.", "A red circle and a big ring.", "A red ring.", "A small cross at the top left.",
+         "A red circle.", "Two", "", "A big striped star."]
 
 
 @pytest.fixture(scope="module")
