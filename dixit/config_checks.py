@@ -36,7 +36,7 @@ CHOICES = {
     "listeners.knows.words": ("basic", "expert"),
     "listeners.perception": PERCEPTIONS, "listeners.perception.colour_blind": ("protan", "deutan", "tritan"),
     "listeners.domain": ("", *DOMAINS),
-    "oracle": (*ATTRIBUTES, *REGIONS),
+    "oracle": (*ATTRIBUTES, *REGIONS), "data.attributes": ATTRIBUTES,
     "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
     "game.reward": ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"),
     "game.distractors": ("random", "in_batch", "hard"), "game.audience": ("all", "sampled", "shuffled"),
@@ -210,6 +210,9 @@ def _check_game(config: Config) -> None:
     if config.data.made_captions and config.task not in ("words", "caption"):
         raise DixitError(f"config: data.made_captions is for the tasks words and caption, not {config.task}; leave it "
                          "out")
+    if config.data.attributes and (config.task not in ("words", "caption") or config.data.name != "scenes"):
+        raise DixitError(f"config: data.attributes is for the tasks words and caption on scenes, not {config.task} on "
+                         f"{config.data.name}; leave it out")
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
     if config.game.normalise == "listener":

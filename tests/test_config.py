@@ -241,9 +241,10 @@ def test_intervals():
 def test_every_documented_choice_is_taken_as_an_override_and_in_a_file(tmp_path, key, value):
     """Words that YAML reads as something else, such as no, are the texts they are."""
     free = {"task": ["listeners.0.weight=1"]}  # a choice may need other settings
-    needs = {"policy.baseline": ["policy.algorithm=reinforce"], "continual.remedy": [
+    needs = {"policy.baseline": ["policy.algorithm=reinforce"], "data.attributes": ["task=caption"], "continual.remedy": [
         "audiences=[[one, two]]", "speaker.audience_width=1", "speaker.gated_units=4"]}
-    text = f"[{value}]" if key in ("oracle", "train.trackers", "clip.perceptions") else value
+    text = f"[{value}]" if key in ("oracle", "train.trackers", "clip.perceptions", "data.attributes") else \
+        value
     config = load_config(write(tmp_path, TWO), [
         *before(key), f"{in_a_list(key)}={text}", *needs.get(key, []), *free.get(key, []),
         *["listeners.0.model=runs/other"] * (value in ("captioner", "vlm"))])
@@ -357,6 +358,9 @@ def test_texts_of_editors_are_read(tmp_path):
     (["policy.baseline=audience"], "policy.algorithm reinforce"),
     (["policy.algorithm=dpo", "policy.samples=1"], "dpo needs policy.samples >= 2"),
     (["policy.algorithm=dpo", "speaker.lora_rank=2"], "dpo needs speaker.lora_rank 0"),
+    (["data.attributes=[colour]"], "data.attributes is for the tasks words and caption on scenes, not game"),
+    (["task=caption", "data.attributes=[color]"], "colour"),
+    (["task=caption", "data.attributes=[colour]", "data.name=emoji"], "not caption on emoji"),
     (["heldout=[{name: x, kind: captioner}]"], "heldout[0].model is empty; a listener of kind captioner needs"),
     (["heldout=[{name: x, kind: vlm}]"], "heldout[0].model is empty; a listener of kind vlm needs a"),
     (["heldout=[{name: x, model: runs/other}]"], "heldout[0].model is for listeners of kind captioner and vlm"),

@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dixit.common import DixitError
+from dixit.common import DixitError, words
 from dixit.config_checks import CHOICES
+from dixit.data.scenes import WORD_CLASSES
 from dixit.models.listeners import ClipListener
 from dixit.models.literal import LiteralListener
 from dixit.training.checkpoints import trained_weights
@@ -59,3 +61,10 @@ def test_a_missing_heldout_captioner_is_told_before_the_training(home, caption_r
 def test_a_run_cannot_listen_to_itself(home, caption_run, train, tmp_path):
     with pytest.raises(DixitError, match=r"listeners\[1\].model .* is this run itself"):
         train(home.game_config, caption_run, mixed(caption_run, home.clip))
+
+
+def test_a_captioner_is_taught_the_words_of_some_attributes(home, train, tmp_path):
+    task = train(home.caption_config, tmp_path / "run", "data.attributes=[colour]", "train.steps=1")
+    _, captions = task.captions.draw(np.arange(len(task.data)))
+    said = {word for own in captions for text in own for word in words(text)}
+    assert said <= {"a", "an", "and", "shape", *WORD_CLASSES["colour"]} and len(said & WORD_CLASSES["colour"]) > 5
