@@ -41,8 +41,8 @@ class DataConfig:
     caption_column: str = "caption"
     captions: str = ""  # folder: a file of captions; default: metadata.csv or the like, or text files beside images
     splits: str = "given"  # folder, hub: given: as folders or files name them | hash: by a hash of the names
-    attributes: tuple[str, ...] = ()  # scenes, tasks words and caption: captions name just these, e.g. [colour]; empty =
-    # those of the data set, which name random ones
+    attributes: tuple[str, ...] = ()  # scenes, tasks words and caption: all that captions name, e.g. [colour]; empty =
+    # the captions of the data set, which name random ones
     made_captions: bool = False  # tasks words and caption: captions of pictures are made from classes and pixels, and
     # not written ones. See training/made_captions.py
     broken: str = "error"  # an image that cannot be read: error | skip: left out, with a warning

@@ -241,7 +241,8 @@ def test_intervals():
 def test_every_documented_choice_is_taken_as_an_override_and_in_a_file(tmp_path, key, value):
     """Words that YAML reads as something else, such as no, are the texts they are."""
     free = {"task": ["listeners.0.weight=1"]}  # a choice may need other settings
-    needs = {"policy.baseline": ["policy.algorithm=reinforce"], "data.attributes": ["task=caption"], "continual.remedy": [
+    needs = {"policy.baseline": ["policy.algorithm=reinforce"], "data.attributes": ["task=caption"],
+             "continual.remedy": [
         "audiences=[[one, two]]", "speaker.audience_width=1", "speaker.gated_units=4"]}
     text = f"[{value}]" if key in ("oracle", "train.trackers", "clip.perceptions", "data.attributes") else \
         value

@@ -59,6 +59,7 @@ _opened: WeakValueDictionary[tuple[Any, ...], SharedLlm] = WeakValueDictionary()
 
 def shared_llm(config: SpeakerConfig, positions: int, device: str | torch.device) -> SharedLlm:
     """The LLM of a speaker without LoRA and sharding; a process holds each once while it is in use."""
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(config.llm).glob("*"))]
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
+             for p in sorted(Path(config.llm).glob("*")) if p.is_file()]
     place = (config.llm, config.dtype, config.compile, positions, str(device), *files)
     return _opened.get(place) or _opened.setdefault(place, SharedLlm(config, positions, device))

@@ -150,7 +150,7 @@ def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
     are read, and remote code is never run.
     """
     folder = Path(name).expanduser()
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*"))]
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
     place = (str(folder.resolve()) if files else name, str(device), *files)
     if place in _opened:
         return _opened[place]
