@@ -41,6 +41,8 @@ class DataConfig:
     caption_column: str = "caption"
     captions: str = ""  # folder: a file of captions; default: metadata.csv or the like, or text files beside images
     splits: str = "given"  # folder, hub: given: as folders or files name them | hash: by a hash of the names
+    attributes: tuple[str, ...] = ()  # scenes, tasks words and caption: all that captions name, e.g. [colour]; empty =
+    # the captions of the data set, which name random ones
     made_captions: bool = False  # tasks words and caption: captions of pictures are made from classes and pixels, and
     # not written ones. See training/made_captions.py
     broken: str = "error"  # an image that cannot be read: error | skip: left out, with a warning
@@ -90,13 +92,18 @@ class KnowledgeConfig:
 
 @dataclass(frozen=True)
 class ListenerConfig:
-    """One listener: a CLIP, its perception and vocabulary, and its weight in the reward. See models/listeners.py."""
+    """One listener: a CLIP or another model, its perception and vocabulary, and its weight in the reward. See
+    models/listeners.py; of kind captioner or vlm, models/literal.py."""
 
     name: str
     weight: float = 1.0
-    kind: str = "clip"  # clip | attributes: reads the scene's record instead of its pixels
+    kind: str = "clip"  # clip | captioner: a speaker's run | vlm: a vision-language model of Hugging Face; both believe
+    # in an image by log p(caption | image) | attributes: reads the scene's record instead of its pixels
     clip: str = "lite0"
     pretrained: str = ""
+    model: str = ""  # captioner: the folder of a run; vlm: a Hugging Face name or a folder
+    prompt: str = "Describe the image in one short sentence."  # vlm: what its captions are an answer to
+    length_normalised: bool = False  # captioner, vlm: log p(caption | image) is divided by the number of tokens
     perception: Perception = "colour"  # a name, or a chain of steps, e.g. [{blur: 3}]. See config_perception.py
     vocabulary: tuple[str, ...] = ()  # the only words it understands; empty = all
     domain: str = ""  # the only class of attribute words it understands, e.g. colour; thing = none; empty = all

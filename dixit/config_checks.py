@@ -7,6 +7,7 @@ takes a look at files, such as whether a model or a data set is there.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from dixit.common import DixitError, did_you_mean
 from dixit.config_perception import check_perception, perception_label
 
 if TYPE_CHECKING:
-    from dixit.config import Config
+    from dixit.config import Config, ListenerConfig
 
 # What captions of scenes can name of an object (data/scenes.py): an audience is known by these, or by as many
 # attributes of pictures (training/requests.py).
@@ -31,11 +32,11 @@ DATA = ("scenes", "emoji", "clipart", "cifar10", "stamps", "folder", "hub")  # d
 CHOICES = {
     "task": ("clip", "words", "caption", "game"),
     "data.splits": ("given", "hash"), "data.broken": ("error", "skip"), "clip.perceptions": PERCEPTIONS,
-    "listeners.kind": ("clip", "attributes"), "listeners.language": ("english", "german"),
+    "listeners.kind": ("clip", "captioner", "vlm", "attributes"), "listeners.language": ("english", "german"),
     "listeners.knows.words": ("basic", "expert"),
     "listeners.perception": PERCEPTIONS, "listeners.perception.colour_blind": ("protan", "deutan", "tritan"),
     "listeners.domain": ("", *DOMAINS),
-    "oracle": (*ATTRIBUTES, *REGIONS),
+    "oracle": (*ATTRIBUTES, *REGIONS), "data.attributes": ATTRIBUTES,
     "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
     "game.reward": ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"),
     "game.distractors": ("random", "in_batch", "hard"), "game.audience": ("all", "sampled", "shuffled"),
@@ -50,6 +51,7 @@ CHOICES = {
 # Texts that anything may be, and those that must not be empty.
 FREE = {"out", "data.path", "data.image_column", "data.caption_column", "data.captions", "clip.pretrained",
         "oracle_clip", "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best",
+        "listeners.model", "listeners.prompt",
         "listeners.knows.eyes", "listeners.knows.names", "speaker.lora_targets"}
 NOT_EMPTY = {"name", "clip.name", "data.name", "speaker.llm", "listeners.name", "listeners.clip", "audiences", "unseen"}
 
@@ -151,8 +153,7 @@ def _check_lists(config: Config) -> None:
                 raise DixitError(f"config: {where}.{split} is 0; choose at least 1 scene (other images take 0 for all)")
     for group in ("listeners", "heldout"):
         for i, listener in enumerate(getattr(config, group)):
-            if listener.knows != type(listener.knows)() and listener.kind != "clip":
-                raise DixitError(f"config: {group}[{i}].knows is for listeners of kind clip, not {listener.kind}")
+            _check_listener(f"{group}[{i}]", listener, config)
     names = [listener.name for listener in config.listeners]
     unique = {"listeners": names, "heldout": [listener.name for listener in config.heldout],
               "train.trackers": list(config.train.trackers),
@@ -176,6 +177,30 @@ def _check_lists(config: Config) -> None:
                 raise DixitError(f"config: {where} {list(pair)} is one listener twice; an audience is two")
 
 
+def _check_listener(where: str, listener: ListenerConfig, config: Config) -> None:
+    kind, plain, captions = listener.kind, type(listener)(""), listener.kind in ("captioner", "vlm")
+    if kind == "attributes" and listener.knows != plain.knows:
+        raise DixitError(f"config: {where}.knows is for listeners of kind clip, captioner and vlm, not attributes")
+    if captions and listener.knows.eyes:
+        raise DixitError(f"config: {where}.knows.eyes is for listeners of kind clip, whose eyes have classes, not "
+                         f"{kind}; leave it out, or use knows.names")
+    if captions and not listener.model:
+        raise DixitError(f"config: {where}.model is empty; a listener of kind {kind} needs "
+                         + ("the folder of a speaker's run, e.g. runs/caption_scenes" if kind == "captioner" else
+                            "a Hugging Face name or a folder, e.g. HuggingFaceTB/SmolVLM-256M-Instruct"))
+    for key in ("clip", "pretrained"):
+        if captions and getattr(listener, key) != getattr(plain, key):
+            raise DixitError(f"config: {where}.{key} is for listeners of kind clip; a {kind} sees with "
+                             + ("the CLIP of its run" if kind == "captioner" else "its own image tower")
+                             + ", so leave it out")
+    for key, of in ("model", "captioner and vlm"), ("length_normalised", "captioner and vlm"), ("prompt", "vlm"):
+        if kind not in of.split() and getattr(listener, key) != getattr(plain, key):
+            raise DixitError(f"config: {where}.{key} is for listeners of kind {of}, not {kind}; leave it out")
+    if kind == "captioner" and os.path.realpath(listener.model) == os.path.realpath(config.folder):
+        raise DixitError(f"config: {where}.model {listener.model} is this run itself, and a listener must not be the "
+                         "speaker that is trained; name the run that it starts from, or another")
+
+
 def _check_game(config: Config) -> None:
     for group in ("listeners", "heldout"):
         for i, listener in enumerate(getattr(config, group)):
@@ -185,6 +210,9 @@ def _check_game(config: Config) -> None:
     if config.data.made_captions and config.task not in ("words", "caption"):
         raise DixitError(f"config: data.made_captions is for the tasks words and caption, not {config.task}; leave it "
                          "out")
+    if config.data.attributes and (config.task not in ("words", "caption") or config.data.name != "scenes"):
+        raise DixitError(f"config: data.attributes is for the tasks words and caption on scenes, not {config.task} on "
+                         f"{config.data.name}; leave it out")
     if config.task == "game" and not config.listeners:
         raise DixitError("config: listeners is empty; a game needs at least one listener")
     if config.game.normalise == "listener":

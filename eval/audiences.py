@@ -35,10 +35,10 @@ from dixit.common import DixitError, command_line, git_commit, read_json, run_ma
 from dixit.config import Config, ListenerConfig, config_hash
 from dixit.data.images import EVALUATION_SETS, load, open_data
 from dixit.models.features import patch_features
-from dixit.models.listeners import make_listeners, score_all
+from dixit.models.listeners import score_all
 from dixit.training import audiences, continual, game
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import LoadedRun, load_run, patch_batch
+from dixit.training.runs import LoadedRun, load_run, make_listeners, patch_batch
 
 from .evaluate import dataset_of
 from .metrics import bootstrap

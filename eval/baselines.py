@@ -29,10 +29,10 @@ from tqdm import tqdm
 from dixit.common import DixitError, rng, run_main
 from dixit.config import Config
 from dixit.models.features import patch_features
-from dixit.models.listeners import Listener, make_listeners, score_all
+from dixit.models.listeners import Listener, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import LoadedRun, load_run, patch_batch
+from dixit.training.runs import LoadedRun, load_run, make_listeners, patch_batch
 
 from .evaluate import dataset_of, generate_captions, measure, table, weights_of, write_results
 

@@ -37,8 +37,8 @@ from torch import Tensor
 from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words
 from dixit.data import scenes
 from dixit.data.images import load
-from dixit.models.listeners import make_listeners, score_all
-from dixit.training.runs import LoadedRun, load_run
+from dixit.models.listeners import score_all
+from dixit.training.runs import LoadedRun, load_run, make_listeners
 
 from . import evaluate
 from .figures import save_small_png

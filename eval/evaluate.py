@@ -36,11 +36,11 @@ from dixit.data import scenes
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, load
 from dixit.models.features import patch_features
-from dixit.models.listeners import ClipListener, make_listeners, score_all
+from dixit.models.listeners import ClipListener, score_all
 from dixit.models.speaker import Speaker
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import LoadedRun, load_run
+from dixit.training.runs import LoadedRun, load_run, make_listeners
 
 from . import metrics
 from .picture_metrics import caption_figures, without_colours

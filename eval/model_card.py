@@ -138,6 +138,8 @@ def _parts(config: Config) -> dict[str, tuple[list[str], str]]:
     for listener in (*config.listeners, *config.heldout):
         if listener.kind == "clip":
             add_clip(listener, "CLIPs of the listeners")
+        if listener.kind in ("captioner", "vlm"):
+            add(without_paths(listener.model), "listeners that are captioners")
         if listener.knows.eyes or listener.knows.names or listener.knows.words == "basic":
             add("wordnet", "what the listeners know")
     for name in config.data.name.split("+"):
@@ -248,8 +250,7 @@ def _listeners(config: Config) -> str:
     rows = []
     for role, group in (("training", config.listeners), ("held-out", config.heldout)):
         for c in group:
-            about = describe_listener(c) if c.kind == "clip" else "reads the scene's record instead of pixels"
-            rows.append(f"| {plain(c.name)} | {role} | {c.weight:+g} | {plain(about)} |")
+            rows.append(f"| {plain(c.name)} | {role} | {c.weight:+g} | {plain(describe_listener(c))} |")
     if not rows:
         return ""
     return ("A listener of positive weight should find the image, one of negative weight should not. Held-out "

@@ -23,10 +23,10 @@ from dixit.common import DixitError, command_line, git_commit, read_json, run_ma
 from dixit.config import ListenerConfig, config_hash
 from dixit.data.images import EVALUATION_SETS, open_data
 from dixit.models.clip import load_clip
-from dixit.models.listeners import make_listeners, score_all
+from dixit.models.listeners import score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import LoadedRun, load_run
+from dixit.training.runs import LoadedRun, load_run, make_listeners
 
 from .evaluate import generate_captions, token_logp
 from .metrics import mean_and_error, perplexity

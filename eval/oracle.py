@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from dixit.common import DixitError, read_json, sentence, write_json
+from dixit.common import DixitError, read_json, sentence, sha256, write_json
 from dixit.config import Config
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint
@@ -28,9 +28,9 @@ from dixit.data.known import row_colours
 from dixit.data.names import phrase
 from dixit.models.clip import load_clip
 from dixit.models.features import class_features
-from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
 from dixit.training.made_captions import class_levels
+from dixit.training.runs import LoadedRun, make_listeners, open_models
 
 from .baselines import POOLS, mean_reward
 
@@ -60,7 +60,9 @@ def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -
 def picture_oracle(config: Config, dataset: Dataset, device: torch.device) -> list[str]:
     """The oracle's caption of each image; cached, since seeds and runs with the same listeners share it."""
     clips = [load_clip(name, pretrained).key for name, pretrained in sorted({(config.oracle_clip, ""), *(
-        (who.clip, who.pretrained) for who in config.listeners)})]
+        (who.clip, who.pretrained) for who in config.listeners if who.kind == "clip")})]
+    captioners = open_models(tuple(who for who in config.listeners if who.kind == "captioner"))
+    clips += [sha256(run.weights) for run in captioners if isinstance(run, LoadedRun)]
     about = [clips, [dataclasses.asdict(who) for who in config.listeners], config.game.candidates, config.game.reward,
              config.eval.seed, fingerprint(dataset), Path(__file__).read_text(encoding="utf-8")]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]

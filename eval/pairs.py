@@ -47,11 +47,10 @@ from dixit.common import (
 from dixit.config import Config, changed, configs_folder, load_config, refuse_doubled, settings_hash
 from dixit.data.images import fingerprint
 from dixit.data.scenes import full_caption, oracle_caption
-from dixit.models.clip import load_clip
-from dixit.models.listeners import make_listeners, score_all
+from dixit.models.listeners import score_all
 from dixit.training.candidates import draw_candidates
 from dixit.training.game import gap, hits
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners, open_models
 
 from .baselines import untrained_speakers
 from .drift import panel, word_shift
@@ -234,9 +233,8 @@ def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
     base = load_run(speaker)
     texts: dict[str, list[str]] = {}  # the base speaker's captions, by the fingerprint of the images
     configs = [load_config(path) for path in pairs]
-    for clip, pretrained in sorted({(who.clip, who.pretrained) for config in configs
-                                    for who in (*config.listeners, *config.heldout)}):
-        load_clip(clip, pretrained)  # a missing one raises before anything is computed
+    # Kept, so that each is opened once; a missing one raises before anything is computed.
+    _opened = [open_models((*config.listeners, *config.heldout)) for config in configs]
     for config in tqdm(configs, desc="ceilings", disable=None):
         dataset = dataset_of(base, config.data, "test", config.eval.images)
         images = fingerprint(dataset)

@@ -164,8 +164,8 @@ def write_report(folder: Path, count: int = 24) -> Path:
     results, picks = read_json(folder / "results.json"), read_json(folder / "results_captions.json")
     dataset = load(config.data, config.eval.split)
     dataset = dataset.select(range(len(picks["pools"])))  # the images that were evaluated
-    listeners = ", ".join(f"{c.name} ({c.clip}, sees {perception_label(c.perception)}, weight {c.weight:+g})"
-                          for c in config.listeners)
+    listeners = ", ".join(f"{c.name} ({Path(c.model).name or c.clip}, sees {perception_label(c.perception)}, weight "
+                          f"{c.weight:+g})" for c in config.listeners)
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(config.name)}</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>
 <h1>{html.escape(config.name)}</h1><p>Listeners: {html.escape(listeners)}. Reward {config.game.reward},

@@ -33,10 +33,10 @@ from tqdm import tqdm
 from dixit.common import DixitError, command_line, git_commit, rng, run_main, write_json
 from dixit.config import config_hash
 from dixit.data.images import open_data
-from dixit.models.listeners import ClipListener, make_listeners
+from dixit.models.listeners import ClipListener
 from dixit.play import rules
 from dixit.play.players import Agent, Player, RandomPlayer, assign_seats, associated_words, literal_clues, play_out
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 
 from .evaluate import dataset_of, generate_captions
 from .metrics import bootstrap

@@ -38,10 +38,10 @@ from dixit.common import DixitError, atomic_path, read_json, run_main
 from dixit.config import ListenerConfig, config_hash
 from dixit.data.assets import asset
 from dixit.data.images import EVALUATION_SETS, open_data
-from dixit.models.listeners import ClipListener, make_listeners, score_all
+from dixit.models.listeners import ClipListener, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
-from dixit.training.runs import LoadedRun, load_run
+from dixit.training.runs import LoadedRun, load_run, make_listeners
 
 from . import metrics
 from .baselines import untrained_speakers

@@ -388,8 +388,8 @@ _MODELS: dict[Path, tuple] = {}
 
 def bench_models(bench: Bench) -> tuple:
     if bench.root not in _MODELS:
-        from dixit.models.listeners import make_listeners
         from dixit.models.speaker import Speaker
+        from dixit.training.runs import make_listeners
 
         config = load_config(bench.tiny.game_config)
         rows = data_module.load(config.data, "validation")

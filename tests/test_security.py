@@ -14,7 +14,7 @@ import yaml
 
 from dixit.common import DixitError
 from dixit.models.clip import load_clip
-from dixit.models.speaker import load_llm
+from dixit.models.llm import load_llm
 
 ROOT = Path(__file__).resolve().parents[1]
 

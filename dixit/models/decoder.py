@@ -11,8 +11,8 @@ static cache and records the step once as a CUDA graph; with `compile="yes"` tor
 layer, in sampling and in the update, at the price of a slower start. A CPU has no launches to save: there finished
 captions are dropped from the batch instead.
 
-Leaves out left padding and a static cache for `HfDecoder`; in `LlamaDecoder` also sliding windows, biases, and adapters
-inside the LLM.
+Leaves out left padding, a static cache and branches for `HfDecoder`; in `LlamaDecoder` sliding windows, biases, and
+adapters inside the LLM.
 
 Shapes: S captions, t new tokens, p tokens in the cache, D LLM width, H key-value heads, G query heads for each of
 them, d width of a head.
@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,10 +36,18 @@ MAX_STATIC_CACHES = 4  # batch shapes whose static cache is kept
 POSITIONS = 1024  # whose rotations are kept, unless the LLM has fewer or captions need more
 
 
+class Tree(NamedTuple):
+    """How tokens after a cache branch, where a row holds several texts and what they begin with in common only once."""
+
+    depth: Int[Tensor, "S t"]  # tokens between the cache and each token on its branch
+    sees: Bool[Tensor, "S t t"]  # [s, i, j]: whether token i comes after j on its branch, or is j
+
+
 class Decoder(Protocol):
     """What the speaker needs of an LLM. A cache is opaque: it is only passed back to the decoder that made it."""
 
     static: bool  # whether `expand` returns a static cache, from which finished captions cannot be dropped
+    branches: bool  # whether `extend` takes a tree
 
     def prefill(self, inputs: Float[Tensor, "B p D"]) -> tuple[Any, Float[Tensor, "B D"]]:
         """Run a prefix; returns its cache and the last hidden states. Differentiable where gradients are on."""
@@ -50,8 +58,15 @@ class Decoder(Protocol):
     def expand(self, cache: Any, index: Int[Tensor, "S"], room: int) -> Any:
         """The same without gradients, for sampling one token at a time; valid until the next `expand`."""
 
-    def extend(self, cache: Any, tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S t D"]:
-        """Run tokens after the cache; returns their hidden states. Without gradients the cache then holds them too."""
+    def join(self, caches: list[Any]) -> Any:
+        """One cache of several of equal length, side by side."""
+
+    def extend(self, cache: Any, tokens: Int[Tensor, "S t"], tree: Tree | None = None) -> Float[Tensor, "S t D"]:
+        """Run tokens after the cache; returns their hidden states. Without gradients the cache then holds them too, and
+        after a tree it cannot be extended again."""
+
+    def size(self, cache: Any) -> int:
+        """The bytes of a cache."""
 
     def logits(self, hidden: Float[Tensor, "S D"]) -> Float[Tensor, "S V"]:
         """Logits over the vocabulary, without gradients."""
@@ -60,7 +75,7 @@ class Decoder(Protocol):
 class HfDecoder:
     """Any Hugging Face causal LM; its own code makes and fills the cache."""
 
-    static = False
+    static = branches = False
 
     def __init__(self, llm: Any):
         plain = llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # with LoRA
@@ -77,18 +92,34 @@ class HfDecoder:
         cache, hidden = self._run(inputs_embeds=inputs)  # the model makes the cache, of the kind that its layers need
         return cache, hidden[:, -1]
 
+    @staticmethod
+    def _tensors(layer: Any) -> dict[str, Tensor]:
+        """Keys, values and the like of a layer's cache: every tensor has the captions first; a number beside them says
+        how much a window has seen."""
+        return {name: part for name, part in vars(layer).items() if isinstance(part, Tensor) and part.dim() > 1}
+
     def select(self, cache: Any, index: Int[Tensor, "S"], room: int = 0) -> Any:
         taken = copy.copy(cache)
         taken.layers = [copy.copy(layer) for layer in cache.layers]
-        for layer in taken.layers:  # every tensor has the captions first; a number says how much a window has seen
-            vars(layer).update({name: part[index] for name, part in vars(layer).items()
-                                if isinstance(part, Tensor) and part.dim() > 1})
+        for layer in taken.layers:
+            vars(layer).update({name: part[index] for name, part in self._tensors(layer).items()})
         return taken
 
     expand = select
 
-    def extend(self, cache: Any, tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S t D"]:
+    def join(self, caches: list[Any]) -> Any:
+        joined = copy.copy(caches[0])
+        joined.layers = [copy.copy(layer) for layer in joined.layers]
+        for layer, *parts in zip(joined.layers, *(cache.layers for cache in caches), strict=True):
+            vars(layer).update({name: torch.cat([vars(part)[name] for part in parts]) for name in self._tensors(layer)})
+        return joined
+
+    def extend(self, cache: Any, tokens: Int[Tensor, "S t"], tree: Tree | None = None) -> Float[Tensor, "S t D"]:
+        assert tree is None
         return self._run(past_key_values=cache, input_ids=tokens)[1]
+
+    def size(self, cache: Any) -> int:
+        return sum(part.nbytes for layer in cache.layers for part in self._tensors(layer).values())
 
     def logits(self, hidden: Float[Tensor, "S D"]) -> Float[Tensor, "S V"]:
         return self.head.logits(hidden)
@@ -239,6 +270,8 @@ def _cuda_graph(step: Callable[[], Tensor], position: Tensor) -> Callable[[], Te
 class LlamaDecoder:
     """A Llama-family model without biases or LoRA."""
 
+    branches = True
+
     def __init__(self, llm: Any, compile: str = "auto", positions: int = 0):
         """`compile` is speaker.compile; it has an effect on a GPU only. `positions` are at least to be had."""
         model, config = llm.model, llm.config
@@ -278,8 +311,8 @@ class LlamaDecoder:
         short.layers, short.project, short.attend = self.layers[:layers], self._project, self._attend
         return short
 
-    def _project(self, layer: _Layer, x: Float[Tensor, "S t D"], cos: Float[Tensor, "t 1 half"],
-                 sin: Float[Tensor, "t 1 half"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: _Layer, x: Float[Tensor, "S t D"], cos: Float[Tensor, "*rows t 1 half"],
+                 sin: Float[Tensor, "*rows t 1 half"]) -> tuple[Tensor, Tensor, Tensor]:
         """A layer's queries (S, H, G*t, d), and keys and values (S, H, t, d) of the new tokens."""
         s, t, _ = x.shape
         h, g, d = self.heads, self.groups, self.head_dim
@@ -291,7 +324,7 @@ class LlamaDecoder:
 
     def _attend(self, layer: _Layer, x: Float[Tensor, "S t D"], query: Float[Tensor, "S H Gt d"],
                 key: Float[Tensor, "S H p d"], value: Float[Tensor, "S H p d"],
-                mask: Float[Tensor, "t p"] | None) -> Float[Tensor, "S t D"]:
+                mask: Float[Tensor, "*rows t p"] | None) -> Float[Tensor, "S t D"]:
         """A layer's output, from its queries and all keys and values."""
         s, t, _ = x.shape
         g = self.groups
@@ -304,8 +337,8 @@ class LlamaDecoder:
         gate, up = layer.gate_up(_rms_norm(x, layer.norms[1], self.epsilon)).chunk(2, -1)
         return x + layer.down(F.silu(gate) * up)
 
-    def _forward(self, x: Float[Tensor, "S t D"],
-                 cache: _Cache | _StaticCache | None) -> tuple[Float[Tensor, "S t D"], list]:
+    def _forward(self, x: Float[Tensor, "S t D"], cache: _Cache | _StaticCache | None,
+                 tree: Tree | None = None) -> tuple[Float[Tensor, "S t D"], list]:
         """Hidden states of the new tokens, and the keys and values of every layer."""
         t, mask = x.shape[1], None
         if isinstance(cache, _StaticCache):
@@ -316,7 +349,12 @@ class LlamaDecoder:
             positions = torch.arange(past + t, device=x.device)
             own = positions[past:]
             cos, sin = self.cos[past:past + t], self.sin[past:past + t]
-        if t > 1 or isinstance(cache, _StaticCache):  # a new token sees itself and what is before it
+        if tree is not None:
+            assert isinstance(cache, _Cache)
+            cos, sin = self.cos[past + tree.depth], self.sin[past + tree.depth]
+            mask = x.new_zeros(len(x), 1, 1, t, past + t)
+            mask[..., past:].masked_fill_(~tree.sees[:, None, None], torch.finfo(x.dtype).min)
+        elif t > 1 or isinstance(cache, _StaticCache):  # a new token sees itself and what is before it
             mask = torch.zeros(t, len(positions), dtype=x.dtype, device=x.device).masked_fill_(
                 positions > own[:, None], torch.finfo(x.dtype).min)
         # All layers at once: the gradient of picking one layer is as large as the whole cache.
@@ -349,6 +387,12 @@ class LlamaDecoder:
             taken = F.pad(taken, (0, 0, 0, room))
         return _Cache(taken, cache.length)
 
+    def join(self, caches: list[_Cache]) -> _Cache:
+        return _Cache(torch.cat([cache.keys_values for cache in caches], 2), caches[0].length)
+
+    def size(self, cache: _Cache) -> int:
+        return cache.keys_values.nbytes
+
     def expand(self, cache: _Cache, index: Int[Tensor, "S"], room: int) -> _Cache | _StaticCache:
         if not self.static:
             return self.select(cache, index, room)
@@ -360,11 +404,12 @@ class LlamaDecoder:
         self.static_caches[shape].fill(cache.keys_values.index_select(2, index))
         return self.static_caches[shape]
 
-    def extend(self, cache: _Cache | _StaticCache, tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S t D"]:
+    def extend(self, cache: _Cache | _StaticCache, tokens: Int[Tensor, "S t"],
+               tree: Tree | None = None) -> Float[Tensor, "S t D"]:
         if isinstance(cache, _StaticCache):
             cache.tokens.copy_(tokens)
             return cache.step()
-        hidden, _ = self._forward(F.embedding(tokens, self.embed), cache)
+        hidden, _ = self._forward(F.embedding(tokens, self.embed), cache, tree)
         if not torch.is_grad_enabled():
             cache.length += tokens.shape[1]
         return hidden

@@ -22,8 +22,7 @@ from dixit.config import ListenerConfig
 from dixit.data.known import COLOUR_NAMES
 from dixit.data.names import NameFilter, noun_of, things_of
 from dixit.data.scenes import WORD_CLASSES, scene_words
-from dixit.models.clip import Clip, load_clip
-from dixit.models.features import image_embeddings
+from dixit.models.clip import Clip
 from dixit.models.named import IMAGENET
 
 
@@ -136,26 +135,6 @@ class AttributeListener:
         used = torch.tensor([[float(one[word]) for word in self.words] for one in counts], device=self.truth.device)
         true = torch.minimum(used[:, None], self.truth[candidates.to(self.truth.device)])  # (S, C, words)
         return self.SCALE * (2 * true - used[:, None]).sum(-1)
-
-
-def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
-                   device: str | torch.device = "cpu") -> list[Listener]:
-    """Listeners that see the images of `dataset`; those with the same CLIP share it and its text embeddings."""
-    clips: dict[tuple[str, str], Clip] = {}
-    made: list[Listener] = []
-    for place, c in enumerate(configs, 1):
-        if c.kind == "attributes":
-            made.append(AttributeListener(dataset, c, device))
-            continue
-        key = (c.clip, c.pretrained)
-        if key not in clips:
-            try:
-                clips[key] = load_clip(c.clip, c.pretrained, device)
-            except DixitError as error:
-                raise DixitError(f"listener {place} ({c.name}): {error}") from None
-        made.append(ClipListener(clips[key], image_embeddings(
-            clips[key], dataset, c.perception, known=known_classes(clips[key], c)), c))
-    return made
 
 
 def known_classes(clip: Clip, config: ListenerConfig) -> Bool[Tensor, "n_classes"] | None:

@@ -4,8 +4,8 @@ Only the adapter (and LoRA, if asked for) is trained. Captions are sampled from 
 draws give the same captions on any number of processes. The LLM runs a prefix once per image; its key-value cache is
 shared by the image's N captions, in sampling and in the update, where gradients flow through the cache.
 
-Leaves out the adapter (adapter.py), loading the LLM (llm.py), its forward pass (decoder.py), its head (head.py), beam
-search and prompt text: the prefix alone conditions the LLM.
+Leaves out the adapter (adapter.py), making the LLM ready (frozen.py), its forward pass (decoder.py), its head
+(head.py), beam search and prompt text: the prefix alone conditions the LLM.
 
 Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T caption tokens, D LLM width.
 """
@@ -19,13 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.common import DixitError
 from dixit.config import SpeakerConfig
 from dixit.models.adapter import Adapter
-from dixit.models.decoder import Decoder, HfDecoder, LlamaDecoder
-from dixit.models.head import GPU_BATCH, Head
-from dixit.models.llm import add_lora, load_llm
-from dixit.models.self_check import check_speaker, refused_if_it_fails
+from dixit.models.decoder import Decoder
+from dixit.models.frozen import FrozenLlm, SharedLlm, shared_llm
+from dixit.models.head import GPU_BATCH
+from dixit.models.llm import add_lora
 from dixit.models.sharding import max_over_processes, shard_layers
 
 MICRO_BATCH = 32  # captions scored at once; fewer means less padding, more means wider matrix products; GPU_BATCH on a
@@ -76,34 +75,25 @@ class Speaker:
                  device: str | torch.device = "cpu", row_width: int = 0):
         self.config = config
         positions = 1 + config.prefix + config.max_tokens
-        self.llm, self.tokenizer = load_llm(config.llm, config.dtype, positions)
-        self.eos = int(self.tokenizer.eos_token_id)
-        self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
-        embed = self.llm.get_input_embeddings()
-        embedded = embed(torch.arange(len(embed.weight)))  # by the layer, which may scale its weight
-        self.llm_width = embedded.shape[1]
+        own = bool(config.lora_rank or config.shard)  # an LLM that changes is not shared
+        self.frozen = FrozenLlm(config, positions) if own else shared_llm(config, positions, device)
+        self.tokenizer, self.eos, self.start = self.frozen.tokenizer, self.frozen.eos, self.frozen.start
+        self.llm_width = self.frozen.width
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapter = Adapter(config, patches, patch_width, self.llm_width, float(embedded.float().std()), row_width)
-            del embedded
+            adapter = Adapter(config, patches, patch_width, self.llm_width, self.frozen.scale, row_width)
             if config.lora_rank:
-                self.llm = add_lora(self.llm, config.llm, config.lora_rank, config.lora_targets)
-                lora = {n.replace(".", "_"): p for n, p in self.llm.named_parameters() if p.requires_grad}
+                self.frozen.model = add_lora(self.frozen.model, config.llm, config.lora_rank, config.lora_targets)
+                lora = {n.replace(".", "_"): p for n, p in self.frozen.model.named_parameters() if p.requires_grad}
                 adapter.lora = nn.ParameterDict(lora)
             if config.gated_units:  # only these are trained then
                 adapter.requires_grad_(False)
                 adapter.gated_units.requires_grad_(True)
+        self.llm = self.frozen.model
         self.sharded = config.shard and shard_layers(self.llm, torch.device(device))
-        self.llm.to(device)
-        with refused_if_it_fails(self.llm, config.llm):
-            fits = LlamaDecoder.fits(self.llm) and not self.sharded
-            if config.compile == "yes" and not fits:
-                raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' "
-                                 f"with lora_rank {config.lora_rank} is none: use auto")
-            decoder = LlamaDecoder(self.llm, config.compile, positions) if fits else HfDecoder(self.llm)
-            self.decoder: Decoder = decoder
-            self.head = Head(self.llm)
-            check_speaker(self.llm, decoder, self.head, self.start, positions, self.sharded)
+        self.decoder: Decoder
+        self.decoder, self.head = (self.frozen.decoder, self.frozen.head) if isinstance(self.frozen, SharedLlm) \
+            else self.frozen.runner(config, positions, device, self.sharded)
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
@@ -112,7 +102,7 @@ class Speaker:
 
     # --- one batch ---
 
-    def _prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
+    def prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
         """Run start token and prefix, once per image; the cache and the last hidden states.
 
         The start token serves as attention sink. Without it the first prefix vector does, and gradients explode
@@ -132,7 +122,7 @@ class Speaker:
         """
         count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
         going = torch.arange(count, device=prefix.device)  # the captions in the batch
-        cache, hidden = self._prefill(prefix)
+        cache, hidden = self.prefill(prefix)
         image = going // (count // len(prefix))
         cache, hidden = self.decoder.expand(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
@@ -161,7 +151,7 @@ class Speaker:
     @torch.no_grad()
     def next_logp(self, prefix: Float[Tensor, "S K D"], tokens: Int[Tensor, "S t"]) -> Float[Tensor, "S V"]:
         """Log-probabilities of the token that follows the prefix and t given tokens (t may be 0)."""
-        cache, hidden = self._prefill(prefix)
+        cache, hidden = self.prefill(prefix)
         if tokens.shape[1]:
             rows = torch.arange(len(prefix), device=prefix.device)
             hidden = self.decoder.extend(self.decoder.select(cache, rows, room=tokens.shape[1]), tokens)[:, -1]
@@ -183,7 +173,7 @@ class Speaker:
         if self.sharded:  # every micro-batch must have a token to run
             tokens = F.pad(tokens, (0, 1), value=-1)
         mask = tokens >= 0
-        cache, first = self._prefill(prefix)
+        cache, first = self.prefill(prefix)
         order = mask.sum(1).argsort(stable=True)
         more = self._max_count(len(order)) - len(order)  # captions that are run again and not used
         parts = []
@@ -212,10 +202,14 @@ class Speaker:
 
     # --- text ---
 
-    def encode(self, texts: list[str]) -> tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"]]:
-        """Tokens of captions, each ended by the end token and cut at `max_tokens`, and their mask."""
-        rows = [ids[: self.config.max_tokens - 1] + [self.eos]
+    def token_rows(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each caption, ended by the end token and cut at `max_tokens`."""
+        return [ids[: self.config.max_tokens - 1] + [self.eos]
                 for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def encode(self, texts: list[str]) -> tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"]]:
+        """`token_rows` padded with the end token, and their mask."""
+        rows = self.token_rows(texts)
         longest = max(map(len, rows))
         tokens = torch.full((len(rows), longest), self.eos)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)

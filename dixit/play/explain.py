@@ -62,16 +62,19 @@ def _scored(speaker: Speaker, prefix: Float[Tensor, "B K D"], draws: Float[Tenso
 
 
 def listener_labels(listeners: Sequence[ListenerConfig]) -> list[str]:
-    """A label for each listener: its name, followed by its CLIP if several have the same name."""
+    """A label for each listener: its name, followed by its CLIP or other model if several have the same name."""
     count = Counter(c.name for c in listeners)
-    return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.clip).name}" for c in listeners]
+    return [c.name if count[c.name] == 1 else f"{c.name}, {Path(c.model or c.clip).name}" for c in listeners]
 
 
 def describe_listener(c: ListenerConfig) -> str:
     """What a listener knows, understands and sees, in plain words: "expert of animals, eyes lite0".
 
-    Limits that it does not have are left out; the last part is its image tower, or the name of its CLIP.
+    Limits that it does not have are left out; the last part is its image tower, the name of its CLIP, or the captioner
+    that it is.
     """
+    if c.kind == "attributes":
+        return "reads the scene's record instead of pixels"
     parts = []
     if c.knows.eyes:
         parts.append(f"expert of {_kinds(c.knows.eyes)}")
@@ -87,6 +90,8 @@ def describe_listener(c: ListenerConfig) -> str:
         parts.append(f"understands {c.language.capitalize()}")
     if c.perception != "colour":
         parts.append(f"sees {perception_label(c.perception).replace('_', ' ')}")
+    if c.kind in ("captioner", "vlm"):
+        return ", ".join([*parts, f"believes in an image as {Path(c.model).name} would describe it"])
     clip = Path(c.clip).name
     return ", ".join([*(parts or ["knows everything"]), f"eyes {tower_of(clip) or clip}"])
 

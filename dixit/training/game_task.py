@@ -21,16 +21,15 @@ from torch import Tensor
 
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.models.clip import load_clip
 from dixit.models.features import prefetch
-from dixit.models.listeners import ClipListener, Listener, make_listeners, score_all
+from dixit.models.listeners import ClipListener, Listener, score_all
 from dixit.training import game, policy, said
 from dixit.training.audiences import Audience
 from dixit.training.baselines import EVERYONE, Baselines
 from dixit.training.candidates import CandidateSampler, draw_candidates
 from dixit.training.continual import Remedy
 from dixit.training.loop import local_slice, local_weight
-from dixit.training.runs import patch_batch, speaker_and_images
+from dixit.training.runs import make_listeners, open_models, patch_batch, speaker_and_images
 from dixit.training.task import Task
 from dixit.training.validation import game_figures
 from dixit.training.warm_start import CaptionTask, ClipTask, WordTask
@@ -45,8 +44,8 @@ class GameTask(Task):
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
-        others = [load_clip(c.clip, c.pretrained, device) for c in (*config.listeners, *config.heldout)
-                  if c.kind == "clip"]  # held-out ones too: a missing one must not be told after the training
+        # held-out ones too: a missing one must not be told after the training
+        others = [open_models(group, device) for group in (config.listeners, config.heldout)]
         start = speaker_and_images(config, device)
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store

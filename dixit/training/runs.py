@@ -1,4 +1,4 @@
-"""Opening runs: the speaker that a config describes, and a trained run with its base speaker.
+"""Opening runs: the speaker and the listeners that a config describes, and a trained run with its base speaker.
 
 Leaves out training (loop.py) and evaluation (eval/).
 
@@ -18,11 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dixit.common import DixitError
-from dixit.config import Config, load_config
+from dixit.config import Config, ListenerConfig, load_config
 from dixit.data.images import load, open_image
 from dixit.models.clip import Clip, load_clip
-from dixit.models.features import patch_features
+from dixit.models.features import image_embeddings, patch_features
+from dixit.models.listeners import AttributeListener, ClipListener, Listener, known_classes
+from dixit.models.literal import LiteralListener, SpeakerCaptioner
 from dixit.models.speaker import Speaker
+from dixit.models.vlm import Vlm, VlmCaptioner, load_vlm
 from dixit.training.checkpoints import base_weights, load_weights, trained_weights
 
 
@@ -110,3 +113,50 @@ def load_run(folder: str | Path, overrides: list[str] | tuple[str, ...] = (),
     load_weights(speaker.trained, weights)
     speaker.trained.eval()
     return LoadedRun(folder, config, clip, speaker, base, weights)
+
+
+def open_captioner(folder: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
+    """The run of a speaker that is to listen. Raises DixitError if it has none, besides the errors of `load_run`."""
+    config = run_config(Path(folder))
+    if config.task == "clip":
+        raise DixitError(f"{folder} is a run of the task clip and has no speaker; name a run of the task caption or "
+                         "game")
+    return load_run(folder, ["speaker.shard=false"], device)
+
+
+def open_models(configs: tuple[ListenerConfig, ...],
+                device: str | torch.device = "cpu") -> list[Clip | LoadedRun | Vlm | None]:
+    """The model of each listener; None if it needs none. CLIPs and vision-language models are shared while they are in
+    use. Raises DixitError, with the listener's name, if one cannot be opened."""
+    def open_one(c: ListenerConfig) -> Clip | LoadedRun | Vlm | None:
+        if c.kind == "captioner":
+            return open_captioner(c.model, device)
+        if c.kind == "vlm":
+            return load_vlm(c.model, device)
+        return load_clip(c.clip, c.pretrained, device) if c.kind == "clip" else None
+
+    opened = []
+    for place, c in enumerate(configs, 1):
+        try:
+            opened.append(open_one(c))
+        except DixitError as error:
+            raise DixitError(f"listener {place} ({c.name}): {error}") from None
+    return opened
+
+
+def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
+                   device: str | torch.device = "cpu") -> list[Listener]:
+    """Listeners that see the images of `dataset`."""
+    made: list[Listener] = []
+    for c, model in zip(configs, open_models(configs, device), strict=True):
+        if isinstance(model, Clip):
+            made.append(ClipListener(model, image_embeddings(
+                model, dataset, c.perception, known=known_classes(model, c)), c))
+        elif isinstance(model, LoadedRun):
+            patches = patch_features(model.clip, dataset, c.perception)
+            made.append(LiteralListener(SpeakerCaptioner(model.speaker, patches), c))
+        elif isinstance(model, Vlm):
+            made.append(LiteralListener(VlmCaptioner(model, dataset, c.perception, c.prompt), c))
+        else:
+            made.append(AttributeListener(dataset, c, device))
+    return made

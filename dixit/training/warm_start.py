@@ -25,7 +25,7 @@ from dixit.common import DixitError, rng, words
 from dixit.config import Config
 from dixit.config_perception import Perception, perception_label
 from dixit.data.images import load, pixels
-from dixit.data.scenes import WORD_CLASSES
+from dixit.data.scenes import WORD_CLASSES, oracle_caption
 from dixit.models.clip import Clip, build_locked
 from dixit.models.features import (
     class_features,
@@ -264,10 +264,14 @@ class WordTask(Task):
 def caption_sources(config: Config, start: SpeakerAndImages,
                     fit: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:
     """Captions of the training and of the validation images, MadeCaptions if the config asks for them, else
-    WrittenCaptions; `fit` makes a list of captions from each image's."""
+    WrittenCaptions, which name just `data.attributes` if there are any; `fit` makes a list of captions from each
+    image's."""
     def source(images: Dataset) -> MadeCaptions | WrittenCaptions:
         if config.data.made_captions:
             return MadeCaptions(start.clip, images, fit)
+        if config.data.attributes:
+            named = frozenset(config.data.attributes)
+            return WrittenCaptions([fit([oracle_caption(json.loads(record), named)]) for record in images["record"]])
         return WrittenCaptions([fit(row) for row in images["captions"]])
 
     return source(start.data), source(start.validation)

@@ -15,9 +15,8 @@ from dixit.config import DataConfig, load_config
 from dixit.data.images import load
 from dixit.data.wordnet import wordnet
 from dixit.models.clip import build_locked, save_clip
-from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 from eval import oracle, transfer
 from eval.baselines import POOLS, mean_reward
 from eval.drift import panel

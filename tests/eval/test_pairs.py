@@ -13,9 +13,8 @@ import torch
 
 from dixit.common import DixitError, read_json
 from dixit.config import Config, SpeakerConfig, load_config, settings_hash
-from dixit.models.listeners import make_listeners
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 from eval import pairs
 from eval.baselines import best_of, contrastive, mean_reward, untrained_speakers
 from eval.evaluate import dataset_of, generate_captions, measure

@@ -18,9 +18,9 @@ from PIL import Image
 from dixit.common import DixitError, rng, run_main, words, write_json
 from dixit.config import ListenerConfig
 from dixit.data.images import fingerprint, load, open_data
-from dixit.models.listeners import make_listeners, score_all
+from dixit.models.listeners import score_all
 from dixit.training import game
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 from eval import metrics, transfer
 from eval.tables import find, look_up, read_cells, read_rows
 

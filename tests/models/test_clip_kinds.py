@@ -30,7 +30,8 @@ from dixit.data.images import load, pixels
 from dixit.models import features, perception
 from dixit.models.clip import fit_to_tower, load_clip
 from dixit.models.features import image_embeddings, patch_features
-from dixit.models.listeners import make_listeners, score_all
+from dixit.models.listeners import score_all
+from dixit.training.runs import make_listeners
 
 TEXTS = ["a red circle", "", "A BLUE star, at the top-left!", "blue", "ein grünes Quadrat", "words " * 50]
 

@@ -45,6 +45,7 @@ def prefixes(speaker: Speaker, images: int) -> torch.Tensor:
 def static(settings: SpeakerConfig) -> Speaker:
     """A speaker that samples with a static cache, on a CPU and without a compiler."""
     speaker = Speaker(settings, PATCHES, WIDTH)
+    speaker.decoder = LlamaDecoder(speaker.llm)  # of its own
     speaker.decoder.static = True
     return speaker
 
@@ -52,7 +53,7 @@ def static(settings: SpeakerConfig) -> Speaker:
 def compiled(settings: SpeakerConfig, device: str = "cpu", **how: object) -> Speaker:
     """As speaker.compile yes has it on a GPU; the compiler is shown what lies under the checks of annotations."""
     speaker = Speaker(dataclasses.replace(settings, compile="yes"), PATCHES, WIDTH, device=device)
-    decoder = speaker.decoder
+    decoder = speaker.decoder  # no other speaker has one with compile yes
     decoder.static = True
     decoder.project, decoder.attend = (torch.compile(inspect.unwrap(part).__get__(decoder), **how)
                                        for part in (LlamaDecoder._project, LlamaDecoder._attend))
@@ -140,7 +141,7 @@ def test_cuda_graphs_change_neither_captions_nor_gradients(settings, unchecked, 
     decoder = fast.decoder
     assert isinstance(decoder, LlamaDecoder) and len(decoder.static_caches) == 3  # 40, 8 and 4 captions
     with torch.no_grad():
-        cache, _ = fast._prefill(prefixes(fast, 2))
+        cache, _ = fast.prefill(prefixes(fast, 2))
         grown = decoder.expand(cache, torch.arange(8, device="cuda") // 4, room=T)
         torch.cuda.set_sync_debug_mode("error")  # a token waits for nothing
         try:

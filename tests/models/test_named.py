@@ -17,7 +17,7 @@ from dixit.data.wordnet import wordnet
 from dixit.models.adapter import Adapter
 from dixit.models.clip import build_locked, load_clip, save_clip
 from dixit.models.features import class_features, image_embeddings, patch_features
-from dixit.models.listeners import known_classes, make_listeners
+from dixit.models.listeners import known_classes
 from dixit.models.named import (
     ATTRIBUTE_WIDTH,
     FURTHER_SHARE,
@@ -29,6 +29,7 @@ from dixit.models.named import (
 )
 from dixit.training.class_rows import train_rows
 from dixit.training.made_captions import MadeCaptions, with_names
+from dixit.training.runs import make_listeners
 
 
 @pytest.fixture(scope="module")

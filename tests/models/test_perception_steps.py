@@ -10,9 +10,9 @@ import torch
 from dixit.config import DataConfig, ListenerConfig
 from dixit.config_perception import STEPS, PerceptionStep
 from dixit.data.images import load, pixels
-from dixit.models.listeners import make_listeners
 from dixit.models.perception import perceive, perception_key
 from dixit.models.perception_steps import MACHADO
+from dixit.training.runs import make_listeners
 
 Step = PerceptionStep
 IMAGES = (torch.rand(2, 3, 48, 36, generator=torch.Generator().manual_seed(0)) * 255).round() / 255

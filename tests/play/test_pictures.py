@@ -15,11 +15,10 @@ from dixit.config import KnowledgeConfig, ListenerConfig
 from dixit.data.images import load, open_data, pixels
 from dixit.data.wordnet import wordnet
 from dixit.models.clip import build_locked, load_clip, save_clip
-from dixit.models.listeners import make_listeners
 from dixit.play import demo, web
 from dixit.play.explain import describe_listener, make_clip_listeners
 from dixit.play.tables import Tables, in_turn, load_deck
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 
 EYES = {"animals": "animal", "vehicles": "vehicle", "food": "food or plant"}
 

@@ -62,6 +62,7 @@ def close_run(one: Path, other: Path) -> None:
 
 
 def test_exactly_the_adapter_is_trained(home, train, tmp_path):
+    from dixit.models.llm import load_llm
     from dixit.models.speaker import Speaker
 
     task = train(home.game_config, tmp_path / "run")
@@ -70,7 +71,8 @@ def test_exactly_the_adapter_is_trained(home, train, tmp_path):
     assert before.keys() == after.keys() == weights(tmp_path / "run").keys()
     assert not [k for k in before if torch.equal(before[k], after[k])]
     assert all(torch.equal(weights(tmp_path / "run")[k], v) for k, v in after.items())
-    for name, frozen in fresh.llm.state_dict().items():
+    untouched, _ = load_llm(task.config.speaker.llm)
+    for name, frozen in untouched.state_dict().items():
         assert torch.equal(frozen, task.speaker.llm.state_dict()[name])
     stored = load_file(home.clip / "open_clip_model.safetensors")
     for name, frozen in task.listeners[0].clip.model.state_dict().items():

@@ -14,7 +14,6 @@ from dixit.config import DataConfig, KnowledgeConfig, ListenerConfig, load_confi
 from dixit.data.images import load
 from dixit.data.wordnet import wordnet
 from dixit.models.clip import load_clip, save_clip
-from dixit.models.listeners import make_listeners
 from dixit.training import audiences
 from dixit.training.made_captions import MadeCaptions
 from dixit.training.requests import (
@@ -25,7 +24,7 @@ from dixit.training.requests import (
     request_for,
     requested_caption,
 )
-from dixit.training.runs import load_run
+from dixit.training.runs import load_run, make_listeners
 from eval.audiences import measure_gaps, summarise
 
 CLIP = "lite0-pictures"

@@ -303,7 +303,7 @@ def final_states(speaker: Speaker, prefix: Float[Tensor, "B K D"],
     S is a multiple of B: the captions of one image are adjacent. Differentiable in the prefix.
     """
     image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
-    cache, first = speaker._prefill(prefix)
+    cache, first = speaker.prefill(prefix)
     if not tokens.shape[1]:
         return first[image, None]
     body = speaker.decoder.extend(speaker.decoder.select(cache, image, room=tokens.shape[1]), tokens)

@@ -1,0 +1,65 @@
+"""The frozen LLM of a speaker, ready to run. The speakers of a process share one: that which is trained in a game, and
+listeners that are captioners.
+
+Leaves out loading (llm.py), the forward pass (decoder.py) and the head (head.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from dixit.common import DixitError
+from dixit.config import SpeakerConfig
+from dixit.models.decoder import HfDecoder, LlamaDecoder
+from dixit.models.head import Head
+from dixit.models.llm import load_llm
+from dixit.models.self_check import check_speaker, refused_if_it_fails
+
+
+class FrozenLlm:
+    """An LLM with its tokenizer, start and end tokens, and the width and standard deviation of its embeddings."""
+
+    def __init__(self, config: SpeakerConfig, positions: int):
+        self.model, self.tokenizer = load_llm(config.llm, config.dtype, positions)
+        self.eos = int(self.tokenizer.eos_token_id)
+        self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+        embed = self.model.get_input_embeddings()
+        embedded = embed(torch.arange(len(embed.weight)))  # by the layer, which may scale its weight
+        self.width, self.scale = embedded.shape[1], float(embedded.float().std())
+
+    def runner(self, config: SpeakerConfig, positions: int, device: str | torch.device,
+               sharded: bool) -> tuple[HfDecoder | LlamaDecoder, Head]:
+        """Move the model to the device, and make and check what runs it."""
+        self.model.to(device)
+        with refused_if_it_fails(self.model, config.llm):
+            fits = LlamaDecoder.fits(self.model) and not sharded
+            if config.compile == "yes" and not fits:
+                raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' "
+                                 f"with lora_rank {config.lora_rank} is none: use auto")
+            decoder = LlamaDecoder(self.model, config.compile, positions) if fits else HfDecoder(self.model)
+            head = Head(self.model)
+            check_speaker(self.model, decoder, head, self.start, positions, sharded)
+        return decoder, head
+
+
+class SharedLlm(FrozenLlm):
+    """An LLM that never changes, with what runs it."""
+
+    def __init__(self, config: SpeakerConfig, positions: int, device: str | torch.device):
+        super().__init__(config, positions)
+        self.decoder, self.head = self.runner(config, positions, device, sharded=False)
+
+
+_opened: WeakValueDictionary[tuple[Any, ...], SharedLlm] = WeakValueDictionary()  # by place, settings, state of files
+
+
+def shared_llm(config: SpeakerConfig, positions: int, device: str | torch.device) -> SharedLlm:
+    """The LLM of a speaker without LoRA and sharding; a process holds each once while it is in use."""
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
+             for p in sorted(Path(config.llm).glob("*")) if p.is_file()]
+    place = (config.llm, config.dtype, config.compile, positions, str(device), *files)
+    return _opened.get(place) or _opened.setdefault(place, SharedLlm(config, positions, device))

@@ -1,0 +1,181 @@
+"""Vision-language models of Hugging Face as captioners: what they answer to a prompt about an image is its caption.
+
+Any model of `AutoModelForImageTextToText` whose decoder keeps a cache of keys and values: the image and the prompt run
+once, captions after that cache. When it is opened, that is compared with the model's own forward pass.
+
+Leaves out training, and models whose answers are not causal or whose prompt is not a prefix (encoder-decoders,
+PaliGemma).
+
+Shapes: S captions, B images, H x W pixels, t new tokens, D LLM width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from dixit.common import DixitError, first_line
+from dixit.config_perception import Perception
+from dixit.data.images import pixels
+from dixit.models.decoder import HfDecoder, Tree
+from dixit.models.head import Head
+from dixit.models.perception import perceive
+
+CHECKED = "a red circle"  # the caption on which a model is compared with its own forward pass
+
+
+class VlmDecoder(HfDecoder):
+    """The language model of a vision-language model, behind its image tower."""
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.shift: Tensor | None = None  # of positions after an image, in models with a position for each of its axes
+
+    def read(self, inputs: dict[str, Tensor]) -> tuple[Any, Float[Tensor, "B D"]]:
+        """Run images and prompts, as the processor gives them; the cache and the last hidden states."""
+        cache, hidden = self._run(**inputs)
+        shifts = getattr(self.body, "rope_deltas", None)
+        self.shift = None if shifts is None else shifts[:1]  # images and prompts of one size have one
+        return cache, hidden[:, -1]
+
+    def extend(self, cache: Any, tokens: Int[Tensor, "S t"], tree: Tree | None = None) -> Float[Tensor, "S t D"]:
+        if self.shift is not None:  # the model would take those of the images it has read last
+            self.body.rope_deltas = self.shift
+        return super().extend(cache, tokens, tree)
+
+
+class Vlm:
+    """A vision-language model and its processor."""
+
+    def __init__(self, name: str, model: Any, processor: Any, device: str | torch.device):
+        self.name, self.processor, self.device = name, processor, torch.device(device)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.tokenizer = processor.tokenizer
+        self.decoder, self.head = VlmDecoder(self.model), Head(self.model)
+
+    def chat(self, prompt: str) -> tuple[str, str]:
+        """The text in front of a caption, and what the model's chat template has between it and the caption, such as a
+        space. Models without a template get the image and the prompt."""
+        if not getattr(self.processor, "chat_template", None):
+            return f"{getattr(self.processor, 'image_token', '')}{prompt}", " " if prompt else ""
+        turn = [{"type": "image"}, *([{"type": "text", "text": prompt}] if prompt else [])]
+        asked: list[dict[str, Any]] = [{"role": "user", "content": turn}]
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": CHECKED}]}]
+        front = self.processor.apply_chat_template(asked, add_generation_prompt=True)
+        between = self.processor.apply_chat_template(answered).removeprefix(front).partition(CHECKED)[0]
+        return front, between if between.isspace() else ""
+
+    def inputs(self, images: UInt8[Tensor, "B 3 H W"], front: str) -> dict[str, Tensor]:
+        """What the model takes for images of one size, each with the text in front of its caption."""
+        pictures = [[Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))] for image in images]
+        made = self.processor(text=[front] * len(pictures), images=pictures, return_tensors="pt")
+        if not made["attention_mask"].all():
+            raise DixitError(f"'{self.name}' gives images of one size prompts of different lengths; choose another "
+                             "model")
+        dtype = self.model.dtype
+        return {key: value.to(self.device, dtype if value.is_floating_point() else None) for key, value in made.items()}
+
+    def token_rows(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of texts, each ended by the tokenizer's end token."""
+        return [[*ids, self.tokenizer.eos_token_id]
+                for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    @torch.no_grad()
+    def own_logp(self, inputs: dict[str, Tensor], tokens: Int[Tensor, "B t"]) -> Float[Tensor, "B t"]:
+        """Log-probabilities of tokens after images and prompts, by the model's own forward pass."""
+        length = inputs["input_ids"].shape[1]
+        whole = {}
+        for key, value in inputs.items():
+            if key == "input_ids":
+                value = torch.cat([value, tokens], 1)
+            elif value.shape == inputs["input_ids"].shape:  # a mask, or the kind of each token
+                value = torch.cat([value, torch.full_like(tokens, int(key == "attention_mask"), dtype=value.dtype)], 1)
+            whole[key] = value
+        logits = self.model(**whole, use_cache=False).logits[:, length - 1:-1]
+        return logits.float().log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises DixitError if captions after a cache get other log-probabilities than the model gives them."""
+        front, between = self.chat("Describe it.")
+        grid = torch.arange(2 * 3 * 64 * 64).reshape(2, 3, 64, 64) * 37 % 256
+        inputs = self.inputs(grid.byte(), front)
+        tokens = torch.tensor(self.token_rows([between + CHECKED]), device=self.device)
+        cache, first = self.decoder.read({key: value for key, value in inputs.items()})
+        both = torch.arange(2, device=self.device)
+        body = self.decoder.extend(self.decoder.select(cache, both, room=tokens.shape[1]),
+                                   tokens[:, :-1].expand(2, -1))
+        hidden = torch.cat([first[:, None], body], 1)
+        mine = self.head.token_logp(hidden.flatten(0, 1), tokens.expand(2, -1).flatten()).unflatten(0, (2, -1))
+        own = self.own_logp(inputs, tokens.expand(2, -1))
+        tolerance = torch.finfo(self.model.dtype).eps ** 0.5
+        if not float((mine - own).abs().max()) <= tolerance * max(float(own.abs().max()), 1.0):  # NaN differs
+            raise DixitError(f"'{self.name}' ({self.model.config.model_type}) gives captions other log-probabilities "
+                             "after a cache than in one pass; choose another model")
+
+
+class VlmCaptioner:
+    """A vision-language model that answers a prompt about the images of a dataset, seen through a perception."""
+
+    def __init__(self, vlm: Vlm, dataset: Dataset, perception: Perception, prompt: str):
+        self.vlm, self.dataset, self.perception = vlm, dataset, perception
+        self.decoder, self.head, self.device = vlm.decoder, vlm.head, vlm.device
+        self.front, self.between = vlm.chat(prompt)
+
+    def prefill(self, images: Sequence[int]) -> tuple[Any, Float[Tensor, "B D"]]:
+        seen = perceive(pixels(self.dataset, images).float() / 255, self.perception)
+        return self.decoder.read(self.vlm.inputs((seen * 255).round().clamp(0, 255).byte(), self.front))
+
+    def token_rows(self, texts: list[str]) -> list[list[int]]:
+        return self.vlm.token_rows([self.between + text for text in texts])
+
+
+_opened: WeakValueDictionary[tuple[Any, ...], Vlm] = WeakValueDictionary()  # by name, device and the state of files
+
+
+def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
+    """A frozen vision-language model from a folder or by its Hugging Face name, in the precision of its weights.
+
+    A process holds each once while it is in use. Raises DixitError where it cannot be loaded or used. Only safetensors
+    are read, and remote code is never run.
+    """
+    folder = Path(name).expanduser()
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
+    place = (str(folder.resolve()) if files else name, str(device), *files)
+    if place in _opened:
+        return _opened[place]
+    source = str(folder) if folder.is_dir() else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise DixitError(f"'{name}' is an encoder-decoder ({config.model_type}); choose a model with a decoder "
+                             "only")
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        if getattr(processor, "tokenizer", None) is None or processor.tokenizer.eos_token_id is None:
+            raise DixitError(f"'{name}' has no processor for images and text, or its tokenizer no end token; its files "
+                             "are missing or it is no vision-language model")
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            source, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True,
+            use_safetensors=True)
+        model, loaded = opened
+        missing = sorted(loaded["missing_keys"])  # transformers would leave these at random values
+        if missing:
+            raise DixitError(f"the weights of '{name}' lack {len(missing)} tensors of its config, e.g. {missing[0]}; "
+                             "copy or download them again")
+        vlm = Vlm(name, model, processor, device)
+        vlm.check()
+    except DixitError:
+        raise
+    except Exception as error:  # many kinds, each about bad input
+        raise DixitError(f"cannot use the vision-language model '{name}': {first_line(error)}") from None
+    return _opened.setdefault(place, vlm)

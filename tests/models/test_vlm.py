@@ -1,0 +1,107 @@
+"""Listeners that are vision-language models: their logits are those of the model's own forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dixit.common import DixitError
+from dixit.config import DataConfig, ListenerConfig
+from dixit.data.images import load, pixels
+from dixit.models.listeners import score_all
+from dixit.models.perception import perceive
+from dixit.models.vlm import load_vlm
+from dixit.training.runs import make_listeners
+from tests.vlms import FAMILIES, make_vlm
+
+TEXTS = ["A red circle.", "A red circle and a big ring.", "A red ring.", "", "two"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("vlms")
+    return {family: make_vlm(family, root / family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIXIT_CACHE", str(tiny.cache))
+        return load(DataConfig(name="scenes", image_size=32, train=64, validation=24, test=24, combos=8), "validation")
+
+
+def own_logp(folder: Path, images: torch.Tensor, prompt: str, text: str) -> float:
+    """log p(text | image) by the model and its processor, loaded anew, without any code of this project."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    if processor.chat_template:
+        turn = [{"type": "image"}, {"type": "text", "text": prompt}]
+        front = processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
+    else:
+        front = f"<image>{prompt}"
+    both = [processor(text=front + said, images=picture, return_tensors="pt") for said in ("", f" {text}</s>")]
+    before, whole = (one["input_ids"].shape[1] for one in both)
+    with torch.no_grad():
+        logits = model(**both[1]).logits[0, before - 1:-1].log_softmax(-1)
+    return float(logits.gather(1, both[1]["input_ids"][0, before:whole, None]).sum())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_models_own(home, folders, dataset, family):
+    prompt = "Describe the image in one short sentence."
+    config = ListenerConfig("reader", kind="vlm", model=str(folders[family]), prompt=prompt)
+    plain, grey = make_listeners((config, dataclasses.replace(config, perception="grey")), dataset)
+    assert plain.captioner.vlm is grey.captioner.vlm  # held once
+    candidates = torch.from_numpy(np.random.default_rng(0).integers(0, 24, (len(TEXTS), 4)))
+    logits = score_all([plain, grey], TEXTS, candidates)
+    for i, text in enumerate(TEXTS[:2]):
+        image = pixels(dataset, [int(candidates[i, 1])])
+        seen = (perceive(image.float() / 255, "grey") * 255).round().byte()
+        for mine, wanted in zip(logits[:, i, 1], (image, seen), strict=True):
+            assert float(mine) == pytest.approx(own_logp(folders[family], wanted, prompt, text), rel=1e-4)
+    assert logits[0, 0].std() > 1e-3 and logits[:, 3].tolist() == [[0.0] * 4] * 2
+    assert not torch.allclose(logits[0, :2], logits[1, :2], atol=1e-3)
+    again, = make_listeners((dataclasses.replace(config, length_normalised=True),), dataset)
+    torch.testing.assert_close(again.score(TEXTS[:1], candidates[:1]), logits[0, :1] / 5, atol=1e-4, rtol=1e-4)
+
+
+def test_the_chat_template_says_what_stands_before_a_caption(home, folders):
+    front, between = load_vlm(str(folders["idefics3"])).chat("Describe it.")
+    assert front.endswith("Describe it.<end_of_utterance>\nAssistant:") and between == " "
+    front, between = load_vlm(str(folders["qwen2_vl"])).chat("")
+    assert front.endswith("<|vision_end|><|im_end|>\n<|im_start|>assistant\n") and between == ""
+
+
+def test_models_that_cannot_be_used_are_refused(home, folders, tmp_path, tiny):
+    import shutil
+
+    with pytest.raises(DixitError, match="cannot use the vision-language model .*/nothing"):
+        load_vlm(str(tmp_path / "nothing"))
+    with pytest.raises(DixitError, match="cannot use the vision-language model|no processor for images and text"):
+        load_vlm(str(tiny.llm))
+    folder = Path(shutil.copytree(folders["llava"], tmp_path / "llava"))
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if "projector" in key or "layers.1" in key)
+    save_file({key: value for key, value in weights.items() if key != name}, folder / "model.safetensors",
+              metadata={"format": "pt"})
+    with pytest.raises(DixitError, match="lack 1 tensors of its config"):
+        load_vlm(str(folder))
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DixitError, match="cannot use the vision-language model"):
+        load_vlm(str(folder))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"auto_map": {"AutoConfig": "evil.Config"}}))
+    (folder / "evil.py").write_text("raise SystemExit('remote code was run')")
+    with pytest.raises(DixitError):
+        load_vlm(str(folder))

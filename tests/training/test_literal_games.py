@@ -1,0 +1,70 @@
+"""Games whose listeners are captioners and vision-language models, beside CLIPs: every reward, exact resume, errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dixit.common import DixitError, words
+from dixit.config_checks import CHOICES
+from dixit.data.scenes import WORD_CLASSES
+from dixit.models.listeners import ClipListener
+from dixit.models.literal import LiteralListener
+from dixit.training.checkpoints import trained_weights
+from tests.vlms import make_vlm
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory) -> Path:
+    return make_vlm("idefics3", tmp_path_factory.mktemp("vlm"))
+
+
+def mixed(caption_run: Path, clip: Path, vlm: Path | None = None) -> str:
+    third = f", {{name: answers, kind: vlm, model: {vlm}, weight: -0.5}}" if vlm else ""
+    return (f"listeners=[{{name: sees, clip: {clip}, weight: 1}}, {{name: reads, kind: captioner, perception: grey, "
+            f"model: {caption_run}, weight: -1}}{third}]")
+
+
+@pytest.mark.parametrize("reward", CHOICES["game.reward"])
+def test_captioners_and_clips_play_under_every_reward(home, caption_run, vlm, train, tmp_path, reward):
+    task = train(home.game_config, tmp_path / "run", mixed(caption_run, home.clip, vlm), f"speaker.init={caption_run}",
+                 f"game.reward={reward}", "train.steps=1", "heldout=[]", "data.validation=8")
+    assert [type(listener) for listener in task.listeners] == [ClipListener, LiteralListener, LiteralListener]
+    assert task.speaker.llm is task.listeners[1].captioner.speaker.llm  # held once
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert torch.tensor([row["loss"], row["reward"], row["reward/reads"], row["accuracy/answers"]]).isfinite().all()
+
+
+def test_a_resumed_game_with_a_captioner_equals_the_uninterrupted_one(home, caption_run, train, tmp_path):
+    settings = [mixed(caption_run, home.clip), f"speaker.init={caption_run}", "heldout=[]", "game.normalise=listener"]
+    train(home.game_config, tmp_path / "whole", *settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
+    shutil.rmtree(tmp_path / "halves" / "checkpoints" / "step_000004")  # stopped after two of four steps
+    train(home.game_config, tmp_path / "halves", *settings)
+    whole, halves = (load_file(trained_weights(tmp_path / name)) for name in ("whole", "halves"))
+    assert len(list((tmp_path / "halves" / "checkpoints").iterdir())) == 2
+    assert [key for key in whole if not torch.equal(whole[key], halves[key])] == []
+
+
+def test_a_missing_heldout_captioner_is_told_before_the_training(home, caption_run, train, tmp_path):
+    with pytest.raises(DixitError, match=r"listener 1 \(late\): .*nowhere is not a run"):
+        train(home.game_config, tmp_path / "run",
+              f"heldout=[{{name: late, kind: captioner, model: {tmp_path}/nowhere}}]")
+
+
+def test_a_run_cannot_listen_to_itself(home, caption_run, train, tmp_path):
+    with pytest.raises(DixitError, match=r"listeners\[1\].model .* is this run itself"):
+        train(home.game_config, caption_run, mixed(caption_run, home.clip))
+
+
+def test_a_captioner_is_taught_the_words_of_some_attributes(home, train, tmp_path):
+    task = train(home.caption_config, tmp_path / "run", "data.attributes=[colour]", "train.steps=1")
+    _, captions = task.captions.draw(np.arange(len(task.data)))
+    said = {word for own in captions for text in own for word in words(text)}
+    assert said <= {"a", "an", "and", "shape", *WORD_CLASSES["colour"]} and len(said & WORD_CLASSES["colour"]) > 5
