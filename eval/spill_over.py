@@ -13,6 +13,7 @@ Shapes: n images.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,16 @@ from .picture_metrics import names_truly
 
 
 @torch.no_grad()
-def written_loss(run: LoadedRun, module: nn.Module, dataset: Dataset) -> Float[Tensor, "n"]:
+def written_loss(run: LoadedRun, module: nn.Module, dataset: Dataset) -> list[float]:
     """-log p per token of each image's first written caption with its end token, cut at speaker.max_tokens."""
     store, speaker, size = patch_features(run.clip, dataset, "colour"), run.speaker, run.config.eval.batch
     texts = [row[0] for row in dataset["captions"]]
-    losses = []
+    losses: list[float] = []
     for start in range(0, len(texts), size):
         tokens, mask = speaker.encode(texts[start:start + size])
         prefix = module(patch_batch(store, np.arange(start, start + len(tokens)), speaker.device))
-        losses.append(-(speaker.logprobs(prefix, tokens, mask) * mask).sum(1) / mask.sum(1))
-    return torch.cat(losses).cpu()
+        losses += (-(speaker.logprobs(prefix, tokens, mask) * mask).sum(1) / mask.sum(1)).tolist()
+    return losses
 
 
 def named(texts: list[str], concepts: list[str]) -> Float[Tensor, "n"]:
@@ -56,8 +57,8 @@ def spill_over(run: LoadedRun, dataset: Dataset, captions: dict[str, dict[str, A
     found: dict[str, dict[str, Tensor]] = {}
     concepts = [] if any(dataset["record"]) else list(dataset["concept"])
     for name, module in speakers_of(run).items():
-        loss = kept(run, module, dataset, "-written", lambda m=module: {"loss": written_loss(run, m, dataset).tolist()})
-        found[name] = {"written_loss": torch.tensor(loss["loss"])}
+        loss = kept(run, module, dataset, "-written", partial(written_loss, run, module, dataset))
+        found[name] = {"written_loss": torch.tensor(loss)}
         hits = named(captions[name]["texts"], concepts) if concepts else torch.empty(0)
         if len(hits):
             found[name]["named"] = hits

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from dixit.common import DixitError, first_line
 from dixit.config_perception import Perception
 from dixit.data.images import pixels
-from dixit.models.decoder import HfDecoder, Tree
+from dixit.models.decoder import Decoder, HfDecoder, Tree
 from dixit.models.head import Head
 from dixit.models.perception import perceive
 
@@ -129,12 +129,13 @@ class VlmCaptioner:
 
     def __init__(self, vlm: Vlm, dataset: Dataset, perception: Perception, prompt: str):
         self.vlm, self.dataset, self.perception = vlm, dataset, perception
-        self.decoder, self.head, self.device = vlm.decoder, vlm.head, vlm.device
+        self.decoder: Decoder = vlm.decoder
+        self.head, self.device = vlm.head, vlm.device
         self.front, self.between = vlm.chat(prompt)
 
     def prefill(self, images: Sequence[int]) -> tuple[Any, Float[Tensor, "B D"]]:
         seen = perceive(pixels(self.dataset, images).float() / 255, self.perception)
-        return self.decoder.read(self.vlm.inputs((seen * 255).round().clamp(0, 255).byte(), self.front))
+        return self.vlm.decoder.read(self.vlm.inputs((seen * 255).round().clamp(0, 255).byte(), self.front))
 
     def token_rows(self, texts: list[str]) -> list[list[int]]:
         return self.vlm.token_rows([self.between + text for text in texts])
