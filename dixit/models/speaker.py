@@ -73,7 +73,7 @@ class Speaker:
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, seed: int = 0,
                  device: str | torch.device = "cpu", row_width: int = 0):
-        self.config = config
+        self.config, self.row_width = config, row_width
         positions = 1 + config.prefix + config.max_tokens
         own = bool(config.lora_rank or config.shard)  # an LLM that changes is not shared
         self.frozen = FrozenLlm(config, positions) if own else shared_llm(config, positions, device)

@@ -247,7 +247,7 @@ def new_adapter(task: Any, config: Config, init: str = "") -> Adapter:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         adapter = Adapter(config.speaker, store.shape[1], store.shape[2], embedding.shape[1],
-                          float(embedding.float().std()))
+                          float(embedding.float().std()), speaker.row_width)
     if init:
         load_weights(adapter, trained_weights(Path(init)), optional=("audience.", "gated_units."))
     return adapter.to(speaker.device)
