@@ -155,6 +155,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_states(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file right in a folder, in order; none if there is no such folder."""
+    found = ((p.name, p.stat()) for p in sorted(folder.glob("*")) if p.is_file())
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in found]
+
+
 def words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation."""
     return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()

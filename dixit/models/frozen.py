@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from dixit.common import DixitError
+from dixit.common import DixitError, file_states
 from dixit.config import SpeakerConfig
 from dixit.models.decoder import HfDecoder, LlamaDecoder
 from dixit.models.head import Head
@@ -59,7 +59,5 @@ _opened: WeakValueDictionary[tuple[Any, ...], SharedLlm] = WeakValueDictionary()
 
 def shared_llm(config: SpeakerConfig, positions: int, device: str | torch.device) -> SharedLlm:
     """The LLM of a speaker without LoRA and sharding; a process holds each once while it is in use."""
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
-             for p in sorted(Path(config.llm).glob("*")) if p.is_file()]
-    place = (config.llm, config.dtype, config.compile, positions, str(device), *files)
+    place = (config.llm, config.dtype, config.compile, positions, str(device), *file_states(Path(config.llm)))
     return _opened.get(place) or _opened.setdefault(place, SharedLlm(config, positions, device))

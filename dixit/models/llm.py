@@ -65,15 +65,21 @@ def load_llm(name: str, dtype: str = "float32", positions: int = 0) -> tuple[Any
             source, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True,
             use_safetensors=True)
         llm, loaded = opened
-        missing = sorted(loaded["missing_keys"])  # transformers would leave these at random values
-        if missing:
-            raise DixitError(f"the weights of '{name}' lack {len(missing)} tensors of its config, e.g. {missing[0]}; "
-                             "copy or download them again")
+        refuse_missing(name, loaded)
     except DixitError:
         raise
     except Exception as error:  # many kinds, each about bad input
         raise DixitError(f"cannot load the LLM '{name}': {first_line(error)}") from None
     return llm.eval().requires_grad_(False), tokenizer
+
+
+def refuse_missing(name: str, loaded: dict[str, Any]) -> None:
+    """Raises DixitError if weights lack tensors of their config, which transformers would leave at random values;
+    `loaded` is its loading info."""
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise DixitError(f"the weights of '{name}' lack {len(missing)} tensors of its config, e.g. {missing[0]}; "
+                         "copy or download them again")
 
 
 def add_lora(llm: Any, name: str, rank: int, targets: tuple[str, ...]) -> Any:

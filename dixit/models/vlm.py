@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from dixit.common import DixitError, first_line
+from dixit.common import DixitError, file_states, first_line
 from dixit.config_perception import Perception
 from dixit.data.images import pixels
 from dixit.models.decoder import Decoder, HfDecoder, Tree
 from dixit.models.head import Head
+from dixit.models.llm import refuse_missing
 from dixit.models.perception import perceive
 
 CHECKED = "a red circle"  # the caption on which a model is compared with its own forward pass
@@ -111,7 +112,7 @@ class Vlm:
         grid = torch.arange(2 * 3 * 64 * 64).reshape(2, 3, 64, 64) * 37 % 256
         inputs = self.inputs(grid.byte(), front)
         tokens = torch.tensor(self.token_rows([between + CHECKED]), device=self.device)
-        cache, first = self.decoder.read({key: value for key, value in inputs.items()})
+        cache, first = self.decoder.read(inputs)
         both = torch.arange(2, device=self.device)
         body = self.decoder.extend(self.decoder.select(cache, both, room=tokens.shape[1]),
                                    tokens[:, :-1].expand(2, -1))
@@ -151,7 +152,7 @@ def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
     are read, and remote code is never run.
     """
     folder = Path(name).expanduser()
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
+    files = file_states(folder)
     place = (str(folder.resolve()) if files else name, str(device), *files)
     if place in _opened:
         return _opened[place]
@@ -169,10 +170,7 @@ def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
             source, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True,
             use_safetensors=True)
         model, loaded = opened
-        missing = sorted(loaded["missing_keys"])  # transformers would leave these at random values
-        if missing:
-            raise DixitError(f"the weights of '{name}' lack {len(missing)} tensors of its config, e.g. {missing[0]}; "
-                             "copy or download them again")
+        refuse_missing(name, loaded)
         vlm = Vlm(name, model, processor, device)
         vlm.check()
     except DixitError:
