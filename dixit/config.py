@@ -61,9 +61,11 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class SpeakerConfig:
-    """CLIP patches -> adapter -> LLM. See models/speaker.py."""
+    """CLIP patches -> adapter -> LLM, or a vision-language model. See models/speaker.py and models/vlm_speaker.py."""
 
-    llm: str = "smollm2-135m"  # an asset, a Hugging Face name or a folder
+    kind: str = "llm"  # llm | vlm: a vision-language model of Hugging Face, which sees with its own image tower
+    llm: str = "smollm2-135m"  # an asset, a Hugging Face name or a folder; vlm: a Hugging Face name or a folder
+    prompt: str = "Describe the image in one short sentence."  # vlm: what its captions are an answer to
     init: str = ""  # a run whose adapter to start from, e.g. the caption-pretrained speaker
     prefix: int = 12  # K
     width: int = 256  # adapter width

@@ -37,7 +37,7 @@ CHOICES = {
     "listeners.perception": PERCEPTIONS, "listeners.perception.colour_blind": ("protan", "deutan", "tritan"),
     "listeners.domain": ("", *DOMAINS),
     "oracle": (*ATTRIBUTES, *REGIONS), "data.attributes": ATTRIBUTES,
-    "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
+    "speaker.kind": ("llm", "vlm"), "speaker.dtype": ("float32", "bfloat16"), "speaker.compile": ("auto", "yes", "no"),
     "game.reward": ("sub_logp", "sub_prob", "sub_chance", "sub_acc", "product", "clip_score", "dixit"),
     "game.distractors": ("random", "in_batch", "hard"), "game.audience": ("all", "sampled", "shuffled"),
     "game.normalise": ("none", "listener"), "policy.baseline": ("all", "audience"),
@@ -50,7 +50,7 @@ CHOICES = {
 }
 # Texts that anything may be, and those that must not be empty.
 FREE = {"out", "data.path", "data.image_column", "data.caption_column", "data.captions", "clip.pretrained",
-        "oracle_clip", "speaker.init", "listeners.pretrained", "listeners.vocabulary", "train.best",
+        "oracle_clip", "speaker.init", "speaker.prompt", "listeners.pretrained", "listeners.vocabulary", "train.best",
         "listeners.model", "listeners.prompt",
         "listeners.knows.eyes", "listeners.knows.names", "speaker.lora_targets"}
 NOT_EMPTY = {"name", "clip.name", "data.name", "speaker.llm", "listeners.name", "listeners.clip", "audiences", "unseen"}
@@ -191,7 +191,7 @@ def _check_listener(where: str, listener: ListenerConfig, config: Config) -> Non
     for key in ("clip", "pretrained"):
         if captions and getattr(listener, key) != getattr(plain, key):
             raise DixitError(f"config: {where}.{key} is for listeners of kind clip; a {kind} sees with "
-                             + ("the CLIP of its run" if kind == "captioner" else "its own image tower")
+                             + ("what its run sees with" if kind == "captioner" else "its own image tower")
                              + ", so leave it out")
     for key, of in ("model", "captioner and vlm"), ("length_normalised", "captioner and vlm"), ("prompt", "vlm"):
         if kind not in of.split() and getattr(listener, key) != getattr(plain, key):
@@ -243,6 +243,7 @@ def _check_normalised(config: Config) -> None:
 
 def _check_speaker(config: Config) -> None:
     speaker, picks_width = config.speaker, 2 * len(ATTRIBUTES)
+    _check_speaker_kind(config)
     if speaker.width % speaker.heads:
         raise DixitError(f"config: speaker.width {speaker.width} must be a multiple of speaker.heads {speaker.heads}")
     width = speaker.audience_width
@@ -265,6 +266,27 @@ def _check_speaker(config: Config) -> None:
     if speaker.shard and (speaker.lora_rank or speaker.compile == "yes"):
         raise DixitError("config: speaker.shard needs speaker.lora_rank 0 and speaker.compile auto or no, for a layer "
                          "of a sharded LLM is together only while it runs")
+
+
+def _check_speaker_kind(config: Config) -> None:
+    speaker, plain = config.speaker, type(config.speaker)()
+    if speaker.kind == "llm":
+        if speaker.prompt != plain.prompt:
+            raise DixitError("config: speaker.prompt is for speaker.kind vlm; leave it out, for the prefix alone "
+                             "conditions an LLM")
+        return
+    if speaker.llm == plain.llm:
+        raise DixitError(f"config: speaker.llm {speaker.llm} is an LLM, and speaker.kind vlm needs a vision-language "
+                         "model; give a Hugging Face name or a folder, e.g. HuggingFaceTB/SmolVLM-256M-Instruct")
+    for key in ("prefix", "audience_width", "gated_units", "shard", "compile"):
+        if getattr(speaker, key) != getattr(plain, key):
+            raise DixitError(f"config: speaker.{key} is for speaker.kind llm, not vlm; leave it out")
+    if config.task == "words":
+        raise DixitError("config: the task words is for speaker.kind llm; a vision-language model needs no warm start, "
+                         "so begin with the game, or with the task caption")
+    if config.data.made_captions:
+        raise DixitError("config: data.made_captions is for speaker.kind llm, for they are made from what a speaker's "
+                         "CLIP names; leave it out")
 
 
 def _check_continual(config: Config) -> None:

@@ -92,7 +92,7 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
     pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
     listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
     choosing = make_listeners(config.listeners, validation, run.speaker.device)
-    observed = audiences.hits_by_attribute(choosing, run.clip, validation, config.game.candidates, "eval",
+    observed = audiences.hits_by_attribute(choosing, run.eyes, validation, config.game.candidates, "eval",
                                            config.eval.seed)
     names = [*config.audiences, *config.unseen]
     pairs = audiences.listener_indices(tuple(names), [c.name for c in config.listeners])
@@ -108,8 +108,8 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
             blank = torch.full((len(pairs), count), torch.nan)
             gaps[group].setdefault(speaker, blank)[row] = hits[0] - hits[1]
 
-    store = patch_features(run.clip, dataset, "colour")
-    ceilings = [named.captions for named in audiences.name_attributes(run.clip, dataset)]
+    store = patch_features(run.eyes, dataset, "colour")
+    ceilings = [named.captions for named in audiences.name_attributes(run.eyes, dataset)]
     base = greedy_captions(run, run.base, store, None) if run.base is not None else []
     for i in tqdm(range(len(pairs)), desc="audiences", disable=None):
         if base:
@@ -128,7 +128,7 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
     for other in others:
         theirs = audiences_of(other.config, config)
         own = [i for i, pair in enumerate(names) if pair in theirs]
-        texts = greedy_captions(other, other.speaker.trained, patch_features(other.clip, dataset, "colour"), None)
+        texts = greedy_captions(other, other.speaker.trained, patch_features(other.eyes, dataset, "colour"), None)
         special = len(theirs) == 1
         for i in own if special else range(len(pairs)):
             add("specialist" if special else "uninformed", i, texts)

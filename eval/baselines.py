@@ -91,7 +91,7 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
     """Captions of both baselines for every image, in the format of `evaluate.generate_captions`."""
     if run.base is None:
         raise DixitError(f"{run.folder} has no base speaker; name a run of the game that started from one")
-    store, config = patch_features(run.clip, dataset, "colour"), run.config
+    store, config = patch_features(run.eyes, dataset, "colour"), run.config
     listeners = make_listeners(config.listeners, dataset, run.speaker.device)
     everyone = np.arange(len(dataset))
     pools = draw_candidates(np.repeat(everyone, POOLS), everyone, config.game.candidates, "baselines",

@@ -87,7 +87,7 @@ def kept(run: LoadedRun, module: nn.Module, dataset: Dataset, kind: str, make: C
 
 def _generate(run: LoadedRun, name: str, module: nn.Module, dataset: Dataset) -> dict[str, list]:
     """A speaker's greedy captions of every image, and their log-probability above the base speaker's."""
-    store, speaker, batch = patch_features(run.clip, dataset, "colour"), run.speaker, run.config.eval.batch
+    store, speaker, batch = patch_features(run.eyes, dataset, "colour"), run.speaker, run.config.eval.batch
     texts, kl = [], []
     for start in tqdm(range(0, len(dataset), batch), desc=f"{name} captions", unit="batch", disable=None):
         patches = torch.from_numpy(np.asarray(store[start:start + batch], dtype=np.float32)).to(speaker.device)
@@ -105,7 +105,7 @@ def _captions_key(run: LoadedRun, module: nn.Module, dataset: Dataset) -> str:
         for name, value in part.state_dict().items() if part is not None else ():
             digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
     speaker = dataclasses.asdict(run.config.speaker) | {"init": ""}
-    about = [speaker, run.clip.key, fingerprint(dataset), run.config.eval.batch, torch.get_num_threads(),
+    about = [speaker, run.eyes.key, fingerprint(dataset), run.config.eval.batch, torch.get_num_threads(),
              str(run.speaker.device)]
     digest.update(json.dumps(about).encode())
     for path in sorted(Path(models.__file__).parent.glob("*.py")):

@@ -112,8 +112,9 @@ def _without_paths(value: Any) -> Any:
 
 def _local_parts(config: Config) -> dict[str, str]:
     """Parts of the speaker that are files here, which nobody else has: config key -> name."""
-    parts = {"speaker.llm": config.speaker.llm, "clip.name": config.clip.name,
-             "clip.pretrained": config.clip.pretrained}
+    parts = {"speaker.llm": config.speaker.llm}
+    if config.speaker.kind == "llm":
+        parts |= {"clip.name": config.clip.name, "clip.pretrained": config.clip.pretrained}
     known = {asset.name for asset in ASSETS}
     return {key: Path(name).name for key, name in parts.items()
             if name and name not in known and not tower_of(name) and Path(name).expanduser().exists()}

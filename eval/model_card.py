@@ -133,8 +133,11 @@ def _parts(config: Config) -> dict[str, tuple[list[str], str]]:
             add(tower_of(name), use)
         add("minilm", use)
 
-    add(config.speaker.llm, "language model of the speaker")
-    add_clip(config.clip, "CLIP that the speaker sees with")
+    if config.speaker.kind == "vlm":
+        add(config.speaker.llm, "vision-language model of the speaker")
+    else:
+        add(config.speaker.llm, "language model of the speaker")
+        add_clip(config.clip, "CLIP that the speaker sees with")
     for listener in (*config.listeners, *config.heldout):
         if listener.kind == "clip":
             add_clip(listener, "CLIPs of the listeners")
@@ -152,8 +155,9 @@ def _parts(config: Config) -> dict[str, tuple[list[str], str]]:
 
 def _front_matter(config: Config, parts: dict[str, tuple[list[str], str]], local: dict[str, str]) -> str:
     free = all(licence in PERMISSIVE or licence.endswith("Apache-2.0") for _, licence in parts.values())
-    base = [name for key, name in (("speaker.llm", hub_name(config.speaker.llm)),
-                                   ("clip.name", clip_hub_name(config.clip))) if name and key not in local]
+    clip = clip_hub_name(config.clip) if config.speaker.kind == "llm" else ""
+    base = [name for key, name in (("speaker.llm", hub_name(config.speaker.llm)), ("clip.name", clip))
+            if name and key not in local]
     matter: dict[str, Any] = {"license": "apache-2.0"} if free else {
         "license": "other", "license_name": "licences-of-the-parts"}
     matter |= {"library_name": "dixit", "pipeline_tag": "image-to-text",
@@ -166,8 +170,10 @@ def _front_matter(config: Config, parts: dict[str, tuple[list[str], str]], local
 
 
 def _summary(config: Config) -> str:
+    place = "on the vision tokens of a frozen vision-language model" if config.speaker.kind == "vlm" else \
+        "between a frozen CLIP image tower and a frozen language model"
     what = f"A speaker of dixit {__version__}: a trained adapter{' with LoRA' if config.speaker.lora_rank else ''} " \
-           "between a frozen CLIP image tower and a frozen language model"
+           f"{place}"
     if config.task != "game":
         return f"{what}. It was trained on captions, and not by listeners."
     return (f"{what}. It was trained to caption images so that listeners of positive weight find the image among "
@@ -193,7 +199,7 @@ def _examples(examples: list[Example], about: str) -> str:
 
 
 def _use(config: Config, folder: str, repository: str, image: str, local: dict[str, str]) -> str:
-    built = is_built_here(config.clip) and "clip.name" not in local
+    built = config.speaker.kind == "llm" and is_built_here(config.clip) and "clip.name" not in local
     commands = ["dixit assets"] if built else [f"dixit assets {config.speaker.llm}"] * (config.speaker.llm in LICENCES)
     commands += [build_command(config.clip.name)] * built
     commands += [shlex.join(["hf", "download", repository, "--local-dir", folder])] * bool(repository)
@@ -232,8 +238,12 @@ def _training(config: Config, training: dict[str, Any]) -> str:
     speaker, settings = config.speaker, config.train
     lora = f", LoRA of rank {speaker.lora_rank}" if speaker.lora_rank else ""
     clip = " ".join(filter(None, (config.clip.name, config.clip.pretrained)))
-    lines = [f"Task: {TASKS[config.task]}", f"Data: {_data(config.data)}",
-             f"Language model: {code(speaker.llm)}, {speaker.dtype}, frozen{lora}", f"CLIP: {code(clip)}, frozen"]
+    lines = [f"Task: {TASKS[config.task]}", f"Data: {_data(config.data)}"]
+    if speaker.kind == "vlm":
+        lines += [f"Vision-language model: {code(speaker.llm)}, {speaker.dtype}, frozen{lora}",
+                  f"Prompt: {code(speaker.prompt)}"]
+    else:
+        lines += [f"Language model: {code(speaker.llm)}, {speaker.dtype}, frozen{lora}", f"CLIP: {code(clip)}, frozen"]
     if speaker.init:
         lines.append(f"Started from: {code(speaker.init)} (`base.safetensors`)")
     if config.task == "game":

@@ -35,7 +35,7 @@ from .picture_metrics import names_truly
 @torch.no_grad()
 def written_loss(run: LoadedRun, module: nn.Module, dataset: Dataset) -> list[float]:
     """-log p per token of each image's first written caption with its end token, cut at speaker.max_tokens."""
-    store, speaker, size = patch_features(run.clip, dataset, "colour"), run.speaker, run.config.eval.batch
+    store, speaker, size = patch_features(run.eyes, dataset, "colour"), run.speaker, run.config.eval.batch
     texts = [row[0] for row in dataset["captions"]]
     losses: list[float] = []
     for start in range(0, len(texts), size):

@@ -242,13 +242,13 @@ def test_every_documented_choice_is_taken_as_an_override_and_in_a_file(tmp_path,
     """Words that YAML reads as something else, such as no, are the texts they are."""
     free = {"task": ["listeners.0.weight=1"]}  # a choice may need other settings
     needs = {"policy.baseline": ["policy.algorithm=reinforce"], "data.attributes": ["task=caption"],
-             "continual.remedy": [
+             "speaker.kind": ["speaker.llm=a/b"], "continual.remedy": [
         "audiences=[[one, two]]", "speaker.audience_width=1", "speaker.gated_units=4"]}
     text = f"[{value}]" if key in ("oracle", "train.trackers", "clip.perceptions", "data.attributes") else \
         value
     config = load_config(write(tmp_path, TWO), [
         *before(key), f"{in_a_list(key)}={text}", *needs.get(key, []), *free.get(key, []),
-        *["listeners.0.model=runs/other"] * (value in ("captioner", "vlm"))])
+        *["listeners.0.model=runs/other"] * (key == "listeners.kind" and value in ("captioner", "vlm"))])
     found = config
     for part in in_a_list(key).split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)
@@ -367,12 +367,19 @@ def test_texts_of_editors_are_read(tmp_path):
     (["heldout=[{name: x, model: runs/other}]"], "heldout[0].model is for listeners of kind captioner and vlm"),
     (["heldout=[{name: x, length_normalised: true}]"], "length_normalised is for listeners of kind captioner and vlm"),
     (["heldout=[{name: x, kind: captioner, model: runs/a, prompt: Hello}]"], "prompt is for listeners of kind vlm"),
-    (["heldout=[{name: x, kind: captioner, model: runs/a, clip: lite2}]"], "sees with the CLIP of its run"),
+    (["heldout=[{name: x, kind: captioner, model: runs/a, clip: lite2}]"], "sees with what its run sees with"),
     (["heldout=[{name: x, kind: vlm, model: a/b, pretrained: x}]"], "sees with its own image tower"),
     (["heldout=[{name: x, kind: vlm, model: a/b, knows: {eyes: animal}}]"], "knows.eyes is for listeners of kind clip"),
     (["heldout=[{name: x, kind: attributes, knows: {names: animal}}]"], "not attributes"),
     (["listeners.0.kind=captioner", "listeners.0.model=runs/a", "listeners.0.learning_rate=0.1"], "kind clip"),
     (["listeners.0.kind=captioner", "listeners.0.model=runs/../runs/mine", "out=runs/mine"], "is this run itself"),
+    (["speaker.prompt=Hello"], "speaker.prompt is for speaker.kind vlm"),
+    (["speaker.kind=vlm"], "speaker.llm smollm2-135m is an LLM"),
+    *((["speaker.kind=vlm", "speaker.llm=a/b", f"speaker.{key}"], f"{key.partition('=')[0]} is for speaker.kind llm")
+      for key in ("prefix=4", "audience_width=10", "gated_units=4", "shard=true", "compile=yes")),
+    (["speaker.kind=vlm", "speaker.llm=a/b", "task=words"], "begin with the game"),
+    (["speaker.kind=vlm", "speaker.llm=a/b", "task=caption", "data.made_captions=true"], "is for speaker.kind llm"),
+    (["speaker.kind=vlm", "speaker.llm=a/b", "speaker.lora_rank=2", "game.kl_cost=0.1"], "needs speaker.lora_rank 0"),
     (["name=\"a\\0b\""], "name cannot be"), (["name=\"\\uD800\""], "name cannot be"),
 ])
 def test_what_would_fail_later_is_refused_first(tmp_path, overrides, words):

@@ -75,3 +75,29 @@ def make_vlm(family: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def own_inputs(folder: Path, images: torch.Tensor, prompt: str, said: str = "") -> tuple[Any, dict[str, Any]]:
+    """A model loaded anew, and what its processor makes of an image, a prompt and the beginning of a caption, without
+    any code of this project."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    if processor.chat_template:
+        turn = [{"type": "image"}, {"type": "text", "text": prompt}]
+        front = processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
+    else:
+        front = f"<image>{prompt}"
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), dict(
+        processor(text=front + said, images=picture, return_tensors="pt"))
+
+
+def own_logp(folder: Path, images: torch.Tensor, prompt: str, text: str) -> float:
+    """log p(text | image) by the model itself."""
+    before = own_inputs(folder, images, prompt)[1]["input_ids"].shape[1]
+    model, inputs = own_inputs(folder, images, prompt, f" {text}</s>")
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, before - 1:-1].log_softmax(-1)
+    return float(logits.gather(1, inputs["input_ids"][0, before:, None]).sum())

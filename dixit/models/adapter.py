@@ -1,7 +1,7 @@
 """The attention adapter: learned queries attend to CLIP patches and become K prefix vectors for the LLM.
 
 It may take the audience as a further input: as observed picks, which say which attributes to name, or as a code that
-switches gated hidden units on and off.
+switches gated hidden units on and off. The adapter of a vision-language model changes its vision tokens instead.
 
 Shapes: B images, P patches, Dv patch width, W adapter width, K prefix tokens, D LLM width, c audience width,
 a attributes.
@@ -117,3 +117,26 @@ class Adapter(nn.Module):
                 q = q + self.gated_units[i](q, audience)
         x = self.outputs(q) + self.offsets
         return F.layer_norm(x, x.shape[-1:]) * self.scale
+
+
+class TokenAdapter(nn.Module):
+    """Adds to the vision tokens of a vision-language model what attention among them gives; at first that is 0.
+
+    It is added in units of the standard deviation of the image's tokens, which differs between models.
+    """
+
+    def __init__(self, config: SpeakerConfig, token_width: int):
+        super().__init__()
+        width = config.width
+        self.inputs = nn.Sequential(nn.Linear(token_width, width), nn.LayerNorm(width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
+        last = nn.Linear(width, token_width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.outputs = nn.Sequential(nn.LayerNorm(width), last)
+
+    def forward(self, patches: Float[Tensor, "B P D"], audience: None = None) -> Float[Tensor, "B P D"]:
+        keys = q = self.inputs(patches)
+        for block in self.blocks:
+            q = block(q, keys)
+        return patches + self.outputs(q) * patches.std((1, 2), keepdim=True)

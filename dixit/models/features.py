@@ -33,7 +33,9 @@ from dixit.models.clip import Clip
 from dixit.models.named import image_rows, row_count
 from dixit.models.perception import perception_key
 from dixit.models.towers import is_built_here
+from dixit.models.vlm_speaker import VlmEyes
 
+Eyes = Clip | VlmEyes  # what a speaker sees with
 VERSION = 1  # part of every cache's name; raise it when a change of the code gives other features for the same input
 
 
@@ -108,10 +110,16 @@ def _cache_path(kind: str, *key: str) -> Path:
     return cache_dir() / "features" / f"{kind}-{digest}.npy"
 
 
-def patch_features(clip: Clip, dataset: Dataset, perception: Perception, batch: int = 64) -> np.ndarray:
-    """(n, P, Dv) float16 patch features of a whole dataset, memory-mapped. CLIPs of one image tower share them, but for
-    the image embeddings that a NamedTower adds."""
-    named = clip.named
+def patch_features(eyes: Eyes, dataset: Dataset, perception: Perception, batch: int = 64) -> np.ndarray:
+    """(n, P, Dv) float16 patch features of a whole dataset, what a speaker sees of it, memory-mapped.
+
+    CLIPs of one image tower share them, but for the image embeddings that a NamedTower adds.
+    """
+    if isinstance(eyes, VlmEyes):
+        path = _cache_path("vision_tokens", eyes.key, fingerprint(dataset), perception_key(perception))
+        return _of_pixels(path, dataset, lambda images: eyes.patches(images, perception),
+                          f"vision tokens {perception_label(perception)}", batch)
+    clip, named = eyes, eyes.named
     if named is None:
         return grid_features(clip, dataset, perception, batch)
     grid, features = grid_features(clip, dataset, perception, batch), class_features(clip, dataset, perception, batch)

@@ -1,7 +1,7 @@
 """The frozen LLM of a speaker, ready to run. The speakers of a process share one: that which is trained in a game, and
 listeners that are captioners.
 
-Leaves out loading (llm.py), the forward pass (decoder.py) and the head (head.py).
+Leaves out loading (llm.py), the forward pass (decoder.py), the head (head.py) and vision-language models (vlm.py).
 """
 
 from __future__ import annotations
@@ -20,16 +20,24 @@ from dixit.models.llm import load_llm
 from dixit.models.self_check import check_speaker, refused_if_it_fails
 
 
-class FrozenLlm:
-    """An LLM with its tokenizer, start and end tokens, and the width and standard deviation of its embeddings."""
+class FrozenModel:
+    """A model that says texts, its tokenizer, start and end tokens, and the width of its embeddings."""
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self.eos = int(tokenizer.eos_token_id)
+        self.start = self.eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+        self.width = model.get_input_embeddings()(torch.tensor([self.start])).shape[1]
+
+
+class FrozenLlm(FrozenModel):
+    """An LLM; `scale` is the standard deviation of its embeddings."""
 
     def __init__(self, config: SpeakerConfig, positions: int):
-        self.model, self.tokenizer = load_llm(config.llm, config.dtype, positions)
-        self.eos = int(self.tokenizer.eos_token_id)
-        self.start = self.eos if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+        super().__init__(*load_llm(config.llm, config.dtype, positions))
         embed = self.model.get_input_embeddings()
         embedded = embed(torch.arange(len(embed.weight)))  # by the layer, which may scale its weight
-        self.width, self.scale = embedded.shape[1], float(embedded.float().std())
+        self.scale = float(embedded.float().std())
 
     def runner(self, config: SpeakerConfig, positions: int, device: str | torch.device,
                sharded: bool) -> tuple[HfDecoder | LlamaDecoder, Head]:

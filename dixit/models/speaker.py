@@ -5,7 +5,8 @@ draws give the same captions on any number of processes. The LLM runs a prefix o
 shared by the image's N captions, in sampling and in the update, where gradients flow through the cache.
 
 Leaves out the adapter (adapter.py), making the LLM ready (frozen.py), its forward pass (decoder.py), its head
-(head.py), beam search and prompt text: the prefix alone conditions the LLM.
+(head.py), speakers that are vision-language models (vlm_speaker.py), beam search and prompt text: the prefix alone
+conditions the LLM.
 
 Shapes: B images, N captions per image, S = B*N, P patches, K prefix tokens, T caption tokens, D LLM width.
 """
@@ -21,9 +22,9 @@ from torch.nn import functional as F
 
 from dixit.config import SpeakerConfig
 from dixit.models.adapter import Adapter
-from dixit.models.decoder import Decoder
-from dixit.models.frozen import FrozenLlm, SharedLlm, shared_llm
-from dixit.models.head import GPU_BATCH
+from dixit.models.decoder import Decoder, HfDecoder, LlamaDecoder
+from dixit.models.frozen import FrozenLlm, FrozenModel, SharedLlm, shared_llm
+from dixit.models.head import GPU_BATCH, Head
 from dixit.models.llm import add_lora
 from dixit.models.sharding import max_over_processes, shard_layers
 
@@ -64,6 +65,12 @@ def sample_token(logits: Float[Tensor, "S V"],
     return token, (logits.gather(1, token[:, None]) - top).squeeze(1) - cdf[:, -1].log()
 
 
+def with_lora(frozen: FrozenModel, config: SpeakerConfig) -> nn.ParameterDict:
+    """Add LoRA to a model that no other speaker shares; its parameters."""
+    frozen.model = add_lora(frozen.model, config.llm, config.lora_rank, config.lora_targets)
+    return nn.ParameterDict({n.replace(".", "_"): p for n, p in frozen.model.named_parameters() if p.requires_grad})
+
+
 class Speaker:
     """A trainable `adapter` in front of a frozen LLM.
 
@@ -73,27 +80,30 @@ class Speaker:
 
     def __init__(self, config: SpeakerConfig, patches: int, patch_width: int, seed: int = 0,
                  device: str | torch.device = "cpu", row_width: int = 0):
-        self.config, self.row_width = config, row_width
         positions = 1 + config.prefix + config.max_tokens
         own = bool(config.lora_rank or config.shard)  # an LLM that changes is not shared
-        self.frozen = FrozenLlm(config, positions) if own else shared_llm(config, positions, device)
-        self.tokenizer, self.eos, self.start = self.frozen.tokenizer, self.frozen.eos, self.frozen.start
-        self.llm_width = self.frozen.width
+        frozen = FrozenLlm(config, positions) if own else shared_llm(config, positions, device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapter = Adapter(config, patches, patch_width, self.llm_width, self.frozen.scale, row_width)
+            adapter = Adapter(config, patches, patch_width, frozen.width, frozen.scale, row_width)
             if config.lora_rank:
-                self.frozen.model = add_lora(self.frozen.model, config.llm, config.lora_rank, config.lora_targets)
-                lora = {n.replace(".", "_"): p for n, p in self.frozen.model.named_parameters() if p.requires_grad}
-                adapter.lora = nn.ParameterDict(lora)
+                adapter.lora = with_lora(frozen, config)
             if config.gated_units:  # only these are trained then
                 adapter.requires_grad_(False)
                 adapter.gated_units.requires_grad_(True)
-        self.llm = self.frozen.model
-        self.sharded = config.shard and shard_layers(self.llm, torch.device(device))
-        self.decoder: Decoder
-        self.decoder, self.head = (self.frozen.decoder, self.frozen.head) if isinstance(self.frozen, SharedLlm) \
-            else self.frozen.runner(config, positions, device, self.sharded)
+        sharded = config.shard and shard_layers(frozen.model, torch.device(device))
+        decoder, head = (frozen.decoder, frozen.head) if isinstance(frozen, SharedLlm) \
+            else frozen.runner(config, positions, device, sharded)
+        self._assemble(config, frozen, decoder, head, adapter, device)
+        self.row_width, self.sharded = row_width, sharded
+
+    def _assemble(self, config: SpeakerConfig, frozen: FrozenModel, decoder: HfDecoder | LlamaDecoder, head: Head,
+                  adapter: nn.Module, device: str | torch.device) -> None:
+        """Take a frozen model, what runs it, and the adapter in front of it."""
+        self.config, self.frozen, self.head, self.llm = config, frozen, head, frozen.model
+        self.decoder: Decoder = decoder
+        self.tokenizer, self.eos, self.start = frozen.tokenizer, frozen.eos, frozen.start
+        self.llm_width, self.sharded = frozen.width, False
         self.trained: nn.Module = adapter.to(device)
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"

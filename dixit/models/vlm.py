@@ -3,10 +3,10 @@
 Any model of `AutoModelForImageTextToText` whose decoder keeps a cache of keys and values: the image and the prompt run
 once, captions after that cache. When it is opened, that is compared with the model's own forward pass.
 
-Leaves out training, and models whose answers are not causal or whose prompt is not a prefix (encoder-decoders,
-PaliGemma).
+Leaves out training (vlm_speaker.py), and models whose answers are not causal or whose prompt is not a prefix
+(encoder-decoders, PaliGemma).
 
-Shapes: S captions, B images, H x W pixels, t new tokens, D LLM width.
+Shapes: S captions, B images, H x W pixels, t new tokens, p tokens in the cache, D LLM width.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dixit.common import DixitError, file_states, first_line
 from dixit.config_perception import Perception
 from dixit.data.images import pixels
 from dixit.models.decoder import Decoder, HfDecoder, Tree
+from dixit.models.frozen import FrozenModel
 from dixit.models.head import Head
 from dixit.models.llm import refuse_missing
 from dixit.models.perception import perceive
@@ -38,30 +39,35 @@ CHECKED = "a red circle"  # the caption on which a model is compared with its ow
 class VlmDecoder(HfDecoder):
     """The language model of a vision-language model, behind its image tower."""
 
-    def __init__(self, model: Any):
-        super().__init__(model)
-        self.shift: Tensor | None = None  # of positions after an image, in models with a position for each of its axes
-
-    def read(self, inputs: dict[str, Tensor]) -> tuple[Any, Float[Tensor, "B D"]]:
+    def read(self, inputs: dict[str, Any]) -> tuple[Any, Float[Tensor, "B D"]]:
         """Run images and prompts, as the processor gives them; the cache and the last hidden states."""
         cache, hidden = self._run(**inputs)
+        # Of positions after an image, in models with a position for each of its axes; images of one size have one.
         shifts = getattr(self.body, "rope_deltas", None)
-        self.shift = None if shifts is None else shifts[:1]  # images and prompts of one size have one
+        cache.shift = None if shifts is None else shifts[:1]
         return cache, hidden[:, -1]
 
+    def prefill(self, inputs: Float[Tensor, "B p D"]) -> tuple[Any, Float[Tensor, "B D"]]:
+        self._set_shift(None)
+        return super().prefill(inputs)
+
     def extend(self, cache: Any, tokens: Int[Tensor, "S t"], tree: Tree | None = None) -> Float[Tensor, "S t D"]:
-        if self.shift is not None:  # the model would take those of the images it has read last
-            self.body.rope_deltas = self.shift
+        self._set_shift(getattr(cache, "shift", None))
         return super().extend(cache, tokens, tree)
 
+    def _set_shift(self, shift: Tensor | None) -> None:
+        """Left alone, the model would take that of the images it has read last."""
+        if hasattr(self.body, "rope_deltas"):
+            self.body.rope_deltas = shift
 
-class Vlm:
+
+class Vlm(FrozenModel):
     """A vision-language model and its processor."""
 
     def __init__(self, name: str, model: Any, processor: Any, device: str | torch.device):
+        super().__init__(model.eval().requires_grad_(False), processor.tokenizer)
         self.name, self.processor, self.device = name, processor, torch.device(device)
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.tokenizer = processor.tokenizer
+        self.model.to(device)
         self.decoder, self.head = VlmDecoder(self.model), Head(self.model)
 
     def chat(self, prompt: str) -> tuple[str, str]:
@@ -125,6 +131,11 @@ class Vlm:
                              "after a cache than in one pass; choose another model")
 
 
+def seen(images: UInt8[Tensor, "B 3 H W"], perception: Perception) -> UInt8[Tensor, "B 3 H W"]:
+    """Images through a perception, as whole numbers again, which processors take."""
+    return (perceive(images.float() / 255, perception) * 255).round().clamp(0, 255).byte()
+
+
 class VlmCaptioner:
     """A vision-language model that answers a prompt about the images of a dataset, seen through a perception."""
 
@@ -135,27 +146,29 @@ class VlmCaptioner:
         self.front, self.between = vlm.chat(prompt)
 
     def prefill(self, images: Sequence[int]) -> tuple[Any, Float[Tensor, "B D"]]:
-        seen = perceive(pixels(self.dataset, images).float() / 255, self.perception)
-        return self.vlm.decoder.read(self.vlm.inputs((seen * 255).round().clamp(0, 255).byte(), self.front))
+        return self.vlm.decoder.read(self.vlm.inputs(seen(pixels(self.dataset, images), self.perception), self.front))
 
     def token_rows(self, texts: list[str]) -> list[list[int]]:
         return self.vlm.token_rows([self.between + text for text in texts])
 
 
-_opened: WeakValueDictionary[tuple[Any, ...], Vlm] = WeakValueDictionary()  # by name, device and the state of files
+_opened: WeakValueDictionary[tuple[Any, ...], Vlm] = WeakValueDictionary()  # by name, settings and state of files
 
 
-def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
-    """A frozen vision-language model from a folder or by its Hugging Face name, in the precision of its weights.
-
-    A process holds each once while it is in use. Raises DixitError where it cannot be loaded or used. Only safetensors
-    are read, and remote code is never run.
-    """
+def shared_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto") -> Vlm:
+    """`load_vlm` of a model that never changes; a process holds each once while it is in use."""
     folder = Path(name).expanduser()
     files = file_states(folder)
-    place = (str(folder.resolve()) if files else name, str(device), *files)
-    if place in _opened:
-        return _opened[place]
+    place = (str(folder.resolve()) if files else name, str(device), dtype, *files)
+    return _opened.get(place) or _opened.setdefault(place, load_vlm(name, device, dtype))
+
+
+def load_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto") -> Vlm:
+    """A frozen vision-language model from a folder or by its Hugging Face name; `auto` is the precision of its weights.
+
+    Raises DixitError where it cannot be loaded or used. Only safetensors are read, and remote code is never run.
+    """
+    folder = Path(name).expanduser()
     source = str(folder) if folder.is_dir() else name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -167,7 +180,7 @@ def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
             raise DixitError(f"'{name}' has no processor for images and text, or its tokenizer no end token; its files "
                              "are missing or it is no vision-language model")
         opened: Any = AutoModelForImageTextToText.from_pretrained(
-            source, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True,
+            source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True,
             use_safetensors=True)
         model, loaded = opened
         refuse_missing(name, loaded)
@@ -177,4 +190,4 @@ def load_vlm(name: str, device: str | torch.device = "cpu") -> Vlm:
         raise
     except Exception as error:  # many kinds, each about bad input
         raise DixitError(f"cannot use the vision-language model '{name}': {first_line(error)}") from None
-    return _opened.setdefault(place, vlm)
+    return vlm

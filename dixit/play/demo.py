@@ -82,7 +82,7 @@ class Demo:
             raise DixitError(f"give numbers of listeners from 1 to {len(self.all_listeners)}, as in: l 1 2")
         self.selected = [int(n) - 1 for n in dict.fromkeys(numbers)] or self.selected
         for i, (name, c) in enumerate(zip(self.names, self.all_listeners, strict=True)):
-            about = describe_listener(c) if self.run.clip.named else f"sees {perception_label(c.perception)}"
+            about = describe_listener(c) if self.run.eyes.named else f"sees {perception_label(c.perception)}"
             print(f"  {'*' if i in self.selected else ' '} {i + 1} {name}: {about}")
         if numbers and self.images is not None:
             self.show_responses()

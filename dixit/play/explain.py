@@ -38,7 +38,7 @@ def caption_images(run: LoadedRun, images: UInt8[Tensor, "B 3 H W"], samples: in
     Returns speaker -> image -> captions with their probabilities. A run without a base speaker has none of it.
     """
     speaker = run.speaker
-    patches = run.clip.patches(images, "colour").to(speaker.device)
+    patches = run.eyes.patches(images, "colour").to(speaker.device)
     modules = {"base": run.base, "trained": speaker.trained}
     captions = {}
     for name in speakers:

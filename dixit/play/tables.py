@@ -74,7 +74,7 @@ def load_deck(run: LoadedRun, name: str) -> Deck:
     """Draw up to CARDS cards from data set `name`. Raises DixitError if there are too few images or no clip listener.
     """
     config = replace(run.config, eval=replace(run.config.eval, images=CARDS + DISTRACTORS))
-    everyone = (in_turn(config.listeners, config.heldout) if run.clip.named else (*config.listeners, *config.heldout))
+    everyone = (in_turn(config.listeners, config.heldout) if run.eyes.named else (*config.listeners, *config.heldout))
     configs = tuple(c for c in everyone if c.kind == "clip")
     if not configs:
         raise DixitError(f"{run.folder} has no listener of kind clip, and the agents need eyes; name a run of the game")
@@ -91,7 +91,7 @@ def load_deck(run: LoadedRun, name: str) -> Deck:
     clips = [load_clip(c.clip, c.pretrained) for c in configs]
     key = hashlib.sha256(repr((fingerprint(dataset), chosen, configs)).encode()).hexdigest()[:12]
     shown = Path(name).name if name.startswith("folder:") else name  # the browser must not see paths
-    about = tuple(map(describe_listener, configs)) if run.clip.named else _seeing(configs)
+    about = tuple(map(describe_listener, configs)) if run.eyes.named else _seeing(configs)
     return Deck(shown, images, literal_clues(dataset.select(chosen)), clues, pixels(dataset, distractors), configs,
                 about, make_clip_listeners(images, configs, clips), clips, hand, key)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from dixit.common import DixitError, rng
 from dixit.config import ATTRIBUTES, Config
 from dixit.data.scenes import oracle_caption
-from dixit.models.clip import Clip
+from dixit.models.features import Eyes, VlmEyes
 from dixit.models.listeners import Listener, score_all
 from dixit.training import continual, game
 from dixit.training.candidates import draw_candidates
@@ -55,20 +55,20 @@ class Named:
     images: Int[np.ndarray, "m"]  # those that have the attribute
 
 
-def name_attributes(clip: Clip, dataset: Dataset) -> list[Named]:
+def name_attributes(eyes: Eyes, dataset: Dataset) -> list[Named]:
     """Captions that name one attribute and nothing else: of scenes from their records, of pictures by a CLIP.
 
-    Raises DixitError if the images are neither all scenes nor all pictures, or the CLIP does not name things.
+    Raises DixitError if the images are neither all scenes nor all pictures, or the eyes are no CLIP that names things.
     """
     records, everyone = list(dataset["record"]), np.arange(len(dataset))
     if all(records):
         scenes = [json.loads(record) for record in records]
         return [Named(a, [oracle_caption(scene, {a}) for scene in scenes], everyone) for a in ATTRIBUTES]
-    if any(records) or clip.named is None:
+    if any(records) or isinstance(eyes, VlmEyes) or eyes.named is None:
         raise DixitError("audiences are known by picks on scenes, or on pictures by a CLIP that names things; use "
                          "data.name: scenes, or a data.name without scenes and a clip.name that was trained with "
                          "clip.names")
-    pictures = RequestedPictures(clip, dataset, MadeCaptions(clip, dataset, list))
+    pictures = RequestedPictures(eyes, dataset, MadeCaptions(eyes, dataset, list))
     kinds = np.array([pictures.kinds[likeliest] for likeliest in pictures.likeliest])
     found = []
     for attribute in PICTURE_ATTRIBUTES:
@@ -82,7 +82,7 @@ def name_attributes(clip: Clip, dataset: Dataset) -> list[Named]:
     return found
 
 
-def hits_by_attribute(listeners: list[Listener], clip: Clip, dataset: Dataset, candidates: int,
+def hits_by_attribute(listeners: list[Listener], eyes: Eyes, dataset: Dataset, candidates: int,
                       *key: int | str) -> Float[Tensor, "L A n"]:
     """How often each listener finds images when only one of their attributes is named, on one pool per image.
 
@@ -90,7 +90,7 @@ def hits_by_attribute(listeners: list[Listener], clip: Clip, dataset: Dataset, c
     """
     count = min(NAMED, len(dataset))
     columns = []
-    for named in name_attributes(clip, dataset):
+    for named in name_attributes(eyes, dataset):
         if not len(named.images):
             columns.append(torch.full((len(listeners), count), PRIOR))
             continue
@@ -144,10 +144,10 @@ def round_weights(pairs: list[tuple[int, int]], listeners: int) -> Float[Tensor,
 class Audience:
     """The listeners of each round and the adapter's audience input, as pure functions of (seed, step).
 
-    `listeners` see the training images `data`, `validation_listeners` the images `validation`; `clip` is the speaker's.
+    `listeners` see the training images `data`, `validation_listeners` the images `validation`; `eyes`: the speaker's.
     """
 
-    def __init__(self, config: Config, clip: Clip, listeners: list[Listener], data: Dataset,
+    def __init__(self, config: Config, eyes: Eyes, listeners: list[Listener], data: Dataset,
                  validation_listeners: list[Listener], validation: Dataset, device: str | torch.device):
         self.config, self.device = config, device
         self.listener_weights = torch.tensor([c.weight for c in config.listeners], device=device)
@@ -155,8 +155,8 @@ class Audience:
         self.hits = self.validation_hits = None  # picks to be observed
         if config.speaker.audience_width and not config.speaker.gated_units:
             key = config.game.candidates, config.seed
-            self.hits = hits_by_attribute(listeners, clip, data, *key)
-            self.validation_hits = hits_by_attribute(validation_listeners, clip, validation, *key)
+            self.hits = hits_by_attribute(listeners, eyes, data, *key)
+            self.validation_hits = hits_by_attribute(validation_listeners, eyes, validation, *key)
 
     def round_pairs(self, step: int) -> list[tuple[int, int]]:
         """The named pair of each round of a global batch."""

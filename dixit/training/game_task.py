@@ -60,7 +60,7 @@ class GameTask(Task):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
                 other.text_map = listener.text_map  # shared: the validation listener learns too
         self.sampler = CandidateSampler(config, self.data, self.listeners)
-        self.audience = Audience(config, start.clip, self.listeners, self.data, self.validation_listeners,
+        self.audience = Audience(config, start.eyes, self.listeners, self.data, self.validation_listeners,
                                  self.validation, device)
         self.trained = self.speaker.trained
         self.remedy = Remedy(config, self.speaker)

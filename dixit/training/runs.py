@@ -21,19 +21,27 @@ from dixit.common import DixitError
 from dixit.config import Config, ListenerConfig, load_config
 from dixit.data.images import load, open_image
 from dixit.models.clip import Clip, load_clip
-from dixit.models.features import image_embeddings, patch_features
+from dixit.models.features import Eyes, image_embeddings, patch_features
 from dixit.models.listeners import AttributeListener, ClipListener, Listener, known_classes
 from dixit.models.literal import LiteralListener, SpeakerCaptioner
 from dixit.models.speaker import Speaker
-from dixit.models.vlm import Vlm, VlmCaptioner, load_vlm
+from dixit.models.vlm import Vlm, VlmCaptioner, shared_vlm
+from dixit.models.vlm_speaker import VlmSpeaker
 from dixit.training.checkpoints import base_weights, load_weights, trained_weights
 
 
-def open_speaker(config: Config, clip: Clip, device: torch.device) -> Speaker:
-    """The speaker for a CLIP's patch features. If a run `speaker.init` is named, it starts from its weights, or from
-    the copy of them that the config's own run has kept."""
-    blank = clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
-    speaker = Speaker(config.speaker, blank.shape[1], blank.shape[2], config.seed, device, clip.row_width)
+def open_speaker(config: Config, device: torch.device) -> tuple[Eyes, Speaker]:
+    """The speaker, and what it sees with. If a run `speaker.init` is named, it starts from its weights, or from the
+    copy of them that the config's own run has kept."""
+    eyes: Eyes
+    speaker: Speaker
+    if config.speaker.kind == "vlm":
+        speaker = VlmSpeaker(config.speaker, config.data.image_size, config.seed, device)
+        eyes = speaker.eyes
+    else:
+        eyes = load_clip(config.clip.name, config.clip.pretrained, device)
+        blank = eyes.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour")
+        speaker = Speaker(config.speaker, blank.shape[1], blank.shape[2], config.seed, device, eyes.row_width)
     if config.speaker.init:
         path = base_weights(config.folder, config.speaker.init)
         new = ("audience.", "attributes.") if config.task == "caption" else ()
@@ -43,7 +51,7 @@ def open_speaker(config: Config, clip: Clip, device: torch.device) -> Speaker:
         game = config.task == "game"
         speaker.trained.requires_grad_(not game)
         speaker.trained.audience.requires_grad_(game)
-    return speaker
+    return eyes, speaker
 
 
 def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> Float[Tensor, "B P Dv"]:
@@ -55,7 +63,7 @@ def patch_batch(store: np.ndarray, index: np.ndarray, device: torch.device) -> F
 class SpeakerAndImages:
     """What a training of the speaker starts from: the speaker, and both splits with their cached patch features."""
 
-    clip: Clip
+    eyes: Eyes
     speaker: Speaker
     data: Dataset
     validation: Dataset
@@ -65,21 +73,20 @@ class SpeakerAndImages:
 
 def speaker_and_images(config: Config, device: torch.device) -> SpeakerAndImages:
     """Open the models first, so that what is wrong with them is told before data and features are made."""
-    clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    speaker = open_speaker(config, clip, device)
+    eyes, speaker = open_speaker(config, device)
     data, validation = load(config.data, "train", training=True), load(config.data, "validation")
-    return SpeakerAndImages(clip, speaker, data, validation, patch_features(clip, data, "colour"),
-                            patch_features(clip, validation, "colour"))
+    return SpeakerAndImages(eyes, speaker, data, validation, patch_features(eyes, data, "colour"),
+                            patch_features(eyes, validation, "colour"))
 
 
 @dataclass
 class LoadedRun:
-    """A trained run with its speaker. `base` is the adapter that training started from, if any; `weights` the file that
-    the trained one was read from."""
+    """A trained run with its speaker, and what it sees with. `base` is the adapter that training started from, if it
+    was one of a speaker that could speak; `weights` the file that the trained one was read from."""
 
     folder: Path
     config: Config
-    clip: Clip
+    eyes: Eyes
     speaker: Speaker
     base: nn.Module | None
     weights: Path
@@ -87,7 +94,7 @@ class LoadedRun:
     def caption(self, path: str | Path) -> str:
         """The trained speaker's greedy caption of an image file. Raises DixitError if it cannot be read."""
         image = np.array(open_image(Path(path), self.config.data.image_size))
-        patches = self.clip.patches(torch.from_numpy(image).permute(2, 0, 1)[None], "colour")
+        patches = self.eyes.patches(torch.from_numpy(image).permute(2, 0, 1)[None], "colour")
         return self.speaker.caption(patches)[0][0]
 
 
@@ -101,18 +108,18 @@ def run_config(folder: Path, overrides: list[str] | tuple[str, ...] = ()) -> Con
 def load_run(folder: str | Path, overrides: list[str] | tuple[str, ...] = (),
              device: str | torch.device = "cpu") -> LoadedRun:
     """Open a run's folder, or one that `dixit export` wrote. Raises DixitError if it is no run, its weights are missing
-    or damaged, or its LLM or CLIP is not here."""
+    or damaged, or a model that it is made of is not here."""
     folder = Path(folder)
     config = run_config(folder, overrides)
-    clip = load_clip(config.clip.name, config.clip.pretrained, device)
-    speaker = open_speaker(config, clip, torch.device(device))
-    # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more.
-    has_base = config.speaker.init and not config.speaker.lora_rank
+    eyes, speaker = open_speaker(config, torch.device(device))
+    # With LoRA the LLM itself changes, so the adapter it started from is no base speaker any more. The new adapter of a
+    # vision-language model is one, for it changes nothing.
+    has_base = (config.speaker.init or config.speaker.kind == "vlm") and not config.speaker.lora_rank
     base = copy.deepcopy(speaker.trained).requires_grad_(False) if has_base else None
     weights = trained_weights(folder, config.eval.checkpoint)
     load_weights(speaker.trained, weights)
     speaker.trained.eval()
-    return LoadedRun(folder, config, clip, speaker, base, weights)
+    return LoadedRun(folder, config, eyes, speaker, base, weights)
 
 
 def open_captioner(folder: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -132,7 +139,7 @@ def open_models(configs: tuple[ListenerConfig, ...],
         if c.kind == "captioner":
             return open_captioner(c.model, device)
         if c.kind == "vlm":
-            return load_vlm(c.model, device)
+            return shared_vlm(c.model, device)
         return load_clip(c.clip, c.pretrained, device) if c.kind == "clip" else None
 
     opened = []
@@ -153,7 +160,7 @@ def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
             made.append(ClipListener(model, image_embeddings(
                 model, dataset, c.perception, known=known_classes(model, c)), c))
         elif isinstance(model, LoadedRun):
-            patches = patch_features(model.clip, dataset, c.perception)
+            patches = patch_features(model.eyes, dataset, c.perception)
             made.append(LiteralListener(SpeakerCaptioner(model.speaker, patches), c))
         elif isinstance(model, Vlm):
             made.append(LiteralListener(VlmCaptioner(model, dataset, c.perception, c.prompt), c))

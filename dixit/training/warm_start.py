@@ -268,7 +268,8 @@ def caption_sources(config: Config, start: SpeakerAndImages,
     image's."""
     def source(images: Dataset) -> MadeCaptions | WrittenCaptions:
         if config.data.made_captions:
-            return MadeCaptions(start.clip, images, fit)
+            assert isinstance(start.eyes, Clip)
+            return MadeCaptions(start.eyes, images, fit)
         if config.data.attributes:
             named = frozenset(config.data.attributes)
             return WrittenCaptions([fit([oracle_caption(json.loads(record), named)]) for record in images["record"]])
@@ -300,8 +301,9 @@ class CaptionTask(Task):
         self.captions, self.validation_captions = caption_sources(config, start, self.that_fit)
         self.requested: tuple[Any, Any] | None = None  # of the training and of the validation images
         if config.speaker.audience_width and config.data.made_captions:
-            self.requested = (RequestedPictures(start.clip, start.data, self.captions),
-                              RequestedPictures(start.clip, start.validation, self.validation_captions))
+            assert isinstance(start.eyes, Clip)
+            self.requested = (RequestedPictures(start.eyes, start.data, self.captions),
+                              RequestedPictures(start.eyes, start.validation, self.validation_captions))
         elif config.speaker.audience_width:
             self.requested = RequestedScenes(self.captions), RequestedScenes(self.validation_captions)
         self.trained = self.speaker.trained

@@ -250,7 +250,7 @@ def test_more_samples_are_judged_better_and_one_is_the_first(home, game_run):
 
 
 def _patches(run) -> tuple[int, int]:
-    return run.clip.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour").shape[1:]
+    return run.eyes.patches(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "colour").shape[1:]
 
 
 def test_baselines_speak_for_every_image(home, game_run):

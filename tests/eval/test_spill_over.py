@@ -20,7 +20,7 @@ def test_the_loss_is_that_of_the_written_captions(home, game_run):
     ids = run.speaker.tokenizer(dataset["captions"][3][0], add_special_tokens=False)["input_ids"]
     tokens = torch.tensor([[*ids[: run.config.speaker.max_tokens - 1], run.speaker.eos]])
     with torch.no_grad():
-        prefix = run.base(patch_batch(patch_features(run.clip, dataset, "colour"), np.array([3]), run.speaker.device))
+        prefix = run.base(patch_batch(patch_features(run.eyes, dataset, "colour"), np.array([3]), run.speaker.device))
         embed = run.speaker.llm.get_input_embeddings()
         start = embed(torch.tensor([[run.speaker.start]]))
         logits = run.speaker.llm(inputs_embeds=torch.cat([start, prefix, embed(tokens)], 1)).logits

@@ -41,7 +41,7 @@ def draw_candidates(images: int = 24, count: int = 5) -> torch.Tensor:
 
 def plain_logp(run, dataset, text: str, image: int, perception="colour") -> float:
     """One caption after one image, by the speaker itself."""
-    patches = torch.from_numpy(np.array(patch_features(run.clip, dataset, perception)[[image]], dtype=np.float32))
+    patches = torch.from_numpy(np.array(patch_features(run.eyes, dataset, perception)[[image]], dtype=np.float32))
     tokens, mask = run.speaker.encode([text])
     with torch.no_grad():
         return float(run.speaker.logprobs(run.speaker.trained(patches), tokens, mask).sum())

@@ -18,7 +18,7 @@ from dixit.models.listeners import score_all
 from dixit.models.perception import perceive
 from dixit.models.vlm import load_vlm
 from dixit.training.runs import make_listeners
-from tests.vlms import FAMILIES, make_vlm
+from tests.vlms import FAMILIES, make_vlm, own_logp
 
 TEXTS = ["A red circle.", "A red circle and a big ring.", "A red ring.", "", "two"]
 
@@ -34,26 +34,6 @@ def dataset(tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIXIT_CACHE", str(tiny.cache))
         return load(DataConfig(name="scenes", image_size=32, train=64, validation=24, test=24, combos=8), "validation")
-
-
-def own_logp(folder: Path, images: torch.Tensor, prompt: str, text: str) -> float:
-    """log p(text | image) by the model and its processor, loaded anew, without any code of this project."""
-    from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
-    if processor.chat_template:
-        turn = [{"type": "image"}, {"type": "text", "text": prompt}]
-        front = processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
-    else:
-        front = f"<image>{prompt}"
-    both = [processor(text=front + said, images=picture, return_tensors="pt") for said in ("", f" {text}</s>")]
-    before, whole = (one["input_ids"].shape[1] for one in both)
-    with torch.no_grad():
-        logits = model(**both[1]).logits[0, before - 1:-1].log_softmax(-1)
-    return float(logits.gather(1, both[1]["input_ids"][0, before:whole, None]).sum())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -268,7 +268,7 @@ def test_captions_come_with_their_probability(loaded):
     run, deck = loaded
     images = deck.images[:3]
     captions = caption_images(run, images, samples=2, seed=4)
-    patches = run.clip.patches(images, "colour")
+    patches = run.eyes.patches(images, "colour")
     assert [row[0][0] for row in captions["trained"]] == [row[0] for row in run.speaker.caption(patches)]
     with torch.no_grad():
         prefix = run.speaker.trained(patches)
