@@ -166,6 +166,9 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         keep_base(folder, plain)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
+    if accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.XLA):
+        # Here accelerate's wrapper adds nothing but a search for an optional package in each step.
+        optimizer = optimizer.optimizer
     parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
     shard_optimizer_states(optimizer, states, parameters)
     if main:
