@@ -11,7 +11,7 @@ from dixit.play.terminal import METHODS, detect_method
 def demo() -> None:
     command = Command(f"{__package__}.demo")
     command.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    command.add_argument("image", nargs="*", help="play these images and exit")
+    command.add_argument("image", nargs="*", default=[], help="play these images and exit")
     command.add_argument("--heldout", action="store_true", help="begin with the held-out listeners instead of the "
                          "training ones")
     command.add_argument("--images", choices=METHODS, default=detect_method(),
