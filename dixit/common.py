@@ -1,14 +1,19 @@
-"""Shared utilities: the error for users, seeded random generators, atomic file writes, facts about the process.
+"""Shared utilities: the error for users, command lines, seeded random generators, atomic file writes,
+facts about the process.
 
 Contains nothing about models or data.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import difflib
 import errno
 import fcntl
 import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -71,6 +76,26 @@ def run_main(main: Callable[[], int | None]) -> None:
             print(interrupted.message, file=sys.stderr)
         code = 128 + interrupted.number
     sys.exit(code)
+
+
+class Command(argparse.ArgumentParser):
+    """The command line of a module that imports model libraries.
+
+    Its description is the module's docstring, which is read without running the module: `--help` and wrong arguments
+    end before the slow imports.
+    """
+
+    def __init__(self, module: str, prog: str | None = None):
+        spec = importlib.util.find_spec(module)
+        assert spec and spec.origin
+        super().__init__(prog, description=ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))),
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.module = module
+
+    def run(self) -> None:
+        """Parse the arguments, then import the module and call its `main` with them."""
+        arguments = self.parse_intermixed_args()
+        importlib.import_module(self.module).main(arguments)
 
 
 def rng(*key: int | str) -> np.random.Generator:

@@ -15,10 +15,17 @@ Leaves out whether the listeners find the images: figures are in eval/evaluate.p
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.audience_picture)
+
 import itertools
 import tempfile
 import textwrap
+from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +36,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from dixit.common import DixitError, git_commit, rng, run_main
+from dixit.common import DixitError, git_commit, rng
 from dixit.config import Config, find_config
 from dixit.data.images import open_data, pixels
 from dixit.play.explain import caption_images
 from dixit.training.runs import LoadedRun, load_run
 
+from .commands import MOST_RUNS
 from .figures import save_small_png
 
 WIDTH = 9.0  # inches; 100 pixels each at 900 pixels
 IMAGE, MARGIN = 1.0, 0.12  # inches
 TEXT, SMALL = 10.0, 8.0  # points
 CHARACTER, LINE = 0.52, 1.25  # mean width of a character and height of a line, in sizes of the font
-MOST_RUNS = 5  # more columns are too narrow to read
 
 
 @dataclass(frozen=True)
@@ -146,16 +153,7 @@ def draw(images: UInt8[Tensor, "n 3 H W"], found: list[Column], path: Path) -> N
         save_small_png(large, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="+", type=Path, help=f"folders of 1 to {MOST_RUNS} runs of the game with one base "
-                        "speaker, in the order of the columns")
-    parser.add_argument("--data", default="stamps", help="the images, as in eval.transfer: stamps, emoji, clipart, "
-                        "cifar10, folder:PATH (default: stamps)")
-    parser.add_argument("--images", type=int, default=6, help="rows (default 6)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of images (default 0)")
-    parser.add_argument("--out", type=Path, help="the PNG to write (default: audiences.png in the first run's folder)")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     if len(arguments.run) > MOST_RUNS:
         raise DixitError(f"{len(arguments.run)} runs are too many columns to read; name at most {MOST_RUNS}")
     images, found = columns(arguments.run, arguments.data, arguments.images, arguments.seed)
@@ -164,7 +162,3 @@ def main() -> None:
     for i in range(len(images)):
         print(f"{i + 1}. " + "  ".join(f"{column.head}: {column.captions[i]}" for column in found))
     print(f"written to {path}: {len(images)} images of {arguments.data}, seed {arguments.seed}, commit {git_commit()}")
-
-
-if __name__ == "__main__":
-    run_main(main)

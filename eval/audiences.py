@@ -17,10 +17,17 @@ Shapes: R audiences, L listeners, n images.
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.audiences)
+
 import dataclasses
 import re
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +38,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dixit.common import DixitError, command_line, git_commit, read_json, run_main, write_json
+from dixit.common import DixitError, command_line, git_commit, read_json, write_json
 from dixit.config import Config, ListenerConfig, config_hash
-from dixit.data.images import EVALUATION_SETS, load, open_data
+from dixit.data.images import load, open_data
 from dixit.models.features import patch_features
 from dixit.models.listeners import score_all
 from dixit.training import audiences, continual, game
@@ -42,7 +49,7 @@ from dixit.training.runs import LoadedRun, load_run, make_listeners, patch_batch
 
 from .evaluate import dataset_of
 from .metrics import bootstrap
-from .tables import RESULTS, Cell, add_keep_option, put, rows_of
+from .tables import RESULTS, Cell, put, rows_of
 
 Gaps = dict[str, dict[str, Float[Tensor, "R n"]]]  # group of listeners -> speaker -> gap of each audience and image
 
@@ -200,15 +207,7 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
     put(cell, rows, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
-    parser.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
-    parser.add_argument("--data", default="", help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH (default: the run's "
-                        "own test split)")
-    parser.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; an uninformed speaker")
-    add_keep_option(parser)
-    arguments = parser.parse_intermixed_args()
+def main(arguments: Namespace) -> None:
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     if not run.config.audiences:
@@ -234,7 +233,3 @@ def main() -> None:
     for group, part in found.items():
         print(f"\n{group} listeners\n\n{table(part)}")
     print(f"\nwritten to {arguments.run / stem}.json")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -14,9 +14,15 @@ Shapes: B images, N captions per image, S = B*N, M pools of C candidates, K cand
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.baselines)
+
 import time
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit.common import DixitError, rng, run_main
+from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.models.features import patch_features
 from dixit.models.listeners import Listener, score_all
@@ -106,11 +112,7 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
     return captions
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
     dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
@@ -119,7 +121,3 @@ def main() -> None:
     path = write_results(run, "baselines", figures, picks, time.perf_counter() - began)
     print(table(figures))
     print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -9,8 +9,15 @@ Shapes: S captions, C candidates or classes.
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.clip_quality)
+
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dixit.common import command_line, git_commit, run_main
+from dixit.common import command_line, git_commit
 from dixit.config import DataConfig
 from dixit.data import scenes
 from dixit.data.images import load
@@ -27,10 +34,9 @@ from dixit.models.features import image_embeddings
 from dixit.training import game
 from dixit.training.candidates import draw_candidates
 
+from .commands import RECALL_SETS
 from .metrics import mean_and_error
-from .tables import Cell, add_keep_option, put, rows_of
-
-SETS = ("scenes", "emoji", "clipart", "stamps")
+from .tables import Cell, put, rows_of
 
 
 def recall_among_ten(clip: Clip, data: DataConfig, perception: str) -> dict[str, float]:
@@ -75,7 +81,7 @@ def _sides(clip: Clip) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def quality(clip: Clip, sets: Sequence[str] = SETS) -> dict[str, Any]:
+def quality(clip: Clip, sets: Sequence[str] = RECALL_SETS) -> dict[str, Any]:
     """Every figure of one CLIP, with standard errors. Pictures are as large as its image tower takes them."""
     size = max(DataConfig.image_size, *_sides(clip))
     cifar = load(DataConfig(name="cifar10", test=2000, image_size=size), "test")
@@ -91,13 +97,7 @@ def quality(clip: Clip, sets: Sequence[str] = SETS) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="+", help="CLIPs built here, e.g. lite0")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="image sets for recall among ten "
-                        "(default all); leave stamps out while you choose anything")
-    add_keep_option(parser)
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     clips = {name: load_clip(name) for name in arguments.name}  # a missing one raises before anything is computed
     found = {}
     for name, clip in clips.items():
@@ -108,7 +108,3 @@ def main() -> None:
     if arguments.keep:
         cell = Cell("clip_quality", arguments.keep, "", command_line(), "", git_commit())
         put(cell, [row for name, figures in found.items() for row in rows_of(cell, name, figures)])
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -19,12 +19,19 @@ Shapes: S captions (one per image).
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.drift)
+
 import functools
 import json
 import math
 import re
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,7 +41,7 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dixit.common import DixitError, atomic_path, command_line, git_commit, run_main, words
+from dixit.common import DixitError, atomic_path, command_line, git_commit, words
 from dixit.data import scenes
 from dixit.data.images import load
 from dixit.models.listeners import score_all
@@ -47,7 +54,7 @@ from .paraphrase import VERSION, can_paraphrase, paraphrase
 from .picture_metrics import keeps_name
 from .rewrites import DOUBLED, KINDS, PLAIN, REWRITES
 from .spill_over import spill_over
-from .tables import RESULTS, Cell, add_keep_option, put, rows_of
+from .tables import RESULTS, Cell, put, rows_of
 
 # --- structure ---
 
@@ -375,13 +382,7 @@ def keep(cell: Cell, points: list[tuple[str, dict[str, Any]]], folder: Path = RE
         key: figure for key, figure in figures.items() if KEPT.fullmatch(key)})], folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="+", help="folders of runs, and overrides: eval.images=... eval.split=...")
-    parser.add_argument("--frontier", type=Path, metavar="PATH",
-                        help="plot gap against drift of all runs to this PNG")
-    add_keep_option(parser)
-    arguments = parser.parse_intermixed_args()
+def main(arguments: Namespace) -> None:
     overrides = [word for word in arguments.run if "=" in word and not Path(word).is_dir()]
     folders = [Path(word) for word in arguments.run if word not in overrides]
     if not folders:
@@ -415,7 +416,3 @@ def main() -> None:
     if arguments.keep:
         keep(Cell("frontier", arguments.keep, " ".join(seeds), command_line(), "", git_commit()), points)
         save_small_png(arguments.frontier, RESULTS / "frontier" / f"{arguments.keep}.png")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -11,13 +11,20 @@ Shapes: S captions (one per image), C candidates, L listeners.
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.evaluate)
+
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dixit import models
-from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, run_main, sha256, write_json
+from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, sha256, write_json
 from dixit.config import Config, DataConfig, ListenerConfig, config_hash, refuse_doubled
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
@@ -250,11 +257,7 @@ def write_results(run: LoadedRun, name: str, figures: dict, picks: dict, seconds
     return folder / f"{name}.json"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     refuse_doubled(arguments.override)
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
@@ -262,7 +265,3 @@ def main() -> None:
     path = write_results(run, "results", figures, picks, time.perf_counter() - began)
     print(table(figures))
     print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    run_main(main)

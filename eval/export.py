@@ -8,9 +8,16 @@ the folder like a run. With --push it is also uploaded to the Hugging Face hub a
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.export)
+
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +26,7 @@ import yaml
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from dixit.common import DixitError, atomic_write_text, first_line, read_json, run_main, scratch_dir, sha256
+from dixit.common import DixitError, atomic_write_text, first_line, read_json, scratch_dir, sha256
 from dixit.config import Config, DataConfig, load_config, to_dict
 from dixit.data.assets import ASSETS
 from dixit.data.images import load, pixels
@@ -186,15 +193,6 @@ def push(folder: Path, repository: str) -> str:
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("folder", type=Path, help="the folder to write, new or empty")
-    parser.add_argument("--push", metavar="NAME", default="", help="also upload it to the hub as NAME")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     address = export(arguments.run, arguments.folder, arguments.push)
     print(f"written to {arguments.folder}" + (f"\npushed to {address}" if address else ""))
-
-
-if __name__ == "__main__":
-    run_main(main)

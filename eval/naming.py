@@ -11,17 +11,23 @@ Shapes: S captions, C candidates.
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.naming)
+
 import time
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from dixit.common import DixitError, command_line, git_commit, read_json, run_main
+from dixit.common import DixitError, command_line, git_commit, read_json
 from dixit.config import ListenerConfig, config_hash
-from dixit.data.images import EVALUATION_SETS, open_data
+from dixit.data.images import open_data
 from dixit.models.clip import load_clip
 from dixit.models.listeners import score_all
 from dixit.training import game
@@ -31,7 +37,7 @@ from dixit.training.runs import LoadedRun, load_run, make_listeners
 from .evaluate import generate_captions, token_logp
 from .metrics import mean_and_error, perplexity
 from .picture_metrics import caption_figures, without_colours
-from .tables import Cell, add_keep_option, put, rows_of
+from .tables import Cell, put, rows_of
 
 POOLS, CANDIDATES = 20, 10
 
@@ -61,15 +67,7 @@ def naming(run: LoadedRun, dataset: Dataset, eyes: list[str]) -> tuple[dict[str,
     return figures, captions
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/base_pictures")
-    parser.add_argument("override", nargs="*", default=[], help="eval.images=... (0 = all), eval.seed=...")
-    parser.add_argument("--data", default="stamps", help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH")
-    parser.add_argument("--eyes", nargs="+", default=["mobilenetv2-pictures"], metavar="CLIP",
-                        help="CLIPs of the listeners (default mobilenetv2-pictures, which the speaker does not use)")
-    add_keep_option(parser)
-    arguments = parser.parse_intermixed_args()
+def main(arguments: Namespace) -> None:
     began = time.perf_counter()
     overrides = [word for word in arguments.eyes if word.startswith("eval.") and "=" in word]
     eyes = [word for word in arguments.eyes if word not in overrides]
@@ -94,7 +92,3 @@ def main() -> None:
     print()
     for i in range(0, len(dataset), max(1, len(dataset) // 12)):
         print("  ".join(f"{name}: {texts[i]}" for name, texts in captions.items()))
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -15,7 +15,13 @@ Leaves out transfer to other images (eval/transfer.py, which takes the runs in r
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.pairs)
+
 import itertools
 import json
 import os
@@ -24,6 +30,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,7 +49,6 @@ from dixit.common import (
     git_commit,
     locked,
     read_json,
-    run_main,
 )
 from dixit.config import Config, changed, configs_folder, load_config, refuse_doubled, settings_hash
 from dixit.data.images import fingerprint
@@ -53,6 +59,7 @@ from dixit.training.game import gap, hits
 from dixit.training.runs import load_run, make_listeners, open_models
 
 from .baselines import untrained_speakers
+from .commands import ON_PICTURES, ON_SCENES, PAIRS
 from .drift import panel, word_shift
 from .evaluate import dataset_of, generate_captions, weights_of
 from .metrics import mean_and_error
@@ -64,12 +71,6 @@ WRITTEN = ("ground truth", "oracle")  # captions that are the same for every see
 GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base|bits|scoring_rounds)")
 TEXT = re.compile(r"says/.+|length|most_repeated|kl_to_base")
 OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accuracy/.+|faithful/.+")
-
-
-ON_SCENES = sorted(path.stem for path in (configs_folder() / "pairs").glob("*.yaml"))
-ON_PICTURES = sorted({path.stem for path in (configs_folder() / "pictures").glob("*.yaml")}
-                     - {"clip", "words", "base", "caption_attributes", "audiences", "continual"})
-PAIRS = [*ON_SCENES, *ON_PICTURES]
 
 
 @dataclass(frozen=True)
@@ -254,19 +255,7 @@ def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
             for group, (listeners, weights) in groups.items()})], folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/run_pairs", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pair", nargs="*", help=f"default: all of {', '.join(PAIRS)}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side; the cores are shared out")
-    parser.add_argument("--quick", action="store_true", help="few steps and images, kept apart in runs/pairs_quick")
-    parser.add_argument("--runs", type=Path, help="where runs are kept (default runs/pairs)")
-    parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a variant: change the config")
-    parser.add_argument("--ceilings", action="store_true", help="what can be gained from each pair; trains no game")
-    parser.add_argument("--page-only", action="store_true", help="generate eval/RESULTS.md from the tables, no more")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     for name in arguments.pair:
         if name not in PAIRS:
             raise DixitError(f"unknown pair '{name}'; choose from {', '.join(PAIRS)}")
@@ -316,7 +305,3 @@ def main() -> None:
         print(f"{variant_name(pair, arguments.set)}, seed {seed}: done", flush=True)
     atomic_write_text(page, results_page(results))
     print(f"written to {page}")
-
-
-if __name__ == "__main__":
-    run_main(main)

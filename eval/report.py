@@ -7,12 +7,19 @@ shown too, e.g. of photo stamps. All text is escaped.
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.report)
+
 import base64
 import html
 import io
 import json
 import textwrap
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +33,11 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from dixit.common import DixitError, atomic_path, atomic_write_text, read_json, run_main  # noqa: E402
+from dixit.common import DixitError, atomic_path, atomic_write_text, read_json  # noqa: E402
 from dixit.config import Config, load_config  # noqa: E402
 from dixit.config_perception import perception_label  # noqa: E402
-from dixit.data.images import EVALUATION_SETS, load, open_data, pixels  # noqa: E402
+from dixit.data.images import load, open_data, pixels  # noqa: E402
+from dixit.data.sources import EVALUATION_SETS  # noqa: E402
 from dixit.models.perception import perceive  # noqa: E402
 
 from . import transfer  # noqa: E402
@@ -181,15 +189,7 @@ images.</small></p>
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder that eval.evaluate has been run on")
-    parser.add_argument("--images", type=int, default=24, help="cards on the contact sheet (default 24)")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     if arguments.images < 1:
         raise DixitError(f"--images is {arguments.images}; choose at least 1")
     print(f"written to {write_report(arguments.run, arguments.images)}")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -7,12 +7,19 @@ error and the claims of listener subtraction; prints both. Each run must have be
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.seeds)
+
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from dixit.common import DixitError, command_line, git_commit, read_json, run_main
+from dixit.common import DixitError, command_line, git_commit, read_json
 
 from .evaluate import table
 from .metrics import mean_and_error
@@ -96,11 +103,7 @@ def keep(condition: str, results: list[dict[str, Any]], folder: Path = RESULTS) 
                    for row in rows_of(cell, speaker, selected(figures))] + rows_of(cell, "", claims(results)), folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("condition", help="the name under which the figures are kept, e.g. colour_vs_grey")
-    parser.add_argument("run", nargs="+", type=Path, help="runs that differ in their seed only")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     results = [read_json(run / "results.json") for run in arguments.run]
     seeds = [r["seeds"]["run"] for r in results]
     if len(set(seeds)) < len(seeds):
@@ -112,7 +115,3 @@ def main() -> None:
     if measured:
         print(claims_table(measured))
     print(f"\nkept in {RESULTS / 'default.csv'}; scripts/run_pairs --page-only shows it in eval/RESULTS.md")
-
-
-if __name__ == "__main__":
-    run_main(main)

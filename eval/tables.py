@@ -9,7 +9,6 @@ Leaves out how figures are computed and shown.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -57,12 +56,6 @@ class Cell:
     training_commit: str = ""
     seconds: float | None = None  # wall time of the evaluation; in pairs, of training and evaluation
     note: str = ""
-
-
-def add_keep_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--keep CONDITION`, which writes a command's figures to the tables."""
-    parser.add_argument("--keep", metavar="CONDITION", help="also keep the figures in eval/results under this name "
-                        "(scripts/run_pairs --page-only then lists them in eval/RESULTS.md)")
 
 
 def read_rows(path: Path) -> list[Row]:

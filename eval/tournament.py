@@ -19,9 +19,16 @@ eval/results/tournament.csv) and prints both tables. Storytellers draw their car
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.tournament)
+
 import math
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +37,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from dixit.common import DixitError, command_line, git_commit, rng, run_main, write_json
+from dixit.common import DixitError, command_line, git_commit, rng, write_json
 from dixit.config import config_hash
 from dixit.data.images import open_data
 from dixit.models.listeners import ClipListener
@@ -40,7 +47,7 @@ from dixit.training.runs import load_run, make_listeners
 
 from .evaluate import dataset_of, generate_captions
 from .metrics import bootstrap
-from .tables import RESULTS, Cell, add_keep_option, put, rows_of
+from .tables import RESULTS, Cell, put, rows_of
 
 SEATS, CARDS = 6, 84  # players and cards of a game, as in the box
 ADJECTIVE = "Beautiful."  # a clue for any card
@@ -169,16 +176,7 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
     put(cell, rows, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
-    parser.add_argument("--games", type=int, default=500)
-    parser.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
-    parser.add_argument("--audience", choices=("all", "heldout"), default="all", help="whose listeners the players "
-                        "have: all of the run's, or the held-out ones only (default: all)")
-    add_keep_option(parser)
-    arguments = parser.parse_intermixed_args()
+def main(arguments: Namespace) -> None:
     if arguments.games < 1:
         raise DixitError(f"--games is {arguments.games}; choose at least 1")
     began = time.perf_counter()
@@ -230,7 +228,3 @@ def main() -> None:
     for name, row in sorted(ratings.items(), key=lambda item: -item[1]["rating"]):
         print(f"| {name} | {row['rating']:.0f} | {row['low']:.0f} to {row['high']:.0f} | {row['points']:.1f} |")
     print(f"\nwritten to {arguments.run / 'tournament.json'}")
-
-
-if __name__ == "__main__":
-    run_main(main)

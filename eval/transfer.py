@@ -18,11 +18,18 @@ Shapes: R runs, L listeners, n images (a caption for each), r pools per image, C
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+
+from . import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.transfer)
+
 import dataclasses
 import itertools
 import json
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,10 +41,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit.common import DixitError, atomic_path, read_json, run_main
+from dixit.common import DixitError, atomic_path, read_json
 from dixit.config import ListenerConfig, config_hash
 from dixit.data.assets import asset
-from dixit.data.images import EVALUATION_SETS, open_data
+from dixit.data.images import open_data
+from dixit.data.sources import EVALUATION_SETS
 from dixit.models.listeners import ClipListener, score_all
 from dixit.training import game
 from dixit.training.candidates import draw_candidates, draw_hard_candidates, nearest_images
@@ -47,7 +55,7 @@ from . import metrics
 from .baselines import untrained_speakers
 from .evaluate import generate_captions, write_results
 from .figures import save_small_png
-from .tables import RESULTS, Cell, Row, add_keep_option, put, rows_of
+from .tables import RESULTS, Cell, Row, put, rows_of
 
 KINDS = ("random", "hard")
 SIZES = (2, 4, 10, 32, 100)
@@ -272,17 +280,7 @@ def _check(runs: list[LoadedRun]) -> None:
         raise DixitError(f"two of these runs have the same seed {seeds}; train each with its own seed=...")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="+", metavar="RUN | eval.KEY=VALUE",
-                        help="folders of runs that differ in their seed only; eval.images=..., eval.seed=...")
-    parser.add_argument("--data", nargs="+", metavar="SET",
-                        help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH (default: all; combos for scenes only)")
-    parser.add_argument("--pools", type=int, default=8, help="pools per image, size and kind (default 8)")
-    parser.add_argument("--baselines", action="store_true", help="also best of N samples and contrastive decoding")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
-    add_keep_option(parser)
-    arguments = parser.parse_intermixed_args()
+def main(arguments: Namespace) -> None:
     if arguments.pools < 1:
         raise DixitError(f"--pools is {arguments.pools}; choose at least 1")
     overrides = [word for word in arguments.run + (arguments.data or []) if word.startswith("eval.") and "=" in word]
@@ -332,7 +330,3 @@ def main() -> None:
         keep(arguments.keep, read_json(path))
         save_small_png(picture, RESULTS / "transfer" / f"{arguments.keep}.png")
     print(f"\n{table(found)}\n\nwritten to {path} and {picture}")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -45,7 +45,8 @@ from dixit.models.clip import build_locked  # noqa: E402
 from dixit.models.listeners import ClipListener, score_all  # noqa: E402
 from dixit.models.speaker import Speaker  # noqa: E402
 from dixit.training import game, policy  # noqa: E402
-from eval.tables import RESULTS, Cell, add_keep_option, put, rows_of  # noqa: E402
+from eval.commands import add_keep_option  # noqa: E402
+from eval.tables import RESULTS, Cell, put, rows_of  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

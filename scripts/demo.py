@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dixit.common import run_main  # noqa: E402
-from dixit.play.demo import main  # noqa: E402
+from dixit.play.commands import demo  # noqa: E402
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(demo)

@@ -34,10 +34,21 @@ def test_an_unknown_command_is_one_line():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "'trian' is no command" in done.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name):
-    done = dixit(name, "--help")
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: dixit {name}"), done.stderr
+PROGRAMS = [f"dixit {name}" for name in COMMANDS] + [
+    f"eval.{path.stem}" for path in sorted((ROOT / "eval").glob("*.py"))
+    if "__main__" in path.read_text()] + ["eval.dynamics"]
+
+
+@pytest.mark.parametrize("program", ["dixit", *PROGRAMS])
+def test_every_command_has_help_that_imports_no_model_library(program):
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", *program.split(), "--help"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+    assert done.stdout.startswith(f"usage: {program} ") or not program.startswith("dixit")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "argparse" in imported
+    assert not {name.split(".")[0] for name in imported} & {
+        "accelerate", "datasets", "matplotlib", "open_clip", "scipy", "timm", "torch", "transformers"}
 
 
 def test_configs_are_found_by_name(tmp_path, monkeypatch):

@@ -33,13 +33,12 @@ from dixit.data.decode import open_image
 from dixit.data.folder import folder_set, split_folders
 from dixit.data.hub import hub_set
 from dixit.data.known import cifar10_set, emoji_set, scene_set, stamp_set
-from dixit.data.sources import SPLITS, Source, content_hash, examples, warn
+from dixit.data.sources import EVALUATION_SETS, SPLITS, Source, content_hash, examples, warn
 
-__all__ = ["EVALUATION_SETS", "fingerprint", "load", "open_data", "open_image", "pixels"]
+__all__ = ["fingerprint", "load", "open_data", "open_image", "pixels"]
 
 VERSION = 2  # part of every fingerprint; raise it when a change of the code gives other rows for the same input
 NAMES = ("scenes", "emoji", "clipart", "cifar10", "stamps", "folder", "hub")
-EVALUATION_SETS = ("stamps", "emoji", "clipart", "cifar10", "combos")  # names that open_data takes, besides folder:PATH
 FEATURES = datasets.Features({
     "image": datasets.Image(mode="RGB"), "captions": datasets.List(datasets.Value("string")),
     "concept": datasets.Value("string"), "record": datasets.Value("string"),

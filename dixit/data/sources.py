@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+EVALUATION_SETS = ("stamps", "emoji", "clipart", "cifar10", "combos")  # names that open_data takes, besides folder:PATH
 SPLITS = ("train", "validation", "test")
 # Names that folders and files of captions give to splits.
 SPLIT_NAMES = {"train": ("train", "training", "restval"), "validation": ("validation", "valid", "val", "dev"),

@@ -9,10 +9,16 @@ captions. Images are shown in the terminal if it supports that (--images), else 
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+from dixit.play import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.demo)
+
 import shutil
 import sys
 import tempfile
+from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dixit.common import DixitError, run_main
+from dixit.common import DixitError
 from dixit.config_perception import perception_label
 from dixit.data.images import load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
@@ -34,7 +40,7 @@ from dixit.play.explain import (
     listener_response,
     make_clip_listeners,
 )
-from dixit.play.terminal import METHODS, detect_method, render
+from dixit.play.terminal import render
 from dixit.training.runs import LoadedRun, load_run
 
 HELP = "an image path, a folder, the number of an image, l for the listeners, h for help, or q to leave"
@@ -152,15 +158,7 @@ def parse_path(text: str) -> Path:
     return path if path.exists() else Path(plain.replace("\\ ", " ")).expanduser()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("image", nargs="*", help="play these images and exit")
-    parser.add_argument("--heldout", action="store_true", help="begin with the held-out listeners instead of the "
-                        "training ones")
-    parser.add_argument("--images", choices=METHODS, default=detect_method(),
-                        help="how images are shown (here: %(default)s)")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     run = load_run(arguments.run)
     training = sum(c.kind == "clip" for c in run.config.listeners)
     demo = Demo(run, load(run.config.data, "test"), "test image", [], arguments.images)
@@ -184,7 +182,3 @@ def main() -> None:
                 demo.handle(target)
             except DixitError as error:  # bad input must not end the session
                 print(f"error: {error}")
-
-
-if __name__ == "__main__":
-    run_main(main)

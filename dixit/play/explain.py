@@ -39,21 +39,17 @@ def caption_images(run: LoadedRun, images: UInt8[Tensor, "B 3 H W"], samples: in
     """
     speaker = run.speaker
     patches = run.eyes.patches(images, "colour").to(speaker.device)
-    modules = {"base": run.base, "trained": speaker.trained}
-    captions = {}
-    for name in speakers:
-        module = modules[name]
-        if module is None:
-            continue
-        prefix = module(patches)
-        columns = [_scored(speaker, prefix, None)]
-        if samples:
-            draws = torch.rand(len(images) * samples, speaker.config.max_tokens,
-                               generator=torch.Generator().manual_seed(seed)).to(speaker.device)
-            several = _scored(speaker, prefix, draws)
-            columns += [several[i::samples] for i in range(samples)]
-        captions[name] = [list(row) for row in zip(*columns, strict=True)]
-    return captions
+    every = {"base": run.base, "trained": speaker.trained}
+    modules = {name: module for name in speakers if (module := every[name]) is not None}
+    prefix = torch.cat([module(patches) for module in modules.values()])  # one pass of the LLM serves all speakers
+    columns = [_scored(speaker, prefix, None)]
+    if samples:
+        draws = torch.rand(len(images) * samples, speaker.config.max_tokens,
+                           generator=torch.Generator().manual_seed(seed)).to(speaker.device)
+        several = _scored(speaker, prefix, draws.repeat(len(modules), 1))
+        columns += [several[i::samples] for i in range(samples)]
+    rows = iter([list(row) for row in zip(*columns, strict=True)])
+    return {name: [next(rows) for _ in images] for name in modules}
 
 
 def _scored(speaker: Speaker, prefix: Float[Tensor, "B K D"], draws: Float[Tensor, "S T"] | None) -> ScoredCaptions:

@@ -16,7 +16,12 @@ machine only (--host). The rules are in rules.py, the sessions in tables.py.
 
 from __future__ import annotations
 
-import argparse
+from dixit.common import run_main
+from dixit.play import commands
+
+if __name__ == "__main__":  # before the imports below, so that --help is quick
+    run_main(commands.web)
+
 import base64
 import ipaddress
 import json
@@ -25,11 +30,12 @@ import re
 import secrets
 import socket
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dixit.common import DixitError, run_main
+from dixit.common import DixitError
 from dixit.config import load_config
 from dixit.data.assets import asset
 from dixit.play.tables import Tables, load_deck, practice_deck
@@ -279,14 +285,7 @@ def default_cards() -> str:
         return "test"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", help="a run's folder, e.g. runs/colour_vs_grey")
-    parser.add_argument("--data", help="the cards; test: the run's own test split; or as in eval.transfer: stamps, "
-                        "emoji, clipart, cifar10, folder:PATH (default: stamps, or test where there are none)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one")
-    arguments = parser.parse_args()
+def main(arguments: Namespace) -> None:
     hosts = LOOPBACK if is_local(arguments.host) else ["*"]
     folder, tables = arguments.run or newest_game_run(RUNS), None
     if folder is None:
@@ -304,7 +303,3 @@ def main() -> None:
         tables = Tables(run, load_deck(run, arguments.data or default_cards()), folder / "web")
         print(f"playing with {folder}", file=sys.stderr)
     serve(make_app(folder, tables, hosts), arguments.host, arguments.port)
-
-
-if __name__ == "__main__":
-    run_main(main)

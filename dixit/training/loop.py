@@ -166,6 +166,9 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         keep_base(folder, plain)
     states = optimizer.state_dict()["state"]
     task.trained, optimizer = accelerator.prepare(plain, optimizer)
+    if accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.XLA):
+        # Here accelerate's wrapper adds nothing but a search for an optional package in each step.
+        optimizer = optimizer.optimizer
     parameters = [p for p in task.trained.parameters() if p.requires_grad]  # FSDP2 has put shards in their place
     shard_optimizer_states(optimizer, states, parameters)
     if main:
@@ -212,7 +215,8 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         figures["lr"] = learning_rate(settings, step)
-        bar.set_postfix_str(", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "reward", "skipped") if k in figures))
+        shown = [f"{key} {figures[key]:.3f}" for key in ("loss", "reward", "skipped") if key in figures]
+        bar.set_postfix_str(", ".join(shown), refresh=False)  # the bar is drawn when it counts the step
         if done % settings.eval_every == 0 or done == settings.steps:
             figures |= {f"eval/{k}": v for k, v in task.validate(done).items()}
             rows = task.said(done)

@@ -9,10 +9,6 @@ from __future__ import annotations
 import argparse
 
 from dixit.config import find_config, load_config, refuse_doubled
-from dixit.models.clip import save_clip
-from dixit.training.game_task import TASKS
-from dixit.training.loop import make_accelerator, train
-from dixit.training.warm_start import ClipTask
 
 
 def main() -> None:
@@ -23,6 +19,12 @@ def main() -> None:
     arguments = parser.parse_args()
     refuse_doubled(arguments.override)
     config = load_config(find_config(arguments.config), arguments.override)
+    # Only now, so that --help and a wrong config need no import of a model library.
+    from dixit.models.clip import save_clip
+    from dixit.training.game_task import TASKS
+    from dixit.training.loop import make_accelerator, train
+    from dixit.training.warm_start import ClipTask
+
     accelerator = make_accelerator(config)
     task = TASKS[config.task](config, accelerator)
     train(config, task, accelerator)

@@ -1,6 +1,6 @@
 """Find probes: the modules of this package, or of eval.dynamics.speaker, that have a function `run`.
 
-Leaves out running them (__main__.py).
+Leaves out running them (running.py).
 """
 
 from __future__ import annotations

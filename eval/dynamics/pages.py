@@ -5,7 +5,7 @@ dynamics_speaker.csv, its command and settings in cells.csv, and a small copy of
 generates the index eval/DYNAMICS.md and a page for each probe, docs/dynamics/NAME.md; a run whose folder is called
 NAME_ANYTHING is a variant of probe NAME and has a page of its own.
 
-Leaves out running probes (__main__.py).
+Leaves out running probes (running.py).
 """
 
 from __future__ import annotations

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 import eval.dynamics
 from dixit.common import DixitError
 from dixit.config import build, read_tree
-from eval.dynamics.__main__ import find_probe, main, probe_names, report, run_probe
+from eval.dynamics.__main__ import main
+from eval.dynamics.find import find_probe, probe_names
 from eval.dynamics.pages import INDEX, PAGES, ClaimRow, pages
 from eval.dynamics.probe import Claim, Networks, simulate, table
+from eval.dynamics.running import report, run_probe
 from eval.figures import MAX_BYTES
 from eval.tables import read_cells, read_table
 

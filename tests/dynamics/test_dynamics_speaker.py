@@ -17,8 +17,9 @@ from dixit.common import DixitError, rng
 from dixit.config import build, read_tree, to_dict
 from dixit.models.adapter import Adapter
 from dixit.training.runs import patch_batch
-from eval.dynamics.__main__ import find_probe, probe_names, report, run_probe
+from eval.dynamics.find import find_probe, probe_names
 from eval.dynamics.pages import FindingRow
+from eval.dynamics.running import report, run_probe
 from eval.dynamics.speaker import bias_free, curricula, measure, ocs, rich, unimodal
 from eval.dynamics.speaker.measure import Finding, judge, table
 from eval.tables import read_cells, read_table

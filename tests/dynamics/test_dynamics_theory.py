@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.dynamics.__main__ import probe_names
+from eval.dynamics.find import probe_names
 from eval.dynamics.theory import bias_free
 
 ROOT = Path(__file__).resolve().parents[2]

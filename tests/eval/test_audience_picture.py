@@ -12,7 +12,7 @@ from PIL import Image
 
 from dixit.common import DixitError, rng
 from dixit.config import Config, ListenerConfig, load_config
-from eval import audience_picture
+from eval import commands
 from eval.audience_picture import Column, about_run, choose_images, columns, draw, wrap
 from eval.figures import MAX_BYTES
 
@@ -30,7 +30,7 @@ def test_a_column_for_the_base_and_one_for_each_run(runs, home, folder_of_cards,
     out = tmp_path / "docs" / "pictures.png"
     monkeypatch.setattr("sys.argv", ["audience_picture", *map(str, runs), "--data", f"folder:{folder_of_cards}",
                                      "--images", "3", "--seed", "5", "--out", str(out)])
-    audience_picture.main()
+    commands.audience_picture()
     with Image.open(out) as picture:
         assert picture.width >= 900 and out.stat().st_size <= MAX_BYTES
     printed = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_images_are_drawn_by_the_seed():
 def test_more_columns_than_can_be_read_are_refused(monkeypatch):
     monkeypatch.setattr("sys.argv", ["audience_picture", *"abcdef"])
     with pytest.raises(DixitError, match="name at most 5"):
-        audience_picture.main()
+        commands.audience_picture()
 
 
 def test_heads_come_from_configs_or_listeners():

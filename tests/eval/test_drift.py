@@ -17,7 +17,7 @@ from dixit.common import DixitError, rng, words
 from dixit.data import scenes
 from dixit.data.images import load
 from dixit.training.runs import load_run
-from eval import drift, rewrites
+from eval import commands, drift, rewrites
 from eval.evaluate import generate_captions
 from eval.tables import Cell, find, look_up, read_rows
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_measured_is_refused(caption_run, game_run, home, tmp_pat
                                ([game_run, "eval.image=3"], "did you mean 'eval.images'")]:
         monkeypatch.setattr("sys.argv", ["drift", *map(str, arguments)])
         with pytest.raises(DixitError, match=message):
-            drift.main()
+            commands.drift()
 
 
 def test_without_a_base_speaker_there_is_no_drift(home, train, tmp_path, monkeypatch):
@@ -255,4 +255,4 @@ def test_without_a_base_speaker_there_is_no_drift(home, train, tmp_path, monkeyp
     assert not {"kl_to_base", "perplexity_ratio"} & figures["speakers"]["trained"].keys()
     monkeypatch.setattr("sys.argv", ["drift", str(tmp_path / "run"), "--frontier", str(tmp_path / "plot.png")])
     with pytest.raises(DixitError, match="no base speaker"):
-        drift.main()
+        commands.drift()

@@ -26,7 +26,7 @@ from dixit.data.images import load, pixels
 from dixit.play.explain import caption_images
 from dixit.training.checkpoints import trained_weights
 from dixit.training.runs import load_run
-from eval import evaluate, export, model_card, transfer
+from eval import commands, evaluate, export, model_card, transfer
 
 FILES = ["README.md", "base.safetensors", "config.yaml", "example_1.png", "example_2.png", "model.safetensors"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +39,10 @@ def evaluated_run(game_run, tiny, folder_of_cards, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIXIT_CACHE", str(tiny.cache))
         patch.setattr("sys.argv", ["evaluate", str(run), "eval.images=20"])
-        evaluate.main()
+        commands.evaluate()
         patch.setattr("sys.argv", ["transfer", str(run), "--data", f"folder:{folder_of_cards}", "--pools", "1",
                                    "eval.images=20"])
-        transfer.main()
+        commands.transfer()
     for name in ("results", "transfer"):  # as the command writes it, not this test
         found = read_json(run / f"{name}.json")
         write_json(run / f"{name}.json", found | {"command": f"python -m eval.{name} {run} eval.images=20"})
@@ -129,7 +129,7 @@ def test_an_export_is_evaluated_like_its_run(exported, evaluated_run, tiny, home
     clips = [f"{group}.{i}.clip={clip}" for group, clip in (("listeners", tiny.clip), ("heldout", tiny.other_clip))
              for i in (0, 1)]
     monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "eval.images=20", *parts_of(tiny), *clips])
-    evaluate.main()
+    commands.evaluate()
     assert read_json(folder / "results.json")["figures"] == read_json(evaluated_run / "results.json")["figures"]
 
 
@@ -260,7 +260,7 @@ def test_a_folder_that_is_not_empty(evaluated_run, home, tmp_path, monkeypatch, 
     for place in (tmp_path / "out", tmp_path / "out" / "mine.txt"):
         monkeypatch.setattr("sys.argv", ["export", str(evaluated_run), str(place)])
         with pytest.raises(SystemExit) as end:
-            run_main(export.main)
+            run_main(commands.export)
         assert end.value.code == 2
         assert capsys.readouterr().err == f"error: {place} is not an empty folder; choose another one\n"
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
@@ -359,12 +359,12 @@ def test_an_export_is_pushed_in_one_commit(online, evaluated_run, hub, tmp_path)
 TRIES = """
 import os, sys
 from dixit.common import run_main
-from eval import export
+from eval import commands
 run, out = sys.argv[1:]
 for name, token in ("me/colours", "hf_wrong"), ("not a name", "hf_secret"), ("me/full", "hf_secret"):
     os.environ["HF_TOKEN"], sys.argv = token, ["export", run, out, "--push", name]
     try:
-        run_main(export.main)
+        run_main(commands.export)
     except SystemExit as end:
         print("exit code", end.code)
 """

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dixit.common import DixitError
-from eval import naming
+from eval import commands
 
 
 def pictures(folder: Path) -> Path:
@@ -23,7 +23,7 @@ def test_a_table_of_both_speakers_and_a_clear_refusal(caption_run, home, tmp_pat
     folder = pictures(tmp_path / "pictures")
     words = ["naming", str(caption_run), "--data", f"folder:{folder}", "--eyes", str(home.clip)]
     monkeypatch.setattr(sys, "argv", words)
-    naming.main()
+    commands.naming()
     printed = capsys.readouterr().out
     figures = {line.split(" | ")[0].strip("| "): line for line in printed.splitlines() if line.startswith("| ")}
     assert {f"found/{home.clip}", "english", "file_name", "perplexity"} <= set(figures)
@@ -32,4 +32,4 @@ def test_a_table_of_both_speakers_and_a_clear_refusal(caption_run, home, tmp_pat
     assert 0 <= share <= 1
     monkeypatch.setattr(sys, "argv", [*words[:-1], "no-such-clip"])
     with pytest.raises(DixitError, match="no-such-clip"):
-        naming.main()
+        commands.naming()

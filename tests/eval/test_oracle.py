@@ -17,7 +17,7 @@ from dixit.data.wordnet import wordnet
 from dixit.models.clip import build_locked, save_clip
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run, make_listeners
-from eval import oracle, transfer
+from eval import commands, oracle
 from eval.baselines import POOLS, mean_reward
 from eval.drift import panel
 from eval.evaluate import dataset_of, generate_captions
@@ -132,7 +132,7 @@ def test_transfer_has_the_oracle_also_with_fewer_images_than_candidates(here, tm
     monkeypatch.setattr(sys, "argv", ["transfer", str(here[2]), "--data", f"folder:{few['path']}", "--pools", "2",
                                       "--out", str(tmp_path / "out")])
     (tmp_path / "out").mkdir()
-    transfer.main()
+    commands.transfer()
     (result,) = read_json(tmp_path / "out" / "transfer.json")["figures"]["data"].values()
     assert set(result["pools"]) == {"random/2", "hard/2"}
     assert set(result["pools"]["hard/2"]) == {"base", "trained", "ground truth", "oracle"}

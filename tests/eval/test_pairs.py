@@ -15,7 +15,7 @@ from dixit.common import DixitError, read_json
 from dixit.config import Config, SpeakerConfig, load_config, settings_hash
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run, make_listeners
-from eval import pairs
+from eval import commands, pairs
 from eval.baselines import best_of, contrastive, mean_reward, untrained_speakers
 from eval.evaluate import dataset_of, generate_captions, measure
 from eval.pages import results_page, summary
@@ -140,11 +140,11 @@ def test_the_command_says_which_cell_is_made_anew_and_skips_the_others(home, gam
     one = result(0, 0.1, 0.3)
     digest = settings_hash(load_config(path, overrides_of(0, True, [])))
     keep(dataclasses.replace(one, cell=dataclasses.replace(one.cell, config_hash=digest)), runs / "results")
-    pairs.main()
+    commands.pairs()
     assert "seed 0:" not in capsys.readouterr().out and "| p | 1 |" in (runs / "RESULTS.md").read_text()
     path.write_text(path.read_text().replace("oracle:\n- colour", "oracle:\n- shape"))
     with pytest.raises(DixitError, match="was trained with another"):  # the run of the old config is still there
-        pairs.main()
+        commands.pairs()
     assert "p, seed 0: its config has changed since abc" in capsys.readouterr().out
 
 

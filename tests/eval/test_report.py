@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 
-from eval import evaluate, report, transfer
+from eval import commands, report
 
 
 def test_a_report_shows_images_of_other_sets(game_run, home, tmp_path, monkeypatch):
     run = shutil.copytree(game_run, tmp_path / "run")
     monkeypatch.setattr("sys.argv", ["evaluate", str(run)])
-    evaluate.main()
+    commands.evaluate()
     page = report.write_report(run, 3).read_text()
     assert page.count('class="sheet"') == 1 and "Zero-shot" not in page
     monkeypatch.setattr("sys.argv", ["transfer", str(run), "--data", "combos", "--pools", "1", "eval.images=6"])
-    transfer.main()
+    commands.transfer()
     captions = json.loads((run / "transfer_captions.json").read_text())
     captions["combos"][0]["trained"][5] = "<script>the last one"
     (run / "transfer_captions.json").write_text(json.dumps(captions))

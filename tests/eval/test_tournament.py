@@ -16,6 +16,7 @@ from dixit.data.images import load
 from dixit.play import rules
 from dixit.play.players import Agent, RandomPlayer, assign_seats, literal_clues, play_out
 from dixit.training.runs import load_run
+from eval import commands
 from eval import tournament as command_module
 from eval.tables import look_up, read_cells
 from eval.tournament import (
@@ -145,7 +146,7 @@ def test_heldout_listeners_alone_can_be_the_audience(game_run, home, tmp_path, m
     monkeypatch.setattr(command_module, "storytellers", watch)
     for audience in ("all", "heldout"):
         monkeypatch.setattr("sys.argv", ["tournament", str(run), "--games", "2", "--audience", audience])
-        command_module.main()
+        commands.tournament()
     (clues, everyone), (same, heldout) = audiences
     assert clues == same  # the association too: it is made with a training listener's CLIP
     assert [listener.clip.name for listener in everyone] == ["eye", "eye", "other_eye", "other_eye"]
@@ -167,4 +168,4 @@ def test_heldout_listeners_alone_can_be_the_audience(game_run, home, tmp_path, m
     (alone / "config.yaml").write_text(yaml.safe_dump(config | {"heldout": []}))
     monkeypatch.setattr("sys.argv", ["tournament", str(alone), "--audience", "heldout"])
     with pytest.raises(DixitError, match="no held-out listeners"):
-        command_module.main()
+        commands.tournament()

@@ -21,7 +21,7 @@ from dixit.data.images import fingerprint, load, open_data
 from dixit.models.listeners import score_all
 from dixit.training import game
 from dixit.training.runs import load_run, make_listeners
-from eval import metrics, transfer
+from eval import commands, metrics, transfer
 from eval.tables import find, look_up, read_cells, read_rows
 
 
@@ -286,7 +286,7 @@ def test_the_command_keeps_figures_and_picture(game_run, home, tmp_path, monkeyp
     monkeypatch.setattr(transfer, "keep", functools.partial(transfer.keep, folder=tmp_path / "results"))
     monkeypatch.setattr(transfer, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", ["transfer", str(run), "--pools", "1", "--data", "combos", "--keep", "mine"])
-    transfer.main()
+    commands.transfer()
     result = json.loads((run / "transfer.json").read_text())["figures"]["data"]["combos"]["pools"]
     found = look_up("transfer", "mine", "0", "trained", "combos/hard/4/training/gap", "low", tmp_path / "results")
     assert found == pytest.approx(result["hard/4"]["trained"]["training/gap"]["low"], abs=1e-5)
@@ -308,7 +308,7 @@ def test_the_printed_table_has_ten_candidates_and_intervals(done):
 def test_a_wrong_command_ends_in_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["transfer", *arguments])
     with pytest.raises(SystemExit) as end:
-        run_main(transfer.main)
+        run_main(commands.transfer)
     printed = capsys.readouterr().err
     assert end.value.code == 2 and message in printed and printed.startswith("error: ") and printed.count("\n") == 1
 

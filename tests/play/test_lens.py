@@ -18,7 +18,7 @@ from dixit.play import demo, web
 from dixit.play.explain import describe_listener
 from dixit.play.tables import Tables, load_deck
 from dixit.training.runs import load_run
-from eval import evaluate, report
+from eval import commands, report
 
 CHAIN = (PerceptionStep(rotate_hue=120.0), PerceptionStep(blur=1.5))
 
@@ -68,7 +68,7 @@ def test_the_demo_says_and_shows_what_a_chain_sees(run_folder, capsys, monkeypat
 
 def test_the_report_shows_what_a_chain_sees(run_folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["evaluate", str(run_folder)])
-    evaluate.main()
+    commands.evaluate()
     page = report.write_report(Path(run_folder), 2).read_text()
     assert "sees rotate_hue 120 + blur 1.5, weight -1" in page
     run = load_run(run_folder)

@@ -15,7 +15,7 @@ from dixit.config import KnowledgeConfig, ListenerConfig
 from dixit.data.images import load, open_data, pixels
 from dixit.data.wordnet import wordnet
 from dixit.models.clip import build_locked, load_clip, save_clip
-from dixit.play import demo, web
+from dixit.play import commands, demo, web
 from dixit.play.explain import describe_listener, make_clip_listeners
 from dixit.play.tables import Tables, in_turn, load_deck
 from dixit.training.runs import load_run, make_listeners
@@ -147,7 +147,7 @@ def test_stamps_are_the_default_cards_where_they_are(picture_run, dealt, capsys)
 
 def test_the_terminal_says_what_the_listeners_are(picture_run, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["demo", str(picture_run), "3", "--images", "files"])
-    demo.main()
+    commands.demo()
     assert re.search(r"animals, lite0-pictures picks ", capsys.readouterr().out)
     run = load_run(picture_run)
     session = demo.Demo(run, load(run.config.data, "test"), "test image", [0], "files")
