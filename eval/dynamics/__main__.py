@@ -113,6 +113,8 @@ def main() -> int:
     if arguments.name == "all" and (arguments.config or arguments.set):
         raise DixitError("--config and --set are for one probe, not for all")
     names = probe_names(arguments.on) if arguments.name == "all" else [arguments.name]
+    for name in names if arguments.name == "all" else ():
+        checked(find_probe(name, arguments.on), {})  # what is missing is told before anything is computed
     results = [run_probe(name, arguments.seeds, arguments.out / arguments.on / name, arguments.config,
                          tuple(arguments.set), arguments.on, arguments.salt) for name in names]
     keep_process_group()

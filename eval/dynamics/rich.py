@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from dixit.common import rng
 
-from .probe import Claim, Networks, bar_if, overlay, simulate, skipped
+from .probe import Claim, Networks, bar_if, only_if, overlay, simulate, skipped
 from .settings.rich import TINY as TINY
 from .settings.rich import Settings
 from .settings.rich import check as check
@@ -376,15 +376,18 @@ def student_claims(settings: Settings, run: StudentTrajectories) -> list[Claim]:
     slow = 0.3 <= settings.early * settings.student_lr / 0.5 <= 1.5 and settings.late >= 5 * settings.early
     down, even, up = (run.of(delta, settings.tau) for delta in settings.student_deltas)
     early, late = 1, settings.late // settings.early
+    size = (settings.student_lr / 5e-3) ** 2 * settings.teacher / settings.inputs / 0.03  # of a step, squared
     claims = [Claim("student: delta of every neuron over time", np.broadcast_to(run.delta[0], run.delta.shape),
-                    run.delta, 1e-3, source="a^2 - |w|^2 is conserved by gradient flow")]
+                    run.delta, 1e-3 * max(1.0, size), source="a^2 - |w|^2 is conserved by gradient flow")]
     for name, values in ("kernel distance", run.kernel), ("activation patterns changed", run.hamming):
-        claims += [Claim(f"student: {name} at step {settings.early}, {names}", bar, values[early, one]
-                         / values[early, other], kind="at_least", source=source)
-                   for names, one, other, bar, source in (
-                       ("upstream over downstream", up, down, 3.0, "gaps of 3"),
-                       ("balanced over downstream", even, down, 3.0, "gaps of 3"),
-                       ("upstream over balanced", up, even, *EVEN_BAR[name]))]
+        moved = bool((values[early, [*down, *even]] > 0).all())
+        claims += only_if(moved, f"some networks have not moved at step {settings.early}", [
+            Claim(f"student: {name} at step {settings.early}, {names}", bar,
+                  values[early, one] / np.maximum(values[early, other], 1e-12), kind="at_least", source=source)
+            for names, one, other, bar, source in (
+                ("upstream over downstream", up, down, 3.0, "gaps of 3"),
+                ("balanced over downstream", even, down, 3.0, "gaps of 3"),
+                ("upstream over balanced", up, even, *EVEN_BAR[name]))])
     test = run.test
     claims += [
         Claim(f"student: test error at step {settings.early}, balanced over upstream", 3.0,

@@ -308,8 +308,8 @@ def simulated_claims(settings: Settings, run: Simulated) -> list[Claim]:
     plain = run.forgotten("plain")
     learned = settings.eta * min(settings.simulated_switch, settings.simulated_time) >= 12
     return claims + bar_if(learned and settings.eta == 1, "the bars are for eta of 1, and tasks of 12 units of time", [
-        Claim("simulated, early: forgetting at V = 0.5 less the larger of V = 0 and 1", 0.02,
-              run.forgotten("plain", settings.early) - ends, kind="at_least", source="our bar"),
+        Claim(f"simulated, early: forgetting at V = {settings.simulated_similarity:g} less the larger of V = 0 and 1",
+              0.02, run.forgotten("plain", settings.early) - ends, kind="at_least", source="our bar"),
         Claim("simulated: forgetting with replay over that without", 0.8, run.forgotten("replay") / plain,
               kind="at_most", source="our bar, from the ODE"),
         Claim("simulated: forgetting with node consolidation over that without", 0.2,

@@ -66,8 +66,8 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
         {"rhos": rising(0, 0.9, 0, 3), "depths": some(2, 3, 5), "mode_init": st.sampled_from([1e-5, 0.01]),
          "lr": st.sampled_from([0.001, 0.05]), "every": st.integers(1, 20)}),
     "rich": (
-        {"steps": 80, "every": 10, "inputs": 20, "points": 100, "test_points": 100, "hidden": 10, "early": 5, "late": 5,
-         "student_steps": 5},
+        {"steps": 80, "every": 10, "inputs": 20, "points": 100, "test_points": 100, "hidden": 10, "early": 5, "late": 10,
+         "student_steps": 10},
         {"deltas": rising(-6, 6, 1, 2), "corner_deltas": rising(-6, 6, 1, 2), "wide_deltas": rising(-4, 4, 1, 2),
          "wide": st.integers(1, 3), "dimensions": st.integers(2, 4), "teacher": st.integers(2, 3),
          "grid_taus": rising(0.05, 3, 1, 2), "grid_deltas": rising(-2, 2, 1, 2)}),

@@ -52,7 +52,8 @@ def check(settings: Settings) -> None:
     refuse(s.steps % (4 * s.every) != 0, "steps", s.steps,
            f"three step sizes are compared: choose a multiple of 4 every = {4 * s.every}")
     refuse(s.hidden % 2 == 1, "hidden", s.hidden, "the second half mirrors the first: choose an even number")
-    refuse(s.late % s.early != 0, "late", s.late, f"choose a multiple of early = {s.early}")
+    refuse(s.late % s.early != 0 or s.late == s.early, "late", s.late,
+           f"choose a multiple of early = {s.early}, {2 * s.early} or more")
     refuse(s.late > s.student_steps, "student_steps", s.student_steps, f"choose at least late = {s.late}")
     down, even, up = s.student_deltas
     refuse(not down < even < up or even != 0, "student_deltas", s.student_deltas,
