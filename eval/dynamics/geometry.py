@@ -308,11 +308,11 @@ def flow_claims(run: Trajectories) -> list[Claim]:
     moved = np.array([kernel_change(run, i) for i in range(len(run.nets))])
     time = float(run.lr * run.steps[-1])
     claims = [
-        Claim("small steps: square of each readout weight, over the network's largest", grown / largest,
-              run.end["last"][both] ** 2 / largest, 0.01, source="|w|^2 + b^2 - v^2 is conserved"),
         Claim("small steps, frozen hidden layer: loss over time, over the first", frozen[:, index], loss[:, index],
               1e-8, source="r(t) = (1 - lr (h h' + 1))^t r(0)")]
     return claims + bar_if(time >= 2.9, f"the bars are for flow_lr flow_steps of 3, which is {time:g}", [
+        Claim("small steps: square of each readout weight, over the network's largest", grown / largest,
+              run.end["last"][both] ** 2 / largest, 0.01, source="|w|^2 + b^2 - v^2 is conserved"),
         Claim("small steps, lazy: departure from the frozen loss, over the first", 0.2, departure[lazy],
               kind="at_most", source="pilot"),
         Claim("small steps, lazy: change of the hidden kernel", 0.01, moved[lazy], kind="at_most",

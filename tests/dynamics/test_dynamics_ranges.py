@@ -30,7 +30,8 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def rising(low: float, high: float, least: int, most: int) -> st.SearchStrategy[tuple[float, ...]]:
     """Lists of different numbers with two decimals, sorted."""
     whole = st.integers(round(100 * low), round(100 * high))
-    return st.lists(whole, min_size=least, max_size=most, unique=True).map(lambda x: tuple(n / 100 for n in sorted(x)))
+    lists = st.lists(whole, min_size=least, max_size=most, unique=True)
+    return lists.map(lambda x: tuple(n / 100 for n in sorted(x)))
 
 
 def some(*values: Any, least: int = 0) -> st.SearchStrategy[tuple[Any, ...]]:
@@ -66,8 +67,8 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
         {"rhos": rising(0, 0.9, 0, 3), "depths": some(2, 3, 5), "mode_init": st.sampled_from([1e-5, 0.01]),
          "lr": st.sampled_from([0.001, 0.05]), "every": st.integers(1, 20)}),
     "rich": (
-        {"steps": 80, "every": 10, "inputs": 20, "points": 100, "test_points": 100, "hidden": 10, "early": 5, "late": 10,
-         "student_steps": 10},
+        {"steps": 80, "every": 10, "inputs": 20, "points": 100, "test_points": 100, "hidden": 10, "early": 5,
+         "late": 10, "student_steps": 10},
         {"deltas": rising(-6, 6, 1, 2), "corner_deltas": rising(-6, 6, 1, 2), "wide_deltas": rising(-4, 4, 1, 2),
          "wide": st.integers(1, 3), "dimensions": st.integers(2, 4), "teacher": st.integers(2, 3),
          "grid_taus": rising(0.05, 3, 1, 2), "grid_deltas": rising(-2, 2, 1, 2)}),
@@ -143,9 +144,9 @@ def test_outside_the_range_one_line_names_setting_and_remedy(name, change, says)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "change", "data"), [("ocs", "images=[mnist]", "mnist"), ("maslow", "", "fashion-mnist"),
-                                                      ("curricula", "images=[cifar10]", "cifar10"),
-                                                      ("rich_applied", "images=100", "cifar10"), ("unimodal", "", "mnist")])
+@pytest.mark.parametrize(("name", "change", "data"), [
+    ("ocs", "images=[mnist]", "mnist"), ("maslow", "", "fashion-mnist"), ("curricula", "images=[cifar10]", "cifar10"),
+    ("rich_applied", "images=100", "cifar10"), ("unimodal", "", "mnist")])
 def test_missing_images_are_told_before_anything_is_computed(tmp_path, monkeypatch, name, change, data):
     monkeypatch.setenv("DIXIT_CACHE", str(tmp_path))
     with pytest.raises(DixitError, match=f"asset {data} .* python -m dixit.data.assets {data}"):
