@@ -284,7 +284,8 @@ def random_claims(settings: Settings, run: Trajectories, three: Trajectories) ->
               source="(1-slope)/2 W2 |W1 x|"),
         Claim("loss over that of linear regression, at any time", 1.0, relative[:, free], 1e-9, "at_least",
               "loss floor")]
-    end, learned = settings.random_lr * settings.random_steps, 5 - np.log(settings.init ** 2 * min(settings.widths) / 4)
+    end = settings.random_lr * settings.random_steps
+    learned = 5 - float(np.log(settings.init ** 2 * min(settings.widths) / 4))
     late = f"random weights learn by time {learned:.3g}, and this run ends at {end:.3g}; more random_steps"
     unlearned = settings.init ** 2 * max(settings.widths) * settings.dimensions  # |W1|^2 at the start; 2 B at the end
     claims += only_if(end >= learned, late, [
@@ -352,7 +353,8 @@ def draw(settings: Settings, two: Trajectories, deep: dict[int, Trajectories], f
     overlay(asymmetric, free.times, free.loss[:, i], free.loss[:, partner], "ReLU")
     asymmetric.set(title="asymmetric data; dashed: linear network at t/2", xlabel="time")
     for axis in figure.axes:
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     return figure
 
 

@@ -396,7 +396,7 @@ def draw(settings: Settings, flows: list[Flow], record: dict[str, np.ndarray],
     draw_lottery(tickets, settings, record)
     for axis, pair in zip(lower, PAIRS, strict=True):
         draw_effects(axis, pair, results)
-    for axis in (parameters, errors, tickets, lower[0]):
+    for axis in (parameters, errors, tickets, *lower[:bool(results)]):
         axis.legend(fontsize=7)
     return figure
 

@@ -359,7 +359,7 @@ def people_claims(settings: Settings, measures: dict[str, dict[str, Float[np.nda
 def by_passes(settings: Settings, claims: list[Claim]) -> list[Claim]:
     """The claims, without bars for networks that have made too few passes to learn, or very many."""
     names = {"long: ": 100 <= settings.long <= 400, "short: ": 8 <= settings.short <= 10}
-    names |= {"accuracy": all(names.values()), "Oja": settings.long >= 100}
+    names |= {"accuracy": all(names.values()), "Oja": settings.long >= 100, "sluggish": settings.long >= 100}
     found = []
     for claim in claims:
         enough = all(good for start, good in names.items() if claim.name.startswith(start))

@@ -454,5 +454,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
                 results |= {(manner, pair): one for manner, one in zip(manners, done, strict=True)}
     claims = rate_claims(settings) + race_claims(settings, theory)
     claims += bar_if(at_horizon(settings), HORIZON, node_claims(theory) + remedy_claims(theory))
-    claims += sgd_claims(settings, flow, seen) + image_claims(settings, results)
+    learned = settings.sgd_eta * settings.sgd_time
+    claims += bar_if(12 <= learned <= 30, f"the bars are for sgd_eta sgd_time from 12 to 30, which is {learned:g}",
+                     sgd_claims(settings, flow, seen))
+    claims += image_claims(settings, results)
     return claims, draw(settings, theory, flow, seen, results)

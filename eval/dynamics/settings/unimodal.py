@@ -70,10 +70,9 @@ def check(settings: Settings) -> None:
     relu = max(2 * enough_steps(s, s.relu_ratio, rho, 1.0) for rho in s.relu_rhos)
     xor = max(1.4 * np.log(1 / s.init) / min(v / 2, xor_rate(np.pi / 4 * 3)) * 4 * max(v, 1) for v in s.variances)
     deep = s.deep_time * s.depth * (s.deep_ratio ** 2 + abs(s.deep_rho) * s.deep_ratio) / 1.5
-    sampled = s.sample_lr * 30  # no setting: the largest variance is 3, and few samples have up to three times more
     for name, given, needed in (("steps", s.steps, linear), ("relu_steps", s.relu_steps, max(relu, xor)),
-                                ("deep_steps", s.deep_steps, deep), ("sample_lr", 10, sampled)):
-        refuse(given < needed, name, given, f"steps of this size are unstable; choose at least {int(needed) + 1}")
+                                ("deep_steps", s.deep_steps, deep)):
+        refuse(bool(given < needed), name, given, f"steps of this size are unstable; choose at least {int(needed) + 1}")
     refuse(bool(s.digit_fusions) and s.digit_batch > 8 * (s.per_class * 9 // 10), "digit_batch", s.digit_batch,
            f"choose at most the number of images, {8 * (s.per_class * 9 // 10)}")
     if s.digit_fusions:
