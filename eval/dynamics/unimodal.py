@@ -154,14 +154,11 @@ class Trajectories:
                 if net.kind == kind and fusion in (None, net.fusion) and case in (None, net.case)]
 
     def half_times(self, i: int) -> Float[np.ndarray, "2"]:
-        """The time at which the first modality reaches half of its plateau, and the slower one half of its maximum; NaN
-        if the slower one is not learned at the end."""
-        levels = self.read[:, i].max(0) / 2
+        """The time at which the first modality reaches half of its plateau, and the slower one half of its weight; NaN
+        for one that is not learned at the end."""
         sigma, w = self.nets[i].task
-        first = int(np.argmax(w @ sigma))
+        levels, first = w / 2, int(np.argmax(w @ sigma))
         levels[first] = (w @ sigma)[first] / sigma[first, first] / 2
-        if self.read[-1, i, 1 - first] < 0.9 * w[1 - first]:
-            levels[1 - first] = np.inf
         return np.array([crossing(self.times[:, i], self.read[:, i, m], levels[m]) for m in (0, 1)])
 
 
