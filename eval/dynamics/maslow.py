@@ -380,8 +380,10 @@ def image_claims(settings: Settings, results: Results) -> list[Claim]:
         claims += all_pairs_claims(f"Fashion-MNIST, {manner.name}", [
             one for (kind, _), one in results.items() if kind is manner])
     if settings.unlike:
-        claims += unlike_claims(*([results[manner, pair] for pair in settings.unlike]
-                                  for manner in (DORMANT, UNDORMANT)))
+        usual = settings.image_time >= 100 and settings.per_class >= 1000 and len(settings.mixtures) >= 9
+        claims += bar_if(usual, "the bars are for image_time of 100, 1,000 images of a class and 9 mixtures, or more",
+                         unlike_claims(*([results[manner, pair] for pair in settings.unlike]
+                                         for manner in (DORMANT, UNDORMANT))))
     return claims
 
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from dixit.common import rng
 
 from .networks.images import image_set
-from .probe import Claim, Networks, crossing, only_if, overlay, reached, simulate, skipped
+from .probe import Claim, Networks, bar_if, crossing, only_if, overlay, reached, simulate, skipped
 from .settings.ocs import TINY as TINY
 from .settings.ocs import Settings, all_rhos
 from .settings.ocs import check as check
@@ -387,8 +387,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
         record = simulate(cnns, folder / name, settings.image_steps, settings.image_lr, settings.image_every)
         images[name] = cnns, record["step"], record["outputs"].astype(float)
         time = settings.image_steps * settings.image_lr
-        claims += only_if(time >= 100, f"training ends at time {time:g}, and the bars are for 100 at least",
-                          image_claims(name, cnns, images[name][2]))
+        claims += bar_if(time >= 100, f"the bars are for 100 units of time, and this training ends at {time:g}",
+                         image_claims(name, cnns, images[name][2]))
     figure = Figure(figsize=(18, 8.5), layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False).flat
     draw_linear(upper, settings, runs)

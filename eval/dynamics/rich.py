@@ -376,7 +376,7 @@ def student_claims(settings: Settings, run: StudentTrajectories) -> list[Claim]:
     slow = 0.3 <= settings.early * settings.student_lr / 0.5 <= 1.5 and settings.late >= 5 * settings.early
     down, even, up = (run.of(delta, settings.tau) for delta in settings.student_deltas)
     early, late = 1, settings.late // settings.early
-    size = (settings.student_lr / 5e-3) ** 2 * settings.teacher / settings.inputs / 0.03  # of a step, squared
+    size = (settings.student_lr / 5e-3 * 100 / settings.inputs) ** 2 * settings.teacher / 3  # of a step, squared
     claims = [Claim("student: delta of every neuron over time", np.broadcast_to(run.delta[0], run.delta.shape),
                     run.delta, 1e-3 * max(1.0, size), source="a^2 - |w|^2 is conserved by gradient flow")]
     for name, values in ("kernel distance", run.kernel), ("activation patterns changed", run.hamming):

@@ -478,7 +478,11 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
                                  settings.digit_batch)
         digits = Digits(networks, folder / "digits", settings.digit_steps, settings.digit_lr, settings.digit_every)
     claims = late_claims(settings, late) + depth_claims(settings, deep) + relu_claims(settings, relu)
-    claims += sample_claims(settings, samples) + (digit_claims(settings, digits) if digits else [])
+    claims += sample_claims(settings, samples)
+    if digits:
+        time = settings.digit_steps * settings.digit_lr
+        claims += bar_if(time >= 100, f"the bars are for 100 units of time, and this training ends at {time:g}",
+                         digit_claims(settings, digits))
     figure = Figure(figsize=(15, 13), layout="constrained")
     axes = list(figure.subplots(3, 3).flat)
     draw_late(axes[:4], settings, late, relu)
