@@ -339,6 +339,7 @@ def sample_claims(settings: Settings, run: Trajectories) -> list[Claim]:
     error = errors(settings, run)
     least, stop, half = error.min(0), error.argmin(0), settings.dimensions
     size = np.linalg.norm(run.read[..., half:], axis=2)
+    learned = settings.sample_lr * settings.sample_steps >= -2.1 * float(np.log(settings.init))
     claims = []
     for count in settings.samples:
         early, late = (run.of("samples", fusion, (float(count),)) for fusion in (1, 2))
@@ -349,8 +350,9 @@ def sample_claims(settings: Settings, run: Trajectories) -> list[Claim]:
         at_stop = size[stop[late], late] / size[-1, late]
         rows.append(Claim(f"{name}, late fusion: |W_B| where the error is least, over the last", 0.05 if few else 0.5,
                           at_stop, kind="at_most" if few else "at_least", source="our bar"))
-        claims += bar_if(0.5 <= share <= 0.75 or share >= 5, "the bars are for half to three quarters as many samples "
-                                                             "as inputs, and for five times as many", rows)
+        usual = learned and (0.5 <= share <= 0.75 or share >= 5)
+        claims += bar_if(usual, "the bars are for half to three quarters as many samples as inputs, and five times as "
+                                "many; and for sample_lr sample_steps of 2.1 ln(1/init)", rows)
     return claims
 
 

@@ -130,7 +130,7 @@ def step_error(times: Float[np.ndarray, "M"], condition: str, start: float, dept
     if condition == "output bias":
         beta, constant = output_bias(times, start, depth).T
         rate = np.linalg.norm(labels().mean(0)) - beta - constant / np.sqrt(8)
-        off[:, 0] = np.abs(rate) * lag(step, rate)
+        off[:, 0] = np.abs(rate) * lag(step, rate) * np.sqrt(8)  # the bias is the same for all items
     label_modes = np.abs(modes @ labels()) / singular_values()[:, None]
     return float(np.einsum("ma,ai,ak->mik", off, np.abs(modes), label_modes).max())
 
