@@ -35,7 +35,7 @@ class OneOf:
     words: tuple[str, ...]
 
 
-def legitimate(kind: type) -> dict[str, Within | OneOf]:
+def legitimate(kind: Any) -> dict[str, Within | OneOf]:
     """The range of each annotated field of a class of settings."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)
