@@ -55,7 +55,7 @@ class Settings:
 
 
 TINY = Settings(ratios=(2.0,), rhos=(0.0, 0.45), exponents=(0.5, 1.5), steps=1200, relu_rhos=(0.0,), relu_hidden=30,
-                variances=(0.7, 2.8), relu_steps=1000, deep_hidden=10, deep_time=140.0, deep_steps=1800,
+                variances=(0.7, 2.8), relu_steps=1000, depth=3, deep_hidden=10, deep_time=60.0, deep_steps=1200,
                 dimensions=20, samples=(30, 300), sample_lr=0.1, sample_steps=700, digit_fusions=())
 
 
