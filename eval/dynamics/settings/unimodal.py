@@ -55,8 +55,9 @@ class Settings:
 
 
 TINY = Settings(ratios=(2.0,), rhos=(0.0, 0.45), exponents=(0.5, 1.5), steps=1200, relu_rhos=(0.0,), relu_hidden=30,
-                variances=(0.7, 2.8), relu_steps=1000, depth=3, deep_hidden=10, deep_time=60.0, deep_steps=1200,
-                dimensions=20, samples=(30, 300), sample_lr=0.1, sample_steps=700, digit_fusions=())
+                variances=(0.7, 2.8), relu_steps=1000, depth=3, deep_hidden=10, deep_start=0.03,
+                deep_time=130.0, deep_steps=1200, dimensions=20, samples=(30, 300), sample_lr=0.1, sample_steps=700,
+                digit_fusions=())
 
 
 def check(settings: Settings) -> None:
