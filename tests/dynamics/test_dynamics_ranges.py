@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dixit.common import DixitError, rng, salted
@@ -58,7 +58,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
         {"hidden": 50, "steps": 40, "flow_steps": 20, "untrained": 50},
         {"input_stds": st.sampled_from([(0.01, 2.0), (0.02, 0.3, 3.0)]), "penalties": some(0.1, 0.4)}),
     "maslow": (
-        {"sweep_similarities": 11, "similarities": 11, "inputs": 50, "sgd_time": 1.0, "dt": 1.0, "sweep_dt": 5.0},
+        {"sweep_similarities": 11, "similarities": 11, "inputs": 50, "sgd_time": 1.0, "sweep_dt": 4.0},
         {"dormancies": some(1e-5, 0.002, 0.005, 0.05, 0.3, least=1), "sgd_similarities": rising(0, 1, 1, 2),
          "time": st.sampled_from([1.0, 20.0]), "sweep_time": st.sampled_from([1.0, 20.0]),
          "eta": st.sampled_from([0.1, 1.0])}),
@@ -83,9 +83,9 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
         {"runs": st.integers(2, 3), "map_runs": st.integers(1, 2), "idle": rising(1, 9, 2, 3),
          "simulated_similarity": st.sampled_from([0.3, 0.7])}),
     "unimodal": (
-        {"steps": 500, "relu_steps": 600, "deep_steps": 300, "deep_time": 20.0, "sample_steps": 20, "deep_hidden": 4,
+        {"steps": 500, "relu_steps": 900, "deep_steps": 300, "deep_time": 20.0, "sample_steps": 20, "deep_hidden": 4,
          "hidden": 20, "relu_hidden": 20},
-        {"ratios": rising(1.2, 2, 1, 1), "rhos": rising(-0.4, 0.4, 1, 2), "relu_rhos": rising(-0.4, 0.4, 1, 1),
+        {"ratios": rising(1.2, 2, 1, 1), "rhos": rising(0, 0.4, 1, 2), "relu_rhos": rising(0, 0.4, 1, 1),
          "exponents": some(0.5, 1.5, 2.5), "variances": some(0.7, 1.0, 2.0, least=1), "depth": st.integers(2, 4),
          "samples": some(5, 30, 100, least=1)}),
 }
@@ -95,7 +95,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
 def test_inside_the_range_no_traceback_and_no_nan(name):
     probe, (small, drawn) = find_probe(name), SMALL[name]
 
-    @settings(max_examples=2, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=2, derandomize=True, deadline=None, database=None, phases=[Phase.generate])  # no shrinking
     @given(changes=st.fixed_dictionaries(drawn), seeds=st.integers(1, 2))
     def run(changes: dict[str, Any], seeds: int) -> None:
         if "input_stds" in changes:
@@ -133,7 +133,8 @@ def test_every_setting_has_a_range_and_defaults_and_configs_are_in_it(name):
     ("rich", "steps=4001", "a multiple of 4 every = 160"), ("rich", "student_deltas=[-1,0.1,1]", "student_deltas"),
     ("gating", "alphas=[0.3]", "fitted is 0.57"), ("gating", "long=6", "a multiple of 4"),
     ("rich_applied", "alphas=[2.0]", "1 must be among them"), ("rich_applied", "sizes=[100000]", "13122 sentences"),
-    ("maslow", "pairs=[[1,1,2,3]]", "four different classes"), ("maslow", "mixtures=[0,0.5,0.9]", "end with 1"),
+    ("maslow", "pairs=[[1,1,2,3]]", "four different classes"), ("maslow", "dt=1.5", "choose at most 1"),
+    ("maslow", "mixtures=[0,0.5,0.9]", "end with 1"),
     ("geometry", "input_stds=[0.1,3]", "0.02 at most"), ("geometry", "context_stds=[0.5,0.5,0.5]", "choose 2 numbers"),
     ("curricula", "points=1000", "a power of 2"), ("teacher_student", "time=5", "more than early = 10")])
 def test_outside_the_range_one_line_names_setting_and_remedy(name, change, says):

@@ -44,7 +44,11 @@ TINY = Settings(sweep_dt=4.0, sgd_time=16.0, sgd_similarities=(0.0, 0.5, 1.0), p
 
 def check(settings: Settings) -> None:
     """Raises DixitError for settings that do not go together, and if the images are missing."""
-    pairs = *settings.pairs, *settings.unlike
+    s, pairs = settings, (*settings.pairs, *settings.unlike)
+    for name, step, most in (("dt", max(s.eta, s.sgd_eta / 2) * s.dt, 0.5),
+                             ("sweep_dt", s.sweep_eta * s.sweep_dt, 1.25)):
+        refuse(step > most, name, getattr(s, name),
+               f"steps of the ODE are too long; choose at most {getattr(s, name) * most / step:.3g}")
     for name in ("pairs", "unlike"):
         chosen = getattr(settings, name)
         refuse(any(len(set(pair)) < 4 for pair in chosen), name, chosen, "choose four different classes each")

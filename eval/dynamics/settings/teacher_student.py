@@ -44,5 +44,6 @@ def check(settings: Settings) -> None:
     s = settings
     for name in ("time", "map_time"):
         refuse(getattr(s, name) <= s.early, name, getattr(s, name), f"choose more than early = {s.early:g}")
+    refuse(s.eta * s.dt > 0.4, "dt", s.dt, f"steps of the ODE are too long; choose at most {0.4 / s.eta:.3g}")
     refuse(s.every > s.size * min(s.simulated_switch, s.simulated_time), "every", s.every,
            f"choose at most the steps of a task, {int(s.size * min(s.simulated_switch, s.simulated_time))}")
