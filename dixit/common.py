@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,22 @@ def rng(*key: int | str) -> np.random.Generator:
     Every random draw of the project comes from here, so that a resumed run and a run on another number of
     processes make the same draws.
     """
-    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    salt = _salt.get()
+    digest = hashlib.sha256(json.dumps({"salt": salt, "key": key} if salt else key).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+_salt: ContextVar[str] = ContextVar("salt", default="")
+
+
+@contextmanager
+def salted(salt: str) -> Iterator[None]:
+    """Within this block every draw of `rng` is another one: a pure function of its key and `salt`; "" changes none."""
+    token = _salt.set(salt)
+    try:
+        yield
+    finally:
+        _salt.reset(token)
 
 
 def seed_of(*key: int | str) -> int:

@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("run", nargs="*", type=Path, metavar="FOLDER", help="of a finished run, for report")
     parser.add_argument("--on", choices=["speaker"], default="", help="measure on the trained speaker")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="number of seeds (default 3)")
+    parser.add_argument("--salt", default="", metavar="TEXT", help="make every random draw another one (probes)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of settings: configs/dynamics/*_paper.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change settings")
     parser.add_argument("--out", type=Path, default=Path("runs/dynamics"), help="folder (default runs/dynamics)")

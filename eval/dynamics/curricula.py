@@ -43,45 +43,14 @@ from torch.nn import functional as F
 from dixit.common import rng
 
 from .networks.images import image_set
-from .probe import Claim, Networks, overlay, simulate
+from .probe import Claim, Networks, bar_if, overlay, simulate, skipped
+from .settings.curricula import TINY as TINY
+from .settings.curricula import Settings
+from .settings.curricula import check as check
 from .theory.curricula import clusters, covered, lottery, normal_points, order_parameters
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Settings:
-    """All [stand-in]. On the mixture time is steps / d: both layers learn at the rate 1 / d."""
-
-    dimensions: tuple[int, ...] = (64, 256, 1024)  # ODE against SGD
-    hidden: int = 4
-    noise: float = 0.3
-    overlap: float = 0.5  # of a warm start: size of every w mu
-    time: float = 10.0
-    ode_runs: int = 8  # per seed, from one start
-    points: int = 4096  # for the averages of the ODE
-    dimension: int = 64  # lottery and curricula
-    runs: int = 48  # per seed, each from its own start
-    lottery_widths: tuple[int, ...] = (4, 6, 8, 12, 16)
-    lottery_noises: tuple[float, ...] = (0.02, 0.1)
-    lottery_time: float = 100.0
-    widths: tuple[int, ...] = (4, 8, 32)
-    easy: float = 0.1
-    # Settings of the curricula: noise of hard samples, time.
-    hard: tuple[tuple[float, float], ...] = ((0.5, 20.0), (0.7, 10.0), (0.7, 20.0), (0.7, 40.0), (1.0, 20.0))
-    test: int = 256  # samples of each cluster
-    images: tuple[str, ...] = ("mnist", "cifar10")
-    per_class: int = 1250  # images; eight classes; a fifth of them are for testing
-    image_runs: int = 8  # per seed
-    image_widths: tuple[int, ...] = (4, 16, 64)
-    image_noise: float = 1.0  # of hard images, in standard deviations of a pixel; easy ones are clean
-    image_lr: float = 0.05
-    batch: int = 16
-    image_steps: int = 1000
-
-
-TINY = Settings(dimensions=(128,), time=5.0, ode_runs=64, dimension=32, runs=64, lottery_widths=(4, 8),
-                lottery_noises=(0.02,), widths=(4, 8), hard=((0.7, 10.0),), test=64, images=())
 
 ARMS = ("easy first", "mix", "hard only", "hard first")
 
@@ -285,8 +254,10 @@ def flow_claims(flows: list[Flow]) -> list[Claim]:
                     source="our bar; fluctuations of order 1/sqrt d") for part, name in enumerate(PARTS)]
     for part, name in enumerate(PARTS):
         theory, scale = last.theory[part], np.abs(last.theory[part]).max()
+        loose = max(0.01, 0.02 * (8192 / last.d / last.simulated[part].shape[2]) ** 0.5)
         claims.append(Claim(f"{name} over time, mean of runs, over its largest, d = {last.d}", theory / scale,
-                            last.simulated[part].mean(2) / scale, 0.02, source="order-parameter ODE; our tolerance"))
+                            last.simulated[part].mean(2) / scale, loose,
+                            source="order-parameter ODE; our tolerance ~ (d runs)^-1/2"))
     return claims
 
 
@@ -297,11 +268,15 @@ def lottery_claims(settings: Settings, record: dict[str, np.ndarray]) -> list[Cl
     rates = won.mean(0)  # (A, G)
     deviation = np.sqrt(theory * (1 - theory) / len(won)).max()
     formula = f"K = {list(widths)}: " + ", ".join(f"{p:.3f}" for p in theory)
-    claims = [Claim(f"noise {noises[0]:g}: share of networks with accuracy over 0.9, K = {list(widths)}", theory,
-                    rates[0], 0.1, source=f"1 - 4 (3/4)^K + 6 (1/2)^K - 4 (1/4)^K; our tolerance; s.e. up to "
-                                          f"{deviation:.3f} in {len(won)} networks"),
-              Claim(f"noise {noises[0]:g}: success, growth from one width to the next", 0.0, np.diff(rates[0]),
-                    kind="at_least", source="wide networks hold more tickets")]
+    grows = f"noise {noises[0]:g}: success, growth from one width to the next"
+    early = settings.lottery_time < 100 or noises[0] > 0.05 or settings.dimension < 32
+    claims = bar_if(not early, "the law is for small noise, long times and many dimensions", [
+        Claim(f"noise {noises[0]:g}: share of networks with accuracy over 0.9, K = {list(widths)}", theory, rates[0],
+              0.02 + 2.5 * deviation, source=f"1 - 4 (3/4)^K + 6 (1/2)^K - 4 (1/4)^K; tolerance: 0.02 and 2.5 s.e., "
+                                             f"{deviation:.3f} in {len(won)} networks"),
+        Claim(grows, 0.0, np.diff(rates[0]), 3.5 * deviation, kind="at_least",
+              source="wide networks hold more tickets; tolerance: 2.5 s.e. of a difference")
+        if len(widths) > 1 else skipped(grows, "needs two lottery_widths")])
     ends = np.cumsum(widths)
     cells = [covered(record["weight"][0][:, 0, :2, end - k:end].swapaxes(1, 2), record["readout"][0][:, 0, end - k:end])
              for k, end in zip(widths, ends, strict=True)]
@@ -348,6 +323,8 @@ def effect_claims(name: str, widths: Sequence[int], rates: Float[np.ndarray, "S 
 def tally(results: dict[str, tuple[Sequence[int], np.ndarray]]) -> list[Claim]:
     """The number of cells (setting and width) with an effect beyond two standard errors; and where it falls with width.
     """
+    if not results:
+        return [skipped("all settings: cells with an effect of order", "needs hard, or images")]
     claims = []
     for one, other in PAIRS:
         found = [effect(rates, (one, other)) for _, rates in results.values()]
@@ -419,7 +396,7 @@ def draw(settings: Settings, flows: list[Flow], record: dict[str, np.ndarray],
     draw_lottery(tickets, settings, record)
     for axis, pair in zip(lower, PAIRS, strict=True):
         draw_effects(axis, pair, results)
-    for axis in (parameters, errors, tickets, lower[0]):
+    for axis in (parameters, errors, tickets, *lower[:bool(results)]):
         axis.legend(fontsize=7)
     return figure
 

@@ -43,14 +43,14 @@ class Claim:
 
     `theory` and `measured` are numbers, or arrays that broadcast (a curve, one value per seed): the worst entry
     decides. With `at_least` and `at_most`, `theory` is a bound that may be missed by the tolerance. With `report` there
-    is no bar: a measurement without a theory (pass 0).
+    is no bar: a measurement without a theory (pass 0). With `skip` there is no measurement: the reason is in `source`.
     """
 
     name: str
     theory: float | np.ndarray
     measured: float | np.ndarray
     tolerance: float = 0.0  # absolute
-    kind: Literal["close", "at_least", "at_most", "report"] = "close"
+    kind: Literal["close", "at_least", "at_most", "report", "skip"] = "close"
     source: str = ""  # of the theory and of the tolerance
 
     @property
@@ -62,7 +62,7 @@ class Claim:
     @property
     def holds(self) -> bool:
         """Whether every entry is within the tolerance; NaN is not."""
-        return self.kind == "report" or bool(np.all(self.deviation <= self.tolerance))
+        return self.kind in ("report", "skip") or bool(np.all(self.deviation <= self.tolerance))
 
     @property
     def sharp(self) -> bool:
@@ -74,12 +74,38 @@ class Claim:
         return dataclasses.replace(self, theory=np.asarray(self.theory) * factor)
 
     def row(self) -> dict[str, Any]:
-        """Plain values for results.json: theory and measured at the worst entry."""
+        """Plain values for results.json: theory and measured at the worst entry; none if it is skipped."""
+        if self.kind == "skip":
+            return {"claim": self.name, "kind": self.kind, "theory": None, "measured": None, "deviation": None,
+                    "tolerance": self.tolerance, "entries": 1, "holds": True, "sharp": False, "source": self.source}
         worst = np.argmax(self.deviation)  # the first NaN, if there is one
         theory, measured = (float(values.flat[worst]) for values in np.broadcast_arrays(self.theory, self.measured))
         return {"claim": self.name, "kind": self.kind, "theory": _finite(theory), "measured": _finite(measured),
                 "deviation": _finite(float(self.deviation.flat[worst])), "tolerance": self.tolerance,
                 "entries": self.deviation.size, "holds": self.holds, "sharp": self.sharp, "source": self.source}
+
+
+def bar_if(condition: bool, why_not: str, claims: list[Claim]) -> list[Claim]:
+    """The claims if the condition is met; otherwise what they measured, without a bar, and why."""
+    return claims if condition else [
+        claim if claim.kind in ("report", "skip") else
+        dataclasses.replace(claim, kind="report", theory=0.0, tolerance=0.0, source=f"no bar: {why_not}")
+        for claim in claims]
+
+
+def only_if(condition: bool, why_not: str, claims: list[Claim]) -> list[Claim]:
+    """The claims if the condition is met; otherwise their names, as skipped, and why."""
+    return claims if condition else [skipped(claim.name, why_not) for claim in claims]
+
+
+def skipped(name: str, reason: str) -> Claim:
+    """A claim that these settings do not allow to be measured."""
+    return Claim(name, 0.0, 0.0, kind="skip", source=f"skipped: {reason}")
+
+
+def reached(values: np.ndarray | float) -> bool:
+    """Whether all of these times or ratios are numbers: NaN stands for what did not happen in the run."""
+    return bool(np.isfinite(values).all())
 
 
 def _finite(value: float) -> float | None:
@@ -88,7 +114,7 @@ def _finite(value: float) -> float | None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The Markdown table of `Claim.row()`s. Of curves and seeds the worst entry is shown."""
-    signs = {"close": "", "at_least": "≥ ", "at_most": "≤ ", "report": ""}
+    signs = {"close": "", "at_least": "≥ ", "at_most": "≤ ", "report": "", "skip": ""}
     lines = ["| claim | theory | measured | off by | tolerance | holds | source |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         theory, measured, off = ("NaN" if row[k] is None else f"{row[k]:.4g}"
@@ -100,6 +126,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells[3] = cells[4] = ""
         if row["kind"] == "report":
             cells[1], cells[5] = "", "no bar"
+        if row["kind"] == "skip":
+            cells[1:6] = "", "", "", "", "skipped"
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

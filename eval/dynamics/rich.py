@@ -8,7 +8,8 @@ upstream is the fast way to be rich (Kunin et al. 2024, github.com/allanraventos
 The neuron is solved by one closed form for every delta (theory/rich.py), which is compared with gradient descent at
 three step sizes, extrapolated to step size zero. Starts, targets and deltas of the neuron and the teacher, student,
 rates and scales are the paper's. [stand-in]: the random starts in D dimensions, the unequal rates, the wide networks,
-the deltas of the implicit bias, and the coarse grid. Kernel distances are those of the kernels themselves: in the
+the deltas of the implicit bias, the coarse grid, and that the teacher's readouts have both signs: with readouts of one
+sign (one draw in four) the order of students collapses. Kernel distances are those of the kernels themselves: in the
 paper's public notebook `kernel_distance` has a0^2 where the norm of K_t needs a_t^2; the resulting error is reported.
 
 Leaves out the paper's two-dimensional students (1e6 steps), its late times (1e5 steps), and the speaker. The paper's
@@ -31,7 +32,10 @@ from torch import Tensor, nn
 
 from dixit.common import rng
 
-from .probe import Claim, Networks, overlay, simulate
+from .probe import Claim, Networks, bar_if, only_if, overlay, simulate, skipped
+from .settings.rich import TINY as TINY
+from .settings.rich import Settings
+from .settings.rich import check as check
 from .theory.rich import (
     half_rise,
     implicit_bias,
@@ -43,47 +47,13 @@ from .theory.rich import (
     wide_start,
 )
 
-# ---- setting ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Time is lr * step of the smallest step size; the loss of linear networks is half the summed square."""
-
-    deltas: tuple[float, ...] = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
-    corner_deltas: tuple[float, ...] = (-2.0, -1.0, -0.2, 0.02, 0.2, 1.0, 2.0)  # target (.5, .5), three starts
-    dimensions: int = 5  # of the random starts [stand-in]
-    paces: tuple[float, float] = (0.3, 2.0)  # eta_a, eta_w of unequal layers [stand-in]
-    bias_speed: float = 4.0  # learning rate of the networks with many solutions, over lr
-    wide: int = 3  # inputs, hidden units and outputs of wide networks [stand-in]
-    wide_deltas: tuple[float, ...] = (-2.0, -0.5, 0.0, 0.5, 2.0)  # [stand-in]
-    lr: float = 1e-3
-    steps: int = 20000
-    every: int = 40  # steps between records
-    inputs: int = 100  # teacher and student
-    hidden: int = 50
-    teacher: int = 3
-    points: int = 1000
-    test_points: int = 10000
-    tau: float = 0.1
-    student_deltas: tuple[float, float, float] = (-1.0, 0.0, 1.0)  # downstream, balanced, upstream
-    student_lr: float = 5e-3  # over tau^2
-    early: int = 100  # the step at which feature learning is compared; also the last one of the grid
-    late: int = 1000  # the step at which test errors are compared
-    student_steps: int = 1000  # the paper goes to 1e5
-    grid_taus: tuple[float, ...] = (0.1, 0.21, 0.45, 0.94, 2.0)  # [stand-in]; the paper has 17 from 0.1 to 2
-    grid_deltas: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)  # [stand-in]; the paper has 17
-
-
-TINY = Settings(deltas=(-1.0, 0.0, 2.0), corner_deltas=(-0.2, 0.02), dimensions=3, bias_speed=8.0, wide=2,
-                wide_deltas=(-0.5, 0.0, 2.0), steps=4000, hidden=20, test_points=1000, late=500,
-                student_steps=500, grid_taus=(0.1,), grid_deltas=(-1.0, 1.0))
-
+SHARE = 0.05  # of what the extrapolation to step size zero adds: our tolerance for what it leaves
 
 # ---- simulation: linear networks -------------------------------------------------------------------------
 
 SIZES = (1, 2, 4)  # step sizes of one network, in units of lr
 AT_ZERO = (8 / 3, -2.0, 1 / 3)  # extrapolates to step size 0 by the parabola through three step sizes
+LINE = (2.0, -1.0, 0.0)  # the same by the line through two; the parabola is off by a small part of their difference
 
 
 @dataclass(frozen=True)
@@ -191,9 +161,20 @@ class Trajectories:
         largest = max(SIZES)
         count = (len(record["step"]) - 1) // largest + 1  # the records of the smallest steps, every fourth
         self.times = settings.lr * record["step"][::largest][:count]
-        self.a, self.w = (
-            np.tensordot(AT_ZERO, [part[::largest // size][:count] for size, part in zip(
-                SIZES, np.split(record[name], len(SIZES), 1), strict=True)], 1) for name in ("a", "w"))
+        sized = {name: [part[::largest // size][:count] for size, part in zip(
+            SIZES, np.split(record[name], len(SIZES), 1), strict=True)] for name in ("a", "w")}
+        self.a, self.w = (np.tensordot(AT_ZERO, sized[name], 1) for name in ("a", "w"))
+        self.rough = [np.tensordot(LINE, sized[name], 1) for name in ("a", "w")]
+
+    def tolerance(self, index: list[int]) -> float:
+        """1e-6, or the share SHARE of what the extrapolation adds to a and w of these networks, if that is more."""
+        pairs = zip((self.a, self.w), self.rough, strict=True)
+        return max(1e-6, SHARE * max(float(np.abs(fine - coarse)[:, index].max()) for fine, coarse in pairs))
+
+    def converged(self, i: int) -> bool:
+        """Whether the solution of network `i` fits all points at the end."""
+        net = self.nets[i]
+        return bool(np.abs(net.x @ (self.map(i)[-1] - net.target)).max() < 1e-7)
 
     def of(self, *kinds: str) -> list[int]:
         return [i for i, net in enumerate(self.nets) if net.kind in kinds]
@@ -236,10 +217,11 @@ def unit_rows(draw: np.random.Generator, *shape: int) -> Float[np.ndarray, "n D"
 
 
 def teacher_data(settings: Settings, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and test points on the unit sphere and a ReLU teacher's outputs (weight rows of length 1, readouts
-    +-1)."""
+    """Training and test points on the unit sphere and a ReLU teacher's outputs (weight rows of length 1, readouts +-1
+    of both signs)."""
     draw = rng("rich", "teacher", seed)
     w, signs = unit_rows(draw, settings.teacher, settings.inputs), np.sign(draw.standard_normal(settings.teacher))
+    signs[0] *= -1 if np.all(signs == signs[0]) else 1
     x, test = unit_rows(draw, settings.points, settings.inputs), unit_rows(draw, settings.test_points, settings.inputs)
     return x, np.maximum(x @ w.T, 0) @ signs, test, np.maximum(test @ w.T, 0) @ signs
 
@@ -331,20 +313,21 @@ def linear_claims(settings: Settings, run: Trajectories) -> list[Claim]:
     for i in neurons:
         (a, w), (eta_a, eta_w) = run.neuron(i), run.nets[i].paces
         kept.append(eta_w * a ** 2 - eta_a * (w ** 2).sum(1))
-    claims = [Claim("neuron: delta over time", np.array([run.nets[i].delta for i in neurons]), np.stack(kept, 1), 1e-6,
-                    source="eta_w a^2 - eta_a |w|^2 is conserved")]
+    claims = [Claim("neuron: delta over time", np.array([run.nets[i].delta for i in neurons]), np.stack(kept, 1),
+                    run.tolerance(neurons), source="eta_w a^2 - eta_a |w|^2 is conserved")]
     names = {"paper": "the paper's start", "corner": "the paper's starts, target (.5, .5)",
              "random": f"random starts, {settings.dimensions} inputs",
              "unequal rates": f"the same, rates {settings.paces}"}
     for kind, name in names.items():
         pairs = [(np.column_stack(run.theory(i)), np.column_stack(run.neuron(i))) for i in run.of(kind)]
         theory, measured = (np.concatenate(arrays, 1) for arrays in zip(*pairs, strict=True))
-        claims.append(Claim(f"neuron: a and w over time, {name}", theory, measured, 1e-6,
+        claims.append(Claim(f"neuron: a and w over time, {name}", theory, measured, run.tolerance(run.of(kind)),
                             source="one closed form for every delta"))
     for kinds, name in (("paper",), "the paper's start"), (("random", "unequal rates"), "random starts"):
         theory = np.stack([kernel_distance(*run.theory(i), len(run.nets[i].x)) for i in run.of(*kinds)], 1)
         measured = np.stack([run.kernel_distance(i) for i in run.of(*kinds)], 1)
-        claims.append(Claim(f"neuron: kernel distance over time, {name}", theory, measured, 1e-6,
+        claims.append(Claim(f"neuron: kernel distance over time, {name}", theory, measured,
+                            run.tolerance(run.of(*kinds)),
                             source="S of the closed form; measured from the kernels themselves"))
     paper = run.of("paper")
     lowest = min(paper, key=lambda i: run.nets[i].delta)
@@ -362,13 +345,19 @@ def bias_claims(run: Trajectories) -> list[Claim]:
     """The solutions that networks with more weights than points find."""
     claims = []
     for kind, name in ("bias", "the paper's start"), ("random bias", "random starts"):
-        nets = [run.nets[i] for i in run.of(kind)]
-        ends = np.concatenate([run.map(i)[-1, :, 0] for i in run.of(kind)])
+        index = [i for i in run.of(kind) if run.converged(i)]
+        nets, count = [run.nets[i] for i in index], len(run.of(kind))
         for solve, way, source in (
                 (implicit_bias, "closed form", "the unseen part of w never moves"),
                 (least_potential, "least potential", "theorem 3.1: argmin Psi_delta - psi_delta beta0'beta/|beta0|")):
+            title = f"implicit bias: the solution found, {name}, {way}"
+            if not nets:
+                claims.append(skipped(title, f"none of {count} networks has converged; more steps"))
+                continue
+            ends = np.concatenate([run.map(i)[-1, :, 0] for i in index])
             theory = np.concatenate([solve(n.x, (n.x @ n.target)[:, 0], n.beta0[:, 0], n.delta) for n in nets])
-            claims.append(Claim(f"implicit bias: the solution found, {name}, {way}", theory, ends, 1e-5, source=source))
+            claims.append(Claim(title, theory, ends, 10 * run.tolerance(index),
+                                source=f"{source}; {len(nets)} of {count} networks have converged"))
     return claims
 
 
@@ -377,24 +366,30 @@ def wide_claim(run: Trajectories) -> Claim:
     wide = run.of("wide")
     theory = [wide_map(run.times, run.nets[i].beta0, run.nets[i].target, run.nets[i].delta) for i in wide]
     return Claim("wide, isotropic: the linear map over time", np.stack(theory, 1),
-                 np.stack([run.map(i) for i in wide], 1), 1e-6, source="beta' = P A'A + W'W P, A'A and W'W from beta")
+                 np.stack([run.map(i) for i in wide], 1), run.tolerance(wide),
+                 source="beta' = P A'A + W'W P, A'A and W'W from beta")
 
 
 def student_claims(settings: Settings, run: StudentTrajectories) -> list[Claim]:
     """The order of feature learning and of test errors, seed by seed."""
+    small = settings.tau <= 0.15 and settings.student_deltas[0] <= -0.5 and settings.student_deltas[2] >= 0.5
+    slow = 0.3 <= settings.early * settings.student_lr / 0.5 <= 1.5 and settings.late >= 5 * settings.early
     down, even, up = (run.of(delta, settings.tau) for delta in settings.student_deltas)
     early, late = 1, settings.late // settings.early
+    size = (settings.student_lr / 5e-3 * 100 / settings.inputs) ** 2 * settings.teacher / 3  # of a step, squared
     claims = [Claim("student: delta of every neuron over time", np.broadcast_to(run.delta[0], run.delta.shape),
-                    run.delta, 1e-3, source="a^2 - |w|^2 is conserved by gradient flow")]
+                    run.delta, 1e-3 * max(1.0, size), source="a^2 - |w|^2 is conserved by gradient flow")]
     for name, values in ("kernel distance", run.kernel), ("activation patterns changed", run.hamming):
-        claims += [Claim(f"student: {name} at step {settings.early}, {names}", bar, values[early, one]
-                         / values[early, other], kind="at_least", source=source)
-                   for names, one, other, bar, source in (
-                       ("upstream over downstream", up, down, 3.0, "gaps of 3"),
-                       ("balanced over downstream", even, down, 3.0, "gaps of 3"),
-                       ("upstream over balanced", up, even, *EVEN_BAR[name]))]
+        moved = bool((values[early, [*down, *even]] > 0).all())
+        claims += only_if(moved, f"some networks have not moved at step {settings.early}", [
+            Claim(f"student: {name} at step {settings.early}, {names}", bar,
+                  values[early, one] / np.maximum(values[early, other], 1e-12), kind="at_least", source=source)
+            for names, one, other, bar, source in (
+                ("upstream over downstream", up, down, 3.0, "gaps of 3"),
+                ("balanced over downstream", even, down, 3.0, "gaps of 3"),
+                ("upstream over balanced", up, even, *EVEN_BAR[name]))])
     test = run.test
-    return claims + [
+    claims += [
         Claim(f"student: test error at step {settings.early}, balanced over upstream", 3.0,
               test[early, even] / test[early, up], kind="at_least", source="gaps of 3"),
         Claim(f"student: test error at step {settings.early}, downstream over balanced", 0.0,
@@ -407,6 +402,9 @@ def student_claims(settings: Settings, run: StudentTrajectories) -> list[Claim]:
               test[late, down] / test[late, even], kind="at_least", source="our bar: about 2.8 is expected"),
         Claim(f"student: way of the weights at step {settings.late}, upstream over downstream", 1.0,
               run.moved[late, up] / run.moved[late, down], kind="at_most", source="rich with less movement")]
+    bars = ("the bars are for tau up to 0.15, deltas of 0.5 and more, early near step 100 at the paper's rate, and "
+            "late at 5 times early or more")
+    return claims[:1] + bar_if(small and slow, bars, claims[1:])
 
 
 # ---- figure ----------------------------------------------------------------------------------------------

@@ -24,8 +24,6 @@ Shapes: S networks, B examples, C channels or classes, T symbols of a sentence, 
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,47 +37,12 @@ from dixit.common import rng
 from dixit.config import DataConfig
 from dixit.data.images import load, pixels
 
-from .probe import Claim, Networks, simulate
+from .probe import Claim, Networks, bar_if, simulate, skipped
+from .settings.rich_applied import TINY as TINY
+from .settings.rich_applied import Settings, derivations
+from .settings.rich_applied import check as check
 
 # ---- setting ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All [stand-in]."""
-
-    alphas: tuple[float, ...] = (0.1, 1.0, 10.0)  # of CNN and MLP; 1 is among them
-    images: int = 2000  # of CIFAR-10; 0: no CNN
-    test_images: int = 500
-    channels: int = 16
-    kernel: int = 7
-    image_batch: int = 64
-    image_lr: float = 0.1
-    image_steps: int = 1000
-    levels: int = 3  # of the grammar; two symbols for each
-    symbols: int = 6  # of every level; also the number of classes
-    synonyms: int = 3
-    sizes: tuple[int, ...] = (128, 256, 512, 1024, 2048)  # of training sets
-    test_sentences: int = 500
-    hidden: int = 64
-    batch: int = 64
-    grammar_lr: float = 0.2
-    grammar_steps: int = 2000
-    wrong: float = 0.3  # the test error that counts as learned
-    grok_alphas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)  # none: no transformer
-    modulus: int = 31
-    share: float = 0.8  # of the pairs are trained on
-    width: int = 32
-    heads: int = 2
-    units: int = 128
-    gain: float = 0.6  # of its weights at the start
-    grok_lr: float = 0.25  # alpha = 10 still oscillates, less than at 0.5
-    grok_steps: int = 1600
-    grok_every: int = 20
-    right: float = 0.9  # the accuracy on held-out pairs that counts as grokked
-
-
-TINY = Settings(images=0, sizes=(256, 512), test_sentences=200, grammar_steps=300, grok_alphas=())
 
 
 def equal_speed(networks: Networks, alphas: tuple[float, ...]) -> Float[Tensor, "S"]:
@@ -179,11 +142,6 @@ def sentences(rules: list[Int[np.ndarray, "V m 2"]], index: Int[np.ndarray, "B"]
         text, index = (rule[text, index[:, None] // digits % m].reshape(len(index), -1),
                        index // m ** text.shape[1])
     return text, classes
-
-
-def derivations(settings: Settings) -> int:
-    """The number of sentences of the grammar."""
-    return settings.symbols * settings.synonyms ** (2 ** settings.levels - 1)
 
 
 class Mlps(Networks):
@@ -327,14 +285,24 @@ def error_of_mean(values: Float[np.ndarray, "seeds"]) -> float:
 
 def mean_claim(name: str, values: Float[np.ndarray, "seeds"], note: str = "") -> Claim:
     """The mean over seeds, without a bar."""
-    return Claim(name, 0.0, float(np.mean(values)), kind="report",
-                 source=f"standard error {error_of_mean(values):.2g}" + (f"; {note}" if note else ""))
+    error = f"standard error {error_of_mean(values):.2g}" if len(values) > 1 else "one seed"
+    return Claim(name, 0.0, float(np.mean(values)), kind="report", source=f"{error}{'; ' if note else ''}{note}")
 
 
-def positive_claim(name: str, differences: Float[np.ndarray, "seeds"]) -> Claim:
-    """The claim that a paired difference is positive: its mean over its standard error is at least 2."""
-    return Claim(f"{name}, over its standard error", 2.0, float(np.mean(differences)) / error_of_mean(differences),
-                 kind="at_least", source="our bar: 2; the sign is the paper's")
+def positive_claim(name: str, alphas: tuple[float, ...], differences: Float[np.ndarray, "seeds"]) -> Claim:
+    """The claim that a paired difference of the outermost alphas is positive: its mean over its standard error is at
+    least 2. Without a bar where the alphas are less than a factor of 10 from 1."""
+    name = f"{name}, over its standard error"
+    if len(alphas) < 2:
+        return skipped(name, "needs two alphas")
+    if len(differences) < 2:
+        return skipped(name, "needs two seeds")
+    error = error_of_mean(differences)
+    if not error:
+        return skipped(name, "no spread over seeds")
+    claim = Claim(name, 2.0, float(np.mean(differences)) / error, kind="at_least",
+                  source="our bar: 2; the sign is the paper's")
+    return bar_if(alphas[0] <= 0.1 and alphas[-1] >= 10, "the bar is for alphas from 0.1 to 10", [claim])[0]
 
 
 def same_start_claim(name: str, alphas: list[float], outputs: Float[np.ndarray, "M S ..."]) -> Claim:
@@ -357,7 +325,8 @@ def cnn_claims(settings: Settings, nets: Cnns, record: dict[str, np.ndarray]) ->
         claims += [mean_claim(f"CNN: roughness of filters, alpha {alpha:g}", rough[-1, i],
                          f"at the start {rough[0, i].mean():.3g}"),
                    mean_claim(f"CNN: test accuracy, alpha {alpha:g}", right[i])]
-    return claims + [positive_claim("CNN: roughness downstream less upstream", rough[-1, 0] - rough[-1, -1])]
+    return claims + [positive_claim("CNN: roughness downstream less upstream", settings.alphas,
+                                    rough[-1, 0] - rough[-1, -1])]
 
 
 def examples_needed(sizes: tuple[int, ...], errors: Float[np.ndarray, "P"], wrong: float) -> float:
@@ -383,7 +352,8 @@ def grammar_claims(settings: Settings, nets: Mlps, record: dict[str, np.ndarray]
                   f"{never} of {len(points)} seeds need more than {settings.sizes[-1]}, counted as that"),
             mean_claim(f"grammar: test error, mean over sizes, alpha {alpha:g}", test[i].mean(0),
                   f"on the sentences trained on {train[i].mean():.2g}")]
-    return claims + [positive_claim("grammar: test error, downstream less upstream", (test[0] - test[-1]).mean(0))]
+    return claims + [positive_claim("grammar: test error, downstream less upstream", settings.alphas,
+                                    (test[0] - test[-1]).mean(0))]
 
 
 def grok_claims(settings: Settings, nets: Transformers, record: dict[str, np.ndarray]) -> list[Claim]:
@@ -400,9 +370,9 @@ def grok_claims(settings: Settings, nets: Transformers, record: dict[str, np.nda
                          f"training pairs {known.mean():.0f}"),
                    mean_claim(f"transformer: held-out accuracy at the last step, alpha {alpha:g}", held[-1, i])]
     # No bar: at the default three seeds it does not reach the two standard errors that the others reach.
-    return claims + [dataclasses.replace(
-        positive_claim("transformer: log of that step, downstream less upstream", np.log(times[0] / times[-1])),
-        kind="report", source="the paper's sign is positive; of a bar of 2, not reached at three seeds")]
+    claim = positive_claim("transformer: log of that step, downstream less upstream", settings.grok_alphas,
+                           np.log(np.maximum(times[0], 1) / np.maximum(times[-1], 1)))
+    return claims + bar_if(False, "the paper's sign is positive; of a bar of 2, not reached at three seeds", [claim])
 
 
 def first_step_at(steps: Int[np.ndarray, "M"], values: Float[np.ndarray, "M seeds"], level: float,
@@ -476,12 +446,16 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     if settings.images:
         cnns = Cnns(settings, seeds)
         record = simulate(cnns, folder / "cnn", settings.image_steps, settings.image_lr, settings.image_steps // 10)
-        claims += cnn_claims(settings, cnns, record)
+        time = settings.image_steps * settings.image_lr
+        claims += bar_if(time >= 100, f"the bar is for 100 units of time, and this training ends at {time:g}",
+                         cnn_claims(settings, cnns, record))
         draw_cnns(figure, settings, cnns, record)
     mlps = Mlps(settings, seeds)
     record = simulate(mlps, folder / "grammar", settings.grammar_steps, settings.grammar_lr,
                       settings.grammar_steps // 10)
-    claims += grammar_claims(settings, mlps, record)
+    time = settings.grammar_steps * settings.grammar_lr
+    claims += bar_if(time >= 60, f"the bar is for 60 units of time, and this training ends at {time:g}",
+                     grammar_claims(settings, mlps, record))
     draw_grammar(figure, settings, record)
     if settings.grok_alphas:
         transformers = Transformers(settings, seeds)

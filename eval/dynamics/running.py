@@ -7,40 +7,42 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from accelerate import PartialState
 
-from dixit.common import DixitError, atomic_write_text, command_line, git_commit, peak_memory_gb, write_json
+from dixit.common import DixitError, atomic_write_text, command_line, git_commit, peak_memory_gb, salted, write_json
 from dixit.config import build, read_tree, refuse_doubled, to_dict
-from dixit.config_checks import is_inside
 from dixit.training.launcher import keep_process_group
 
 from .find import find_probe, probe_names
 from .pages import keep, pages
 from .probe import save_figure, table
+from .ranges import check_settings
 from .speaker import measure
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, overrides: tuple[str, ...] = (),
-              on: str = "") -> dict[str, Any]:
+              on: str = "", salt: str = "") -> dict[str, Any]:
     """Run one probe, or a measurement on the speaker, and write results and figures into `folder`; returns the
-    results, with "claims" or "findings"."""
+    results, with "claims" or "findings". With a salt every random draw of a probe is another one."""
     probe = find_probe(name, on)
-    settings = build(probe.Settings, read_tree(config, overrides))
-    check_settings(settings)
+    settings = checked(probe, read_tree(config, overrides))
     if seeds < 1:
         raise DixitError(f"--seeds {seeds} must be at least 1")
+    if salt and on:
+        raise DixitError("--salt is for probes; measurements on the speaker begin with its trained runs")
     began, began_cpu = time.perf_counter(), time.process_time()
-    rows, figure = probe.run(settings, seeds, folder)
+    with salted(salt):
+        rows, figure = probe.run(settings, seeds, folder)
     kind, text = ("findings", measure.table) if on else ("claims", table)
     results = {
         "probe": name, "command": command_line(), "commit": git_commit(),
-        "seeds": list(range(seeds)), "wall_seconds": round(time.perf_counter() - began, 1),
+        "seeds": list(range(seeds)), "salt": salt, "wall_seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - began_cpu, 1), "peak_memory_gb": round(peak_memory_gb(), 2),
         "processes": PartialState().num_processes, "settings": to_dict(settings),
         kind: [row.row() for row in rows]}
@@ -52,18 +54,13 @@ def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, o
     return results
 
 
-def check_settings(settings: Any) -> None:
-    """Raises DixitError for a number that has not the sign of its default, which no probe is made for."""
-    for field in fields(settings):
-        value, default = (x if isinstance(x, tuple) else (x,) for x in (getattr(settings, field.name), field.default))
-        numbers = [x for x in default if isinstance(x, int | float) and not isinstance(x, bool)]
-        if not numbers or min(numbers) < 0:
-            continue
-        whole = all(isinstance(x, int) for x in numbers)
-        interval = "[1, 1000000000]" if whole and min(numbers) > 0 else "[0, 1000000000]"
-        for x in value:
-            if not is_inside(x, interval):
-                raise DixitError(f"config: {field.name} is {x}; choose a number in {interval}")
+def checked(probe: ModuleType, tree: dict[str, Any]) -> Any:
+    """The settings of a probe; raises DixitError if they are out of range or do not go together."""
+    settings = build(probe.Settings, tree)
+    check_settings(settings)
+    if hasattr(probe, "check"):
+        probe.check(settings)
+    return settings
 
 
 def report(runs: list[Path], root: Path = ROOT) -> None:
@@ -90,8 +87,10 @@ def main(arguments: Namespace) -> int:
     if arguments.name == "all" and (arguments.config or arguments.set):
         raise DixitError("--config and --set are for one probe, not for all")
     names = probe_names(arguments.on) if arguments.name == "all" else [arguments.name]
+    for name in names if arguments.name == "all" else ():
+        checked(find_probe(name, arguments.on), {})  # what is missing is told before anything is computed
     results = [run_probe(name, arguments.seeds, arguments.out / arguments.on / name, arguments.config,
-                         tuple(arguments.set), arguments.on) for name in names]
+                         tuple(arguments.set), arguments.on, arguments.salt) for name in names]
     keep_process_group()
     PartialState().destroy_process_group()
     return int(not all(claim["holds"] for result in results for claim in result.get("claims", [])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import expit
 from scipy.stats import norm, ttest_ind
 
-from dixit.common import DixitError, rng
-from eval.dynamics import gating
+from dixit.common import rng
 from eval.dynamics.gating import LONG, SHORT, Settings, crossing, geometry, welch
 from eval.dynamics.networks.gated import Condition, GatedNetworks, blobs, order, task_units, tree
 from eval.dynamics.probe import simulate
@@ -194,9 +192,3 @@ def test_hidden_geometry_of_ideal_points():
 def test_welch_is_scipys():
     one, other = rng("test", 2).standard_normal((2, 3)) + 1, rng("test", 3).standard_normal((2, 5))
     assert welch(one, other) == pytest.approx(ttest_ind(one.ravel(), other.ravel(), equal_var=False).statistic)
-
-
-def test_settings_that_cannot_be_compared_are_told(tmp_path: Path):
-    for settings in (Settings(fitted=0.5), Settings(long=6)):
-        with pytest.raises(DixitError, match="gating"):
-            gating.run(settings, 1, tmp_path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.common import DixitError, rng
+from dixit.common import rng
 from dixit.data.assets import asset
 
 from ..probe import Networks, simulate
+from ..ranges import Within
 from ..theory.teacher_student import reuse, usage
 
 
@@ -31,20 +33,22 @@ from ..theory.teacher_student import reuse, usage
 class ImageSettings:
     """Settings of networks on mixtures of images, all [stand-in]."""
 
-    mixtures: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-    units: int = 8
-    shrink: int = 2
-    per_class: int = 1000
-    test_per_class: int = 500
-    ridge: float = 1e-3  # of whitening, over the mean variance
-    weight_rate: float = 0.3
-    head_rate: float = 1.5
-    image_time: float = 100.0
-    batch: int = 16
-    new_heads: float = 1e-2  # standard deviation of dormant heads; of undormant ones 1
-    official_lr: float = 0.2
-    official_batch: int = 32
-    official_steps: int = 3000
+    # The last is 1, which is task 1.
+    mixtures: Annotated[tuple[float, ...], Within("[0, 1]", "[3, 30]")] = (
+        0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    units: Annotated[int, Within("[2, 200]")] = 8
+    shrink: Annotated[int, Within("[1, 4]")] = 2
+    per_class: Annotated[int, Within("[50, 6000]")] = 1000
+    test_per_class: Annotated[int, Within("[20, 1000]")] = 500
+    ridge: Annotated[float, Within("[1e-6, 0.1]")] = 1e-3  # of whitening, over the mean variance
+    weight_rate: Annotated[float, Within("[0.01, 0.5]")] = 0.3
+    head_rate: Annotated[float, Within("[0.01, 3]")] = 1.5
+    image_time: Annotated[float, Within("[1, 10000]")] = 100.0
+    batch: Annotated[int, Within("[1, 100]")] = 16
+    new_heads: Annotated[float, Within("[0.0001, 0.1]")] = 1e-2  # deviation of dormant heads; of undormant ones 1
+    official_lr: Annotated[float, Within("[0.0001, 0.5]")] = 0.2
+    official_batch: Annotated[int, Within("[1, 100]")] = 32
+    official_steps: Annotated[int, Within("[1, 10000000]")] = 3000
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,6 @@ class Mixtures:
 
 def mixtures(settings: ImageSettings, pair: tuple[int, ...], runs: int, coordinates: bool) -> Mixtures:
     """Mixtures m x1 + (1 - m) x2 of images, each whitened by its own training images."""
-    if settings.mixtures[-1] != 1:
-        raise DixitError(f"mixtures must end in 1, which is task 1, not in {settings.mixtures[-1]}")
     results: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for run in range(runs):
         splits = [pictures(settings, pair, "train", settings.per_class, run),

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
+from .steps import layers_error
+
 
 def regression(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "D"], float]:
     """Least-squares coefficients and their loss, half the mean squared error: no bias-free network has a lower one.
@@ -53,3 +55,11 @@ def strength(times: Float[np.ndarray, "M"], target: float, start: float, slope: 
         return target / (1 + (target / start - 1) * np.exp(-(1 + slope) * target * times))
     return solve_ivp(lambda t, w: depth / 2 * w ** (2 - 2 / depth) * (target - w), (0, times[-1]), [start], "DOP853",
                      times, rtol=1e-11, atol=1e-13).y[0]
+
+
+def strength_error(times: Float[np.ndarray, "M"], target: float, start: float, step: float, slope: float = 0.0,
+                   depth: int = 2) -> float:
+    """How far gradient descent with steps of this size can be from `strength` at any time, to first order."""
+    w = strength(times, target, start, slope, depth)
+    velocity = depth * (1 + slope) / 2 * w ** (2 - 2 / depth) * (target - w)
+    return float(layers_error(step, w, velocity, depth).max())

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
+from .steps import lag, layers_error
+
 # ---- the task --------------------------------------------------------------------------------------------
 
 
@@ -117,6 +119,20 @@ def exact_outputs(times: Float[np.ndarray, "M"], condition: str, start: float, d
         learned, a[:, 0] = output_bias(times, start, depth).T
     y = np.einsum("ma,ai,ak->mik", a * np.sqrt(8 * d), modes, label_modes)
     return y + learned[:, None, None] * label_modes[0]
+
+
+def step_error(times: Float[np.ndarray, "M"], condition: str, start: float, depth: int, step: float) -> float:
+    """How far gradient descent with steps of this size can be from `exact_outputs` at any time, to first order."""
+    x, modes = condition_inputs(condition), tree_modes()
+    s, d = mode_constants(x)
+    a = strengths(times, s, d, start, depth)
+    off = layers_error(step, a, depth * a ** (2 - 2 / depth) * (s - d * a), depth) * np.sqrt(8 * d)
+    if condition == "output bias":
+        beta, constant = output_bias(times, start, depth).T
+        rate = np.linalg.norm(labels().mean(0)) - beta - constant / np.sqrt(8)
+        off[:, 0] = np.abs(rate) * lag(step, rate) * np.sqrt(8)  # the bias is the same for all items
+    label_modes = np.abs(modes @ labels()) / singular_values()[:, None]
+    return float(np.einsum("ma,ai,ak->mik", off, np.abs(modes), label_modes).max())
 
 
 def mode_strengths(outputs: Float[np.ndarray, "M 8 14"], condition: str) -> Float[np.ndarray, "M A"]:

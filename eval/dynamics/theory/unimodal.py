@@ -127,3 +127,12 @@ def xor_rate(angle: float) -> float:
 # With early fusion a unit along the Gaussian input turns to the XOR inputs only below this variance: tilted by e along
 # (1, -1)/sqrt(2) it grows at variance/2 + (p - variance/2) e^2/2, p = 1/sqrt(2 pi variance) the density at 0. Derived.
 TURNING_VARIANCE = (2 / np.pi) ** (1 / 3)
+
+
+def tilt_left(variances: Float[np.ndarray, "V"], init: float) -> Float[np.ndarray, "V"]:
+    """What is left of a unit's tilt towards XOR when the Gaussian is learned, with early fusion and a start of `init`.
+
+    The tilt falls at the rate variance/2 - p (see TURNING_VARIANCE) for the time ln(1/init) 2/variance. Derived.
+    """
+    p = 1 / np.sqrt(2 * np.pi * variances)
+    return init ** (1 - 2 * p / variances)

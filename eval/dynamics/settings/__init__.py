@@ -1,0 +1,1 @@
+"""The settings of each probe: their ranges, defaults, and a tiny instance for tests."""
