@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from dixit.common import DixitError, rng, salted
 from dixit.config import build, read_tree
-from eval.dynamics.running import checked
 from eval.dynamics.find import find_probe, probe_names
 from eval.dynamics.probe import Claim, bar_if, only_if, reached, skipped, table
 from eval.dynamics.ranges import OneOf, Within, check_settings, legitimate
+from eval.dynamics.running import checked
 
 ROOT = Path(__file__).resolve().parents[2]
 
