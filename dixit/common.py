@@ -227,12 +227,14 @@ def did_you_mean(given: str, allowed: Iterable[str], prefix: str = "") -> str:
 
 
 def git_commit() -> str:
-    """The commit of the source tree, with '+' if it has uncommitted changes; 'unknown' outside git."""
+    """The commit of the source tree, with '+' if it has uncommitted changes, not counting results, on which no run
+    depends; 'unknown' outside git."""
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
                               check=True).stdout.strip()
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno", "--", ":/", ":!/eval/results", ":!/eval/RESULTS.md")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

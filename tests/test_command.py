@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dixit import common
 from dixit.__main__ import COMMANDS
 from dixit.common import DixitError
 from dixit.config import find_config
@@ -92,3 +93,18 @@ def test_a_wheel_is_of_use_without_a_clone(installed, tmp_path):
     for name in COMMANDS:
         done = dixit(name, "--help", **place)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_commit_is_marked_if_more_than_results_has_changed(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in ("dixit/common.py", "eval/results/pairs.csv", "eval/RESULTS.md")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("one")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(common, "__file__", str(files[0]))
+    for file in files[1:]:
+        file.write_text("two")
+    clean = common.git_commit()
+    files[0].write_text("two")
+    assert len(clean) == 12 and common.git_commit() == clean + "+"
