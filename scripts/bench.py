@@ -43,7 +43,7 @@ from dixit.config import ListenerConfig, SpeakerConfig  # noqa: E402
 from dixit.data.assets import asset  # noqa: E402
 from dixit.models.clip import build_locked  # noqa: E402
 from dixit.models.listeners import ClipListener, score_all  # noqa: E402
-from dixit.models.speaker import Speaker  # noqa: E402
+from dixit.models.speaker import Captions, Speaker  # noqa: E402
 from dixit.training import game, policy  # noqa: E402
 from eval.commands import add_keep_option  # noqa: E402
 from eval.tables import RESULTS, Cell, put, rows_of  # noqa: E402
@@ -124,11 +124,17 @@ class Bench:
         seconds: dict[str, float] = {}
         speaker, (uniforms, candidates) = self.speaker, self.draw()
         prefix = self.timed(seconds, "adapter", lambda: speaker.trained(self.patches))
-        tokens, mask, _ = self.timed(seconds, "sample", lambda: speaker.sample(prefix.detach(), uniforms))
+        run: list[Any] = []  # the prefix runs once, for both
+
+        def sample() -> Captions:
+            run.append(speaker.prefill(prefix))
+            return speaker.sample(prefix.detach(), uniforms, run=run[0])
+
+        tokens, mask, _ = self.timed(seconds, "sample", sample)
         with torch.no_grad():
             logits = self.timed(seconds, "score", lambda: score_all(self.listeners, speaker.decode(tokens, mask),
                                                                     candidates))
-        return self.finish(seconds, prefix, logits, lambda p: (speaker.logprobs(p, tokens, mask), mask))
+        return self.finish(seconds, prefix, logits, lambda p: (speaker.logprobs(p, tokens, mask, run=run[0]), mask))
 
     def hf(self) -> dict[str, float]:
         """One step with Hugging Face `generate` and a plain update."""

@@ -31,6 +31,7 @@ from dixit.models.sharding import max_over_processes, shard_layers
 MICRO_BATCH = 32  # captions scored at once; fewer means less padding, more means wider matrix products; GPU_BATCH on a
 # GPU, for activations are kept for backward in any case
 BLOCK = 256  # of the vocabulary, in sampling
+Prefilled = tuple[Any, Float[Tensor, "B D"]]  # a prefix that has run: its cache and last hidden states
 Captions = tuple[Int[Tensor, "S T"], Bool[Tensor, "S T"], Float[Tensor, "S T"]]  # tokens, mask, log-probs
 
 
@@ -112,7 +113,7 @@ class Speaker:
 
     # --- one batch ---
 
-    def prefill(self, prefix: Float[Tensor, "B K D"]) -> tuple[Any, Float[Tensor, "B D"]]:
+    def prefill(self, prefix: Float[Tensor, "B K D"]) -> Prefilled:
         """Run start token and prefix, once per image; the cache and the last hidden states.
 
         The start token serves as attention sink. Without it the first prefix vector does, and gradients explode
@@ -123,8 +124,9 @@ class Speaker:
 
     @torch.no_grad()
     def sample(self, prefix: Float[Tensor, "B K D"], uniforms: Float[Tensor, "S most"] | None = None,
-               temperature: float = 1.0) -> Captions:
-        """Captions by inverse-CDF sampling from `uniforms`, or greedily where it is None (then N = 1).
+               temperature: float = 1.0, run: Prefilled | None = None) -> Captions:
+        """Captions by inverse-CDF sampling from `uniforms`, or greedily where it is None (then N = 1). `run` is what
+        `prefill` gave for the prefix, where it has run already.
 
         Returns tokens (S, T'), a mask that covers each caption with its end token, and the log-probability
         of each token (at this temperature); T' <= T is the longest caption's length. Every `check_every` tokens
@@ -132,7 +134,7 @@ class Speaker:
         """
         count, most = uniforms.shape if uniforms is not None else (len(prefix), self.config.max_tokens)
         going = torch.arange(count, device=prefix.device)  # the captions in the batch
-        cache, hidden = self.prefill(prefix)
+        cache, hidden = run or self.prefill(prefix)
         image = going // (count // len(prefix))
         cache, hidden = self.decoder.expand(cache, image, room=most), hidden[image]
         tokens = torch.full((count, most), self.eos, device=prefix.device)
@@ -168,13 +170,13 @@ class Speaker:
         return self.decoder.logits(hidden).float().log_softmax(-1)
 
     def logprobs(self, prefix: Float[Tensor, "B K D"], tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"],
-                 temperature: float = 1.0) -> Float[Tensor, "S T"]:
+                 temperature: float = 1.0, run: Prefilled | None = None) -> Float[Tensor, "S T"]:
         """Log-probability of given tokens (0 where masked), with gradients to the prefix.
 
-        The prefix runs once per image, and equal captions of an image once; captions of similar length run together;
-        only hidden states that predict a real token are multiplied by the vocabulary. Use it where gradients (the
-        update) or another prefix (the KL cost) are needed: `sample` returns the log-probabilities of its own captions,
-        and the update's forward pass gives PPO's old ones.
+        The prefix runs once per image, or not at all where `run` is given (see `sample`), and equal captions of an
+        image once; captions of similar length run together; only hidden states that predict a real token are multiplied
+        by the vocabulary. Use it where gradients (the update) or another prefix (the KL cost) are needed: `sample`
+        returns the log-probabilities of its own captions, and the update's forward pass gives PPO's old ones.
         """
         image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(prefix))
         unique, place = torch.cat([image[:, None], tokens.masked_fill(~mask, -1)], 1).unique(dim=0, return_inverse=True)
@@ -183,7 +185,7 @@ class Speaker:
         if self.sharded:  # every micro-batch must have a token to run
             tokens = F.pad(tokens, (0, 1), value=-1)
         mask = tokens >= 0
-        cache, first = self.prefill(prefix)
+        cache, first = run or self.prefill(prefix)
         order = mask.sum(1).argsort(stable=True)
         more = self._max_count(len(order)) - len(order)  # captions that are run again and not used
         parts = []

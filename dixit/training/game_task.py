@@ -92,9 +92,10 @@ class GameTask(Task):
             tokens, mask, old, advantage, figures = self.rollouts[micro_batch]
             logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
             return policy.clipped_loss(logp, old, mask, advantage, rules.clip_ratio), figures
-        tokens, mask, _ = speaker.sample(prefix.detach(), uniforms, rules.temperature)
+        run = speaker.prefill(prefix)  # once, for both
+        tokens, mask, _ = speaker.sample(prefix.detach(), uniforms, rules.temperature, run)
         texts = speaker.decode(tokens, mask)
-        logp = speaker.logprobs(prefix, tokens, mask, rules.temperature)
+        logp = speaker.logprobs(prefix, tokens, mask, rules.temperature, run)
 
         # Score: the listeners choose, and listeners that learn take a step.
         base = self.base_logprobs(patches, tokens, mask)

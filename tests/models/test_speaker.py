@@ -217,6 +217,22 @@ def test_greedy_takes_the_likeliest_token_each_time(speaker):
     assert mask[:, 0].all() and tokens.shape[0] == len(prefix)
 
 
+def test_a_prefix_that_has_run_serves_sampling_and_update(settings):
+    for speaker in both_decoders(settings):
+        prefix, uniforms = prefixes(speaker), draw(8, T)
+        run = speaker.prefill(prefix)
+        tokens, mask, sampled = speaker.sample(prefix.detach(), uniforms, run=run)
+        logp = speaker.logprobs(prefix, tokens, mask, run=run)
+        again, *_ = speaker.sample(prefix.detach(), uniforms)
+        alone = speaker.logprobs(prefix, tokens, mask)
+        torch.testing.assert_close(tokens, again)
+        torch.testing.assert_close(logp, alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(sampled, alone.detach(), atol=1e-4, rtol=1e-4)
+        slope, wanted = (torch.autograd.grad((x * draw(*x.shape)).sum(), prefix, retain_graph=True)[0]
+                         for x in (logp, alone))
+        assert float((slope - wanted).norm() / wanted.norm()) < 1e-5
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_samples_follow_the_softmax(speaker, temperature):
     """Chi-square of the first token, and of the second one after a fixed first one: 5 deviations are the bound."""
