@@ -7,6 +7,9 @@ one experiment; values are averaged over them for each image. Writes transfer.js
 transfer.png and prints a table at 10 candidates; `--keep CONDITION` also adds rows to eval/results/transfer.csv.
 `--baselines` adds the speakers that query the listeners and need no training (eval/baselines.py).
 
+Where the run's CLIP names things, a second table says what the captions are made of: true names, invented colours and
+so on (eval/picture_metrics.py).
+
 `trained_minus_this` is the trained speaker's gap minus that of the row's speaker, paired: same images, same pools. It
 is significant where its interval excludes 0; no correction is made for multiple comparisons. Intervals are over images,
 not over seeds; the mean of each seed is given beside them as `runs`.
@@ -55,6 +58,7 @@ from . import metrics
 from .baselines import untrained_speakers
 from .evaluate import generate_captions, write_results
 from .figures import save_small_png
+from .picture_metrics import caption_figures, without_colours
 from .tables import RESULTS, Cell, Row, put, rows_of
 
 KINDS = ("random", "hard")
@@ -180,6 +184,34 @@ def by_category(rows: Rows, labels: list[str], seed: int) -> dict[str, Any]:
     return found
 
 
+def wording(captions: list[dict[str, list[str]]], dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """speaker -> what its captions are made of: the mean over runs, and with several runs each one's. Figures that some
+    run lacks are left out, as are the standard errors over images of several runs."""
+    concepts, plain = list(dataset["concept"]), without_colours(dataset)
+    found: dict[str, dict[str, Any]] = {}
+    for speaker in (name for name in captions[0] if all(name in one for one in captions)):
+        each = [caption_figures(one[speaker], concepts, plain) for one in captions]
+        found[speaker] = each[0]
+        if len(each) > 1:
+            runs = {key: [own[key]["mean"] for own in each] for key in each[0] if all(key in own for own in each)}
+            found[speaker] = {key: metrics.mean_and_error(means) | {"n": each[0][key]["n"], "runs": means}
+                              for key, means in runs.items()}
+    return found
+
+
+def wording_table(found: dict[str, dict]) -> str:
+    """A Markdown table: a row per data set and speaker, mean ± standard error; empty if there is nothing to show."""
+    rows = {(data, speaker): own for data, result in found.items() for speaker, own in result["captions"].items()}
+    columns = list(dict.fromkeys(key for own in rows.values() for key in own))
+    if not rows:
+        return ""
+    lines = ["| data | speaker | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    lines += [f"| {data} | {speaker} | " + " | ".join(
+        f"{own[c]['mean']:.2f} ± {own[c]['se']:.2f}" if c in own else "" for c in columns) + " |"
+        for (data, speaker), own in rows.items()]
+    return "\n" + "\n".join(lines) + "\n"
+
+
 def table(found: dict[str, dict], size: int = 10) -> str:
     """A Markdown table at `size` candidates: a row per data set, kind of pool and speaker, mean [95 % interval].
 
@@ -239,6 +271,8 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
     """Write a transfer.json to the table of transfer: figures are SET/KIND/SIZE/GROUP/..., e.g.
     stamps/random/10/training/gap, with their interval over images and, of several runs, their error over seeds.
 
+    What captions are made of is kept as SET/captions/FIGURE.
+
     Accuracies and written captions are kept among 10 random candidates only, categories not at all. Of several runs
     each one's gaps among 10 random candidates are kept under its own seed.
     """
@@ -250,6 +284,12 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
     of_seeds: list[list[Row]] = [[] for _ in runs]
     cells = [dataclasses.replace(cell, seed=str(run["seed"]), config_hash=run["config_hash"]) for run in runs]
     for name, result in results["figures"]["data"].items():
+        for speaker, figures in result["captions"].items():
+            named = {f"{name}/captions/{key}": figure for key, figure in figures.items()}
+            rows += rows_of(cell, speaker, named)
+            for i, (one, kept) in enumerate(zip(cells, of_seeds, strict=True)):
+                kept += rows_of(one, speaker, {key: {"mean": figure["runs"][i], "n": figure["n"]}
+                                               for key, figure in named.items() if "runs" in figure})
         for pool, speakers in result["pools"].items():
             for speaker, figures in speakers.items():
                 for key, figure in figures.items():
@@ -317,6 +357,7 @@ def main(arguments: Namespace) -> None:
         for size, why in skipped.items():
             print(f"pools of {size} skipped: {why}")
         found[name] = {"images": len(dataset), "skipped": skipped, "pools": summarise(rows, config.eval.seed),
+                       "captions": wording(captions[name], dataset) if runs[0].eyes.named else {},
                        "categories": by_category(rows, categories(name, dataset), config.eval.seed)}
     out = arguments.out or runs[0].folder
     about = [{"folder": str(run.folder), "seed": run.config.seed, "config_hash": config_hash(run.config)}
@@ -329,4 +370,4 @@ def main(arguments: Namespace) -> None:
     if arguments.keep:
         keep(arguments.keep, read_json(path))
         save_small_png(picture, RESULTS / "transfer" / f"{arguments.keep}.png")
-    print(f"\n{table(found)}\n\nwritten to {path} and {picture}")
+    print(f"\n{table(found)}\n{wording_table(found)}\nwritten to {path} and {picture}")

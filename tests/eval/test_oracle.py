@@ -136,3 +136,16 @@ def test_transfer_has_the_oracle_also_with_fewer_images_than_candidates(here, tm
     (result,) = read_json(tmp_path / "out" / "transfer.json")["figures"]["data"].values()
     assert set(result["pools"]) == {"random/2", "hard/2"}
     assert set(result["pools"]["hard/2"]) == {"base", "trained", "ground truth", "oracle"}
+    truth = result["captions"]["ground truth"]
+    assert truth["true_name"]["mean"] == 1 and truth["true_name"]["n"] == 2  # the classes' names
+    assert "true_name" in capsys.readouterr().out.split("\n\n")[-2]
+
+
+def test_what_captions_of_several_runs_are_made_of_is_averaged_over_the_runs(here, tmp_path):
+    dataset = load(DataConfig(**make_pictures(tmp_path / "few", 1)), "test")
+    right = [row["concept"] for row in dataset]
+    runs = [{"base": right, "trained": right}, {"base": right, "trained": ["A teapot."] * 2, "other": right}]
+    found = transfer.wording(runs, dataset)
+    assert set(found) == {"base", "trained"}
+    assert found["trained"]["true_name"] == {"mean": 0.5, "se": 0.5, "n": 2, "runs": [1.0, 0.0]}
+    assert found["base"]["true_name"]["mean"] == 1 and found["base"]["true_name"]["se"] == 0
