@@ -60,7 +60,7 @@ def _members(tree: ast.Module) -> list[ast.stmt]:
 
 
 def test_every_theory_is_that_of_a_probe_and_no_probe_itself():
-    names = {path.stem for path in MODULES} - {"__init__"}
+    names = {path.stem for path in MODULES} - {"__init__", "steps"}  # finite steps concern several probes
     assert names == set(probe_names()) - {"rich_applied"}  # which has no theory of its own
 
 

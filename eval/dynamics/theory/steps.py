@@ -3,6 +3,8 @@
 For a flow u' = f(u) in one dimension, steps of size h lag behind by h/2 ln(f(u)/f(u0)) of time: to first order they
 follow the flow of f - h/2 f f', whose time differs by the integral of h/2 f'/f. A quantity a(u) is then off by a' times
 that. Derived.
+
+Shapes: M points of time; any further axes, A.
 """
 
 from __future__ import annotations
