@@ -219,7 +219,8 @@ function perceptionFigures(source, text) { // a figure for each perception, with
   });
   return [...groups].map(([perception, {look, names}]) => element('figure', {},
     element('img', {src: source(look), alt: `${text}, as seen in ${perception.replaceAll('_', ' ')}`}),
-    element('figcaption', {}, element('b', {}, perception.replaceAll('_', ' ')), `: ${list(names)}`)));
+    element('figcaption', {}, element('b', {}, perception.replaceAll('_', ' ')),
+      `: ${groups.size > 1 ? list(names) : 'everyone'}`)));
 }
 
 function showLens(card) {
