@@ -17,7 +17,7 @@ from dixit.data.wordnet import wordnet
 from dixit.models.clip import build_locked, save_clip
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run, make_listeners
-from eval import commands, oracle
+from eval import commands, oracle, transfer
 from eval.baselines import POOLS, mean_reward
 from eval.drift import panel
 from eval.evaluate import dataset_of, generate_captions

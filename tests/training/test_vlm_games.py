@@ -16,7 +16,7 @@ from dixit.data.images import load, pixels
 from dixit.play.explain import caption_images
 from dixit.training.checkpoints import trained_weights
 from dixit.training.runs import load_run, make_listeners
-from eval import evaluate, export, transfer
+from eval import commands, export
 from tests.vlms import make_vlm
 
 NOWHERE = "clip.name=/nowhere/eye"  # the speaker has no CLIP
@@ -84,7 +84,7 @@ def test_a_run_is_evaluated_captions_files_and_listens(home, vlm_run, tmp_path, 
     assert spoken["trained"][0][0][0] == said and len(spoken["base"][0]) == 3
     shutil.copytree(vlm_run, tmp_path / "run")
     monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path / "run"), "eval.images=8"])
-    evaluate.main()
+    commands.evaluate()
     figures = read_json(tmp_path / "run" / "results.json")["figures"]
     assert figures["trained"]["perplexity"]["mean"] > 1
     assert figures["base"]["kl_to_base"]["mean"] == pytest.approx(0, abs=1e-3)
@@ -102,7 +102,7 @@ def test_a_run_is_transferred_to_a_folder_and_exported(home, vlm_run, vlms, fold
     run = shutil.copytree(vlm_run, tmp_path / "run")
     monkeypatch.setattr("sys.argv", ["transfer", str(run), "--data", f"folder:{folder_of_cards}", "--pools", "1",
                                      "eval.images=12"])
-    transfer.main()
+    commands.transfer()
     assert (run / "transfer.json").is_file()
     export.export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
