@@ -29,10 +29,15 @@ def add_keep_option(parser: argparse.ArgumentParser) -> None:
                         "(scripts/run_pairs --page-only then lists them in eval/RESULTS.md)")
 
 
+def _add_run(command: Command, overrides: str, run: str = "a run's folder, e.g. runs/colour_vs_grey") -> None:
+    """Add a run's folder and overrides of its config; the texts are their help."""
+    command.add_argument("run", type=Path, help=run)
+    command.add_argument("override", nargs="*", default=[], help=overrides)
+
+
 def evaluate() -> None:
     command = Command(f"{__package__}.evaluate")
-    command.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    command.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
+    _add_run(command, "eval.split=..., eval.images=..., eval.seed=...")
     command.run()
 
 
@@ -51,8 +56,7 @@ def transfer() -> None:
 
 def baselines() -> None:
     command = Command(f"{__package__}.baselines")
-    command.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    command.add_argument("override", nargs="*", default=[], help="eval.split=..., eval.images=..., eval.seed=...")
+    _add_run(command, "eval.split=..., eval.images=..., eval.seed=...")
     command.run()
 
 
@@ -67,8 +71,7 @@ def drift() -> None:
 
 def naming() -> None:
     command = Command(f"{__package__}.naming")
-    command.add_argument("run", type=Path, help="a run's folder, e.g. runs/base_pictures")
-    command.add_argument("override", nargs="*", default=[], help="eval.images=... (0 = all), eval.seed=...")
+    _add_run(command, "eval.images=... (0 = all), eval.seed=...", "a run's folder, e.g. runs/base_pictures")
     command.add_argument("--data", default="stamps", help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH")
     command.add_argument("--eyes", nargs="+", default=["mobilenetv2-pictures"], metavar="CLIP",
                          help="CLIPs of the listeners (default mobilenetv2-pictures, which the speaker does not use)")
@@ -99,8 +102,7 @@ def seeds() -> None:
 
 def audiences() -> None:
     command = Command(f"{__package__}.audiences")
-    command.add_argument("run", type=Path, help="a run of configs/audiences.yaml")
-    command.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
+    _add_run(command, "eval.images=..., eval.seed=...", "a run of configs/audiences.yaml")
     command.add_argument("--data", default="", help=f"{', '.join(EVALUATION_SETS)}, or folder:PATH (default: the run's "
                          "own test split)")
     command.add_argument("--beside", nargs="+", type=Path, default=[], help="specialists; an uninformed speaker")
@@ -122,8 +124,7 @@ def audience_picture() -> None:
 
 def tournament() -> None:
     command = Command(f"{__package__}.tournament")
-    command.add_argument("run", type=Path, help="a run's folder, e.g. runs/colour_vs_grey")
-    command.add_argument("override", nargs="*", default=[], help="eval.images=..., eval.seed=...")
+    _add_run(command, "eval.images=..., eval.seed=...")
     command.add_argument("--games", type=int, default=500)
     command.add_argument("--data", default="test", help="test: the run's own test split; or as in eval.transfer")
     command.add_argument("--audience", choices=("all", "heldout"), default="all", help="whose listeners the players "

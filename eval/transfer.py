@@ -117,6 +117,11 @@ def accuracies(listeners: list, texts: list[str],
     return {key: torch.cat(part, dim=1) for key, part in parts.items()}
 
 
+def common_speakers(captions: list[dict[str, list[str]]]) -> list[str]:
+    """The speakers that every run has captions of."""
+    return [name for name in captions[0] if all(name in one for one in captions)]
+
+
 @torch.no_grad()
 def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict[str, tuple[ListenerConfig, ...]],
             pools: int, seed: int, device: str | torch.device = "cpu") -> Rows:
@@ -131,7 +136,7 @@ def measure(captions: list[dict[str, list[str]]], dataset: Dataset, groups: dict
     if not isinstance(first, ClipListener):
         raise DixitError("the first listener must be of kind clip: its images say which pools are hard")
     drawn = draw_pools(first.images.cpu(), pools, seed)
-    speakers = [name for name in captions[0] if all(name in one for one in captions)]
+    speakers = common_speakers(captions)
     rows: Rows = {}
     for name, group in tqdm(list(itertools.product(speakers, listeners)), desc="scoring", disable=None):
         weights = torch.tensor([c.weight for c in groups[group]])
@@ -189,7 +194,7 @@ def wording(captions: list[dict[str, list[str]]], dataset: Dataset) -> dict[str,
     run lacks are left out, as are the standard errors over images of several runs."""
     concepts, plain = list(dataset["concept"]), without_colours(dataset)
     found: dict[str, dict[str, Any]] = {}
-    for speaker in (name for name in captions[0] if all(name in one for one in captions)):
+    for speaker in common_speakers(captions):
         each = [caption_figures(one[speaker], concepts, plain) for one in captions]
         found[speaker] = each[0]
         if len(each) > 1:
