@@ -23,6 +23,7 @@ from dixit.common import DixitError, rng
 from dixit.config import Config
 from dixit.models.features import prefetch
 from dixit.models.listeners import ClipListener, Listener, score_all
+from dixit.models.speaker import Prefilled
 from dixit.training import game, policy, said
 from dixit.training.audiences import Audience
 from dixit.training.baselines import EVERYONE, Baselines
@@ -113,8 +114,8 @@ class GameTask(Task):
             loss = policy.dpo_loss(said, reference, grouped, rules.beta)
         else:
             baseline = self.baselines.advance(grouped, weights, mine) if rules.algorithm == "reinforce" else None
-            advantage = self.advantage(self.listeners, grouped, baseline, prefix.detach(), patches, candidates[::n],
-                                       weights[:, mine]).flatten()
+            advantage = self.advantage(self.listeners, grouped, baseline, prefix.detach(), run, patches,
+                                       candidates[::n], weights[:, mine]).flatten()
             if rules.algorithm == "ppo":
                 loss = policy.clipped_loss(logp, logp.detach(), mask, advantage, rules.clip_ratio)
                 self.rollouts[micro_batch] = (tokens, mask, logp.detach(), advantage, figures)
@@ -178,14 +179,15 @@ class GameTask(Task):
         return each.unflatten(1, (-1, self.config.policy.samples, pools)).mean(3)
 
     def advantage(self, listeners: list[Listener], reward: Float[Tensor, "B N"], baseline: Float[Tensor, "B"] | None,
-                  prefix: Tensor, patches: Tensor, candidates: Int[Tensor, "B M C"],
+                  prefix: Tensor, run: Prefilled, patches: Tensor, candidates: Int[Tensor, "B M C"],
                   weights: Float[Tensor, "L B"]) -> Float[Tensor, "B N"]:
-        """The advantage of `policy.algorithm` (ppo and dpo: leave-one-out). `baseline`: of reinforce."""
+        """The advantage of `policy.algorithm` (ppo and dpo: leave-one-out). `baseline`: of reinforce; `run`: what
+        prefill gave for the prefix."""
         rules = self.config.policy
         if baseline is not None:
             return policy.running_mean_advantage(reward, baseline)
         if rules.algorithm == "self_critical":
-            tokens, mask, logp = self.speaker.sample(prefix)
+            tokens, mask, logp = self.speaker.sample(prefix, run=run)
             texts = self.speaker.decode(tokens, mask)
             base = self.base_logprobs(patches, tokens, mask)
             greedy, _, _ = self.reward(listeners, texts, mask, logp, base, candidates, weights)
@@ -269,15 +271,16 @@ class GameTask(Task):
         weights, audience = self.audience.on_validation(count)
         patches = patch_batch(self.validation_store, index, speaker.device)
         prefix = speaker.trained(patches, None if audience is None else audience[index])
+        run = speaker.prefill(prefix)
         tokens, mask, logp = speaker.sample(prefix, torch.from_numpy(draws).to(speaker.device),
-                                            config.policy.temperature)
+                                            config.policy.temperature, run)
         texts, base = speaker.decode(tokens, mask), self.base_logprobs(patches, tokens, mask)
         repeated, weights = pools.repeat_interleave(n, 0), weights[:, index]
         reward, _, logits = self.reward(self.validation_listeners, texts, mask, logp, base, repeated,
                                         weights.repeat_interleave(n, 1))
         reward = reward.unflatten(0, (-1, n))
         baseline = self.baselines.so_far(weights).to(reward) if config.policy.algorithm == "reinforce" else None
-        advantage = self.advantage(self.validation_listeners, reward, baseline, prefix, patches, pools, weights)
+        advantage = self.advantage(self.validation_listeners, reward, baseline, prefix, run, patches, pools, weights)
         return said.rows(step, self.validation, index, texts, [c.name for c in config.listeners], logits, pools,
                          weights, reward, advantage)
 
