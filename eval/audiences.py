@@ -215,7 +215,7 @@ def main(arguments: Namespace) -> None:
     if arguments.data:
         dataset = open_data(arguments.data, run.config)
     else:
-        dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+        dataset = dataset_of(run.config, run.config.eval.split, run.config.eval.images)
     others = [load_run(path) for path in arguments.beside]
     gaps, captions = measure_gaps(run, dataset, load(run.config.data, "validation"), others)
     found = summarise(run.config, gaps)

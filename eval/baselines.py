@@ -115,7 +115,7 @@ def untrained_speakers(run: LoadedRun, dataset: Dataset, samples: int = 8, token
 def main(arguments: Namespace) -> None:
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
-    dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    dataset = dataset_of(run.config, run.config.eval.split, run.config.eval.images)
     captions = generate_captions(run, dataset) | untrained_speakers(run, dataset)
     figures, picks = measure(run, dataset, captions)
     path = write_results(run, "baselines", figures, picks, time.perf_counter() - began)

@@ -79,6 +79,14 @@ def naming() -> None:
     command.run()
 
 
+def forms() -> None:
+    command = Command(f"{__package__}.forms")
+    command.add_argument("config", help="a game's config with oracle_clip, e.g. animals_vs_rest")
+    command.add_argument("override", nargs="*", default=[], help="eval.images=... (0 = all), eval.seed=...")
+    add_keep_option(command)
+    command.run()
+
+
 def pairs() -> None:
     command = Command(f"{__package__}.pairs", prog="scripts/run_pairs")
     command.add_argument("pair", nargs="*", help=f"default: all of {', '.join(PAIRS)}")

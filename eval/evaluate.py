@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from dixit import models
 from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, read_json, sha256, write_json
-from dixit.config import Config, DataConfig, ListenerConfig, config_hash, refuse_doubled
+from dixit.config import Config, ListenerConfig, config_hash, refuse_doubled
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, load
@@ -203,21 +203,15 @@ def token_logp(texts: list[str], speaker: Speaker) -> tuple[Float[Tensor, "S"], 
     return torch.cat(logp).double(), torch.cat(lengths).double()
 
 
-def dataset_of(run: LoadedRun, data: DataConfig, split: str, images: int) -> Dataset:
+def dataset_of(config: Config, split: str, images: int) -> Dataset:
     """The first `images` of a split. Raises DixitError if there are too few for a pool."""
-    dataset = load(data, split)
+    dataset = load(config.data, split)
     if images < len(dataset):
         dataset = dataset.select(range(images))
-    if len(dataset) < run.config.game.candidates:
-        raise DixitError(f"the {split} split of {data.name} has {len(dataset)} images, fewer than "
-                         f"game.candidates {run.config.game.candidates}")
+    if len(dataset) < config.game.candidates:
+        raise DixitError(f"the {split} split of {config.data.name} has {len(dataset)} images, fewer than "
+                         f"game.candidates {config.game.candidates}")
     return dataset
-
-
-def evaluate(run: LoadedRun, data: DataConfig, split: str, images: int) -> tuple[dict, dict]:
-    """Figures and picks on the first `images` of a split."""
-    dataset = dataset_of(run, data, split, images)
-    return measure(run, dataset, generate_captions(run, dataset))
 
 
 COLUMNS = ("training/gap", "heldout/gap", "recall@1", "perplexity", "length", "most_repeated", "says/colour",
@@ -261,7 +255,8 @@ def main(arguments: Namespace) -> None:
     refuse_doubled(arguments.override)
     began = time.perf_counter()
     run = load_run(arguments.run, arguments.override)
-    figures, picks = evaluate(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    dataset = dataset_of(run.config, run.config.eval.split, run.config.eval.images)
+    figures, picks = measure(run, dataset, generate_captions(run, dataset))
     path = write_results(run, "results", figures, picks, time.perf_counter() - began)
     print(table(figures))
     print(f"written to {path}")

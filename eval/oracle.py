@@ -39,8 +39,9 @@ BATCH = 32  # images scored at once
 
 
 @torch.no_grad()
-def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -> list[list[str]]:
-    """What the oracle chooses from, for each image. Raises DixitError if `oracle_clip` does not name things."""
+def likely_nouns(config: Config, dataset: Dataset, device: torch.device) -> list[list[tuple[str, str, str]]]:
+    """Of the likeliest classes of each image, by `oracle_clip`: name, everyday word and broad kind. Raises DixitError
+    if that CLIP does not name things."""
     clip = load_clip(config.oracle_clip, "", device)
     if clip.named is None:
         raise DixitError(f"config: oracle_clip '{config.oracle_clip}' does not name things; take one that was trained "
@@ -48,12 +49,22 @@ def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -
     features = torch.from_numpy(np.asarray(class_features(clip, dataset, "colour"), dtype=np.float32)).to(device)
     classes, levels = clip.named.classes, class_levels(clip)
     likeliest = classes.posterior(features).topk(CLASSES, dim=1).indices.tolist()
+    return [[(levels[i][0][0], *levels[i][1:]) for i in best] for best in likeliest]
+
+
+def caption_of(noun: str, colours: str = "") -> str:
+    """A short caption: `A red dog.`"""
+    return sentence(phrase(f"{colours} {noun}".strip()))
+
+
+def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -> list[list[str]]:
+    """What the oracle chooses from, for each image. Raises DixitError if `oracle_clip` does not name things."""
     rows = []
-    for image, best in zip(dataset, likeliest, strict=True):
+    for image, likely in zip(dataset, likely_nouns(config, dataset, device), strict=True):
         colours = " and ".join(row_colours(image))
-        nouns = [noun for i in best for noun in (levels[i][0][0], *levels[i][1:])]
-        texts = [phrase(said + noun) for noun in dict.fromkeys(nouns) for said in ("", f"{colours} ")]
-        rows.append([sentence(text) for text in (*texts, phrase(f"{colours} thing"))])
+        nouns = dict.fromkeys(noun for levels in likely for noun in levels)
+        rows.append([caption_of(noun, said) for noun in nouns for said in ("", colours)]
+                    + [caption_of("thing", colours)])
     return rows
 
 

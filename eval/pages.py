@@ -27,7 +27,8 @@ DRIFT = ("faithful/words", "faithful/phrases", *(f"{rewrite}/training/gap" for r
 OF_PICTURES = ("says/name", "true_name", "invented_colour", "english", "file_name")  # of eval/picture_metrics.py
 SPILL_OVER = ("written_loss", "written_loss_over_base", "named", "named_over_base")  # of eval/spill_over.py
 UNTRAINED = ("best of 8", "contrastive decoding")  # the speakers of eval/baselines.py
-OTHERS = ("transfer", "audiences", "tournament", "frontier", "clip_quality", "bench", "bench_scaling")
+OTHERS = ("transfer", "audiences", "tournament", "frontier", "clip_quality", "naming", "forms", "bench",
+          "bench_scaling")
 YES = {None: "", True: "yes", False: "no"}
 HEAD = ("| pair | seeds | base gap | trained gap | oracle gap | change | significant | held-out change | kept "
         "| oracle's held-out change | learnable | true words, trained / base | true phrases, trained / base |",

@@ -171,7 +171,7 @@ def run_cell(path: Path, seed: int, runs: Path, threads: int, quick: bool, chang
         launch(path, f"speaker.init={base}", f"out={out}", *overrides, threads=threads)
     began = time.perf_counter()
     run = load_run(out)
-    dataset = dataset_of(run, run.config.data, run.config.eval.split, run.config.eval.images)
+    dataset = dataset_of(run.config, run.config.eval.split, run.config.eval.images)
     captions = generate_captions(run, dataset)
     if baselines:
         captions |= untrained_speakers(run, dataset)
@@ -237,7 +237,7 @@ def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
     # Kept, so that each is opened once; a missing one raises before anything is computed.
     _opened = [open_models((*config.listeners, *config.heldout)) for config in configs]
     for config in tqdm(configs, desc="ceilings", disable=None):
-        dataset = dataset_of(base, config.data, "test", config.eval.images)
+        dataset = dataset_of(config, "test", config.eval.images)
         images = fingerprint(dataset)
         if images not in texts:
             texts[images] = generate_captions(base, dataset)["trained"]["texts"]

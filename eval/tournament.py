@@ -187,7 +187,7 @@ def main(arguments: Namespace) -> None:
                          "from one")
     if arguments.audience == "heldout" and not config.heldout:
         raise DixitError(f"--audience heldout: {arguments.run} has no held-out listeners; leave it out")
-    dataset = (dataset_of(run, config.data, "test", config.eval.images) if arguments.data == "test"
+    dataset = (dataset_of(config, "test", config.eval.images) if arguments.data == "test"
                else open_data(arguments.data, config))
     made = make_listeners((*config.listeners, *config.heldout), dataset, run.speaker.device)
     audience = made[len(config.listeners):] if arguments.audience == "heldout" else made

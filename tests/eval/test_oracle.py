@@ -17,13 +17,13 @@ from dixit.data.wordnet import wordnet
 from dixit.models.clip import build_locked, save_clip
 from dixit.training.candidates import draw_candidates
 from dixit.training.runs import load_run, make_listeners
-from eval import commands, oracle, transfer
+from eval import commands, forms, oracle, transfer
 from eval.baselines import POOLS, mean_reward
 from eval.drift import panel
-from eval.evaluate import dataset_of, generate_captions
+from eval.evaluate import dataset_of, generate_captions, measure
 from eval.pages import OF_PICTURES, results_page
 from eval.pairs import keep, run_cell
-from eval.tables import look_up
+from eval.tables import look_up, put, read_cells
 
 CPU = torch.device("cpu")
 
@@ -92,6 +92,31 @@ def test_the_oracle_takes_the_caption_with_the_highest_reward(here, monkeypatch)
     torch.testing.assert_close(paid, same, atol=1e-5, rtol=0)
 
 
+def test_forms_are_one_rule_for_all_pictures_and_the_best_is_chosen_on_validation(here, monkeypatch, tmp_path, capsys):
+    config = load_config(here[1])
+    dataset = load(config.data, "test")
+    captions = forms.captions_by_form(config, dataset)
+    assert set(captions) == {*forms.LEVELS, *(f"colours, {level}" for level in forms.LEVELS), "colours"}
+    for i, row in enumerate(oracle.candidate_captions(config, dataset, CPU)):
+        assert captions["colours"][i] == row[-1]
+        assert {texts[i] for texts in captions.values()} <= set(row)  # the oracle chooses among these and more
+    figures = forms.figures_of(config, dataset, captions)
+    evaluated, _ = measure(load_run(here[2]), dataset, {"colours": {"texts": captions["colours"]}})
+    assert figures["colours"] == {key: evaluated["colours"][key] for key in figures["colours"]}  # on the same pools
+    monkeypatch.setattr(sys, "argv", ["forms", str(here[1]), "--keep", "red"])
+    monkeypatch.setattr(forms, "put", lambda cell, rows: put(cell, rows, tmp_path))
+    commands.forms()
+    assert "| oracle |" in capsys.readouterr().out
+    (cell,) = read_cells(tmp_path)
+    best = cell.note.removeprefix("best form on validation: ")
+    for figure in ("training/gap", "training/reward"):
+        shown = [look_up("forms", "red", "", form, figure, folder=tmp_path) for form in ("best form", best)]
+        assert shown[0] == shown[1]
+    monkeypatch.setattr(sys, "argv", ["forms", str(here[1]), "oracle_clip="])
+    with pytest.raises(DixitError, match="has no oracle_clip"):
+        commands.forms()
+
+
 def test_the_oracle_needs_a_clip_that_names_things(here, tiny):
     config = load_config(here[1], [f"oracle_clip={tiny.clip}"])
     with pytest.raises(DixitError, match="does not name things"):
@@ -100,7 +125,7 @@ def test_the_oracle_needs_a_clip_that_names_things(here, tiny):
 
 def test_the_drift_panel_has_the_oracle_and_what_captions_of_pictures_are_made_of(here):
     run = load_run(here[2])
-    dataset = dataset_of(run, run.config.data, "test", 8)
+    dataset = dataset_of(run.config, "test", 8)
     captions = generate_captions(run, dataset)
     figures, picks = panel(run, dataset, captions)
     assert set(figures["speakers"]) == {"base", "trained", "ground truth", "oracle"}

@@ -164,7 +164,7 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
     again = run_cell(home.game_config, 0, tmp_path, threads=1, quick=False, changes=[], baselines=False)
     assert found.figures == again.figures and found.examples == again.examples
     run = load_run(game_run)
-    dataset = dataset_of(run, run.config.data, "test", 24)
+    dataset = dataset_of(run.config, "test", 24)
     fresh, _ = measure(run, dataset, generate_captions(run, dataset))
     assert found.figures["base"]["training/gap"] == fresh["base"]["training/gap"]
     change = found.figures["trained"]["training/gap_over_base"]["mean"]
@@ -200,7 +200,7 @@ def test_a_cell_of_a_trained_run(home, train, game_run, caption_run, tmp_path):
 def test_captions_are_generated_once_for_the_same_speaker_and_images(home, train, game_run, tmp_path):
     folder = home.cache / "captions"
     run = load_run(game_run)
-    dataset = dataset_of(run, run.config.data, "test", 24)
+    dataset = dataset_of(run.config, "test", 24)
     first = generate_captions(run, dataset)
     kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = generate_captions(load_run(game_run), dataset)
@@ -233,7 +233,7 @@ def test_an_unknown_pair_is_named(command):
 
 def test_more_samples_are_judged_better_and_one_is_the_first(home, game_run):
     run = load_run(game_run)
-    dataset = dataset_of(run, run.config.data, "test", 12)
+    dataset = dataset_of(run.config, "test", 12)
     listeners = make_listeners(run.config.listeners, dataset)
     everyone = np.arange(12)
     pools = draw_candidates(np.repeat(everyone, 3), everyone, 4, "t").unflatten(0, (-1, 3))
@@ -255,7 +255,7 @@ def _patches(run) -> tuple[int, int]:
 
 def test_baselines_speak_for_every_image(home, game_run):
     run = load_run(game_run)
-    dataset = dataset_of(run, run.config.data, "test", 10)
+    dataset = dataset_of(run.config, "test", 10)
     captions = untrained_speakers(run, dataset, samples=2, tokens_tried=2)
     assert set(captions) == {"best of 2", "contrastive decoding"}
     assert all(len(row["texts"]) == 10 for row in captions.values())

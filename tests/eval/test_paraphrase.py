@@ -29,7 +29,7 @@ def test_an_llm_that_is_trained_or_too_short_makes_none(home, train, tmp_path):
     train(home.game_config, tmp_path / "run", "train.steps=1", "speaker.lora_rank=2")
     run = load_run(tmp_path / "run")
     assert not can_paraphrase(run.speaker)
-    dataset = dataset_of(run, run.config.data, "test", 8)
+    dataset = dataset_of(run.config, "test", 8)
     assert not [key for key in panel(run, dataset, generate_captions(run, dataset))[0]["speakers"]["trained"]
                 if key.startswith("paraphrased")]
 

@@ -15,7 +15,7 @@ from eval.spill_over import named, spill_over, written_loss
 
 def test_the_loss_is_that_of_the_written_captions(home, game_run):
     run = load_run(game_run)
-    dataset = dataset_of(run, run.config.data, "test", 10)
+    dataset = dataset_of(run.config, "test", 10)
     loss = written_loss(run, run.base, dataset)
     ids = run.speaker.tokenizer(dataset["captions"][3][0], add_special_tokens=False)["input_ids"]
     tokens = torch.tensor([[*ids[: run.config.speaker.max_tokens - 1], run.speaker.eos]])
@@ -30,7 +30,7 @@ def test_the_loss_is_that_of_the_written_captions(home, game_run):
 
 def test_the_change_is_paired_and_computed_once(home, game_run):
     run = load_run(game_run)
-    dataset = dataset_of(run, run.config.data, "test", 24)
+    dataset = dataset_of(run.config, "test", 24)
     captions = generate_captions(run, dataset)
     figures = spill_over(run, dataset, captions)
     before, after = (np.mean(written_loss(run, module, dataset)) for module in (run.base, run.speaker.trained))
