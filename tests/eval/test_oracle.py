@@ -20,7 +20,7 @@ from dixit.training.runs import load_run, make_listeners
 from eval import commands, forms, oracle, transfer
 from eval.baselines import POOLS, mean_reward
 from eval.drift import panel
-from eval.evaluate import dataset_of, generate_captions, measure
+from eval.evaluate import dataset_of, game_figures, generate_captions, measure
 from eval.pages import OF_PICTURES, results_page
 from eval.pairs import keep, run_cell
 from eval.tables import look_up, put, read_cells
@@ -92,25 +92,36 @@ def test_the_oracle_takes_the_caption_with_the_highest_reward(here, monkeypatch)
     torch.testing.assert_close(paid, same, atol=1e-5, rtol=0)
 
 
-def test_forms_are_one_rule_for_all_pictures_and_the_best_is_chosen_on_validation(here, monkeypatch, tmp_path, capsys):
+def test_forms_are_one_rule_for_all_pictures(here):
     config = load_config(here[1])
     dataset = load(config.data, "test")
-    captions = forms.captions_by_form(config, dataset)
+    captions, kinds = forms.captions_by_form(config, dataset)
     assert set(captions) == {*forms.LEVELS, *(f"colours, {level}" for level in forms.LEVELS), "colours"}
     for i, row in enumerate(oracle.candidate_captions(config, dataset, CPU)):
-        assert captions["colours"][i] == row[-1]
+        assert captions["colours"][i] == row[-1] and captions["kind"][i] == oracle.caption_of(kinds[i])
         assert {texts[i] for texts in captions.values()} <= set(row)  # the oracle chooses among these and more
-    figures = forms.figures_of(config, dataset, captions)
+    logits = forms.scores_of(config, dataset, config.listeners, captions)["colours"]
     evaluated, _ = measure(load_run(here[2]), dataset, {"colours": {"texts": captions["colours"]}})
-    assert figures["colours"] == {key: evaluated["colours"][key] for key in figures["colours"]}  # on the same pools
+    figures = game_figures("training", config.listeners, logits, config)
+    assert figures == {key: evaluated["colours"][key] for key in figures}  # on the same pools
+
+
+def test_the_best_form_is_that_of_the_highest_mean_reward_of_all_pictures_or_of_a_kind():
+    kinds = ["animal"] * 10 + ["food"] * 10 + ["tool"] * 2
+    rewards = {"name": np.array([1.0] * 10 + [-3.0] * 10 + [9.0] * 2), "colours": np.zeros(22),
+               "kind": np.array([0.5] * 10 + [-0.1] * 10 + [0.0] * 2)}
+    assert forms.choose(rewards, kinds) == ("kind", {"animal": "name", "food": "colours"})  # too few tools
+
+
+def test_the_figures_of_forms_are_kept(here, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["forms", str(here[1]), "--keep", "red"])
     monkeypatch.setattr(forms, "put", lambda cell, rows: put(cell, rows, tmp_path))
     commands.forms()
     assert "| oracle |" in capsys.readouterr().out
     (cell,) = read_cells(tmp_path)
-    best = cell.note.removeprefix("best form on validation: ")
+    best = cell.note.split(";")[0].removeprefix("best form: ")
     for figure in ("training/gap", "training/reward"):
-        shown = [look_up("forms", "red", "", form, figure, folder=tmp_path) for form in ("best form", best)]
+        shown = [look_up("forms", "red", "", form, figure, folder=tmp_path) for form in (forms.BEST, best)]
         assert shown[0] == shown[1]
     monkeypatch.setattr(sys, "argv", ["forms", str(here[1]), "oracle_clip="])
     with pytest.raises(DixitError, match="has no oracle_clip"):
