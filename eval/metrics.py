@@ -29,6 +29,17 @@ def decimals(mean: float) -> int:
     return 1 if abs(mean) >= 100 else 2
 
 
+def holm(p_values: list[float]) -> list[float]:
+    """P-values adjusted for the number of tests, by the step-down procedure of Holm (1979): the chance that any of the
+    hypotheses called false at this level is true."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    steps = np.minimum(1, (len(p) - np.arange(len(p))) * p[order])
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted.tolist()
+
+
 def bootstrap(values: Float[Tensor, "k n"], seed: int, draws: int = 2000) -> Float[Tensor, "2 k"]:
     """The 95 % interval of the mean of each row, by resampling its n values (percentiles; Efron 1979).
 

@@ -18,7 +18,8 @@ from dixit.training.runs import load_run, make_listeners
 from eval import commands, pairs
 from eval.baselines import best_of, contrastive, mean_reward, untrained_speakers
 from eval.evaluate import dataset_of, generate_captions, measure
-from eval.pages import results_page, summary
+from eval.metrics import holm
+from eval.pages import corrected, results_page, summary
 from eval.pairs import (
     CellResult,
     ceilings,
@@ -82,11 +83,19 @@ def test_significance_learnability_and_what_held_out_listeners_keep(tmp_path):
     assert found["oracle_heldout_change"] == pytest.approx(0.15)
 
 
+def test_p_values_are_corrected_for_the_number_of_pairs():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # R's p.adjust(method="holm")
+    assert holm([0.6, 0.7]) == [1, 1] and holm([]) == []
+    changes = [{"mean": 1.96, "se": 1.0}, {"mean": -3.0, "se": 1.0}, None, {"mean": 1.0, "se": 0.0}]
+    p = corrected([{"change": change} for change in changes])
+    assert p[:2] == pytest.approx([0.05, 0.0054], abs=1e-4) and p[2:] == [None, None]
+
+
 def test_the_page_comes_from_the_tables_alone(tmp_path):
     rows = rows_of([result(1, 0.1, 0.3), result(0, 0.1, 0.3), result(0, 0.1, 0.2, pair="p+game.kl_cost=1")], tmp_path)
     page = results_page(tmp_path)
-    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | +0.10 ± 0.02 | 50 ± 11 % "
-           "|  | no | 0.90 |  |")
+    row = ("| p | 2 | +0.10 ± 0.02 | +0.30 ± 0.02 | +0.14 ± 0.02 | +0.20 ± 0.02 | yes | <0.001 | +0.10 ± 0.02 "
+           "| 50 ± 11 % |  | no | 0.90 |  |")
     assert row in page
     assert "red +4.0" in page and "nobody" in page and "seeds 0, 1; 60 steps, 100 images" in page
     assert "trained “red 0” → one" in page and "red 1" not in page  # examples of the first seed, whichever was last
