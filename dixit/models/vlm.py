@@ -69,17 +69,35 @@ class Vlm(FrozenModel):
         self.name, self.processor, self.device = name, processor, torch.device(device)
         self.model.to(device)
         self.decoder, self.head = VlmDecoder(self.model), Head(self.model)
+        self.eos = self._end()
+
+    def _asked(self, prompt: str) -> tuple[str, str]:
+        """A prompt in the chat template, and what follows it where the model answers `CHECKED`."""
+        turn = [{"type": "image"}, *([{"type": "text", "text": prompt}] if prompt else [])]
+        asked: list[dict[str, Any]] = [{"role": "user", "content": turn}]
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": CHECKED}]}]
+        front = self.processor.apply_chat_template(asked, add_generation_prompt=True)
+        return front, self.processor.apply_chat_template(answered).removeprefix(front)
+
+    def _end(self) -> int:
+        """The token that ends a caption. A model may end a text with several; it is the one that the chat template has
+        behind an answer, or else the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        if getattr(self.processor, "chat_template", None):
+            behind = self._asked("Describe it.")[1].partition(CHECKED)[2]
+            for token in self.tokenizer(behind, add_special_tokens=False)["input_ids"]:
+                if token in ends:
+                    return int(token)
+        return int(self.tokenizer.eos_token_id)
 
     def chat(self, prompt: str) -> tuple[str, str]:
         """The text in front of a caption, and what the model's chat template has between it and the caption, such as a
         space. Models without a template get the image and the prompt."""
         if not getattr(self.processor, "chat_template", None):
             return f"{getattr(self.processor, 'image_token', '')}{prompt}", " " if prompt else ""
-        turn = [{"type": "image"}, *([{"type": "text", "text": prompt}] if prompt else [])]
-        asked: list[dict[str, Any]] = [{"role": "user", "content": turn}]
-        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": CHECKED}]}]
-        front = self.processor.apply_chat_template(asked, add_generation_prompt=True)
-        between = self.processor.apply_chat_template(answered).removeprefix(front).partition(CHECKED)[0]
+        front, answer = self._asked(prompt)
+        between = answer.partition(CHECKED)[0]
         return front, between if between.isspace() else ""
 
     def inputs(self, images: UInt8[Tensor, "B 3 H W"], front: str) -> dict[str, Tensor]:
@@ -93,9 +111,8 @@ class Vlm(FrozenModel):
         return {key: value.to(self.device, dtype if value.is_floating_point() else None) for key, value in made.items()}
 
     def token_rows(self, texts: list[str]) -> list[list[int]]:
-        """Tokens of texts, each ended by the tokenizer's end token."""
-        return [[*ids, self.tokenizer.eos_token_id]
-                for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        """Tokens of texts, each ended by the end token."""
+        return [[*ids, self.eos] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     @torch.no_grad()
     def own_logp(self, inputs: dict[str, Tensor], tokens: Int[Tensor, "B t"]) -> Float[Tensor, "B t"]:

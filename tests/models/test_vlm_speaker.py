@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,25 @@ def test_before_training_it_says_what_the_model_itself_says(folders, dataset, fa
     cached = torch.from_numpy(np.array(patch_features(speaker.eyes, dataset, "grey")[[3]], dtype=np.float32))
     torch.testing.assert_close(cached, speaker.eyes.patches(image, "grey"), atol=2e-3, rtol=2e-3)
     assert not torch.allclose(cached, patches, atol=1e-2)
+
+
+def test_a_caption_ends_as_the_chat_template_ends_a_turn(folders, dataset, tmp_path):
+    """Of the two end tokens of the model, as in Gemma 3, the second."""
+    from transformers import AutoProcessor, GenerationConfig
+
+    folder = Path(shutil.copytree(folders["idefics3"], tmp_path / "two_ends"))
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = processor.chat_template.replace("<end_of_utterance>", " and")
+    processor.save_pretrained(folder)
+    end = processor.tokenizer.convert_tokens_to_ids("and")
+    GenerationConfig(eos_token_id=[2, end], pad_token_id=2).save_pretrained(folder)
+    speaker = make_speaker(folder, max_tokens=20)
+    for image in pixels(dataset, [1, 2]).split(1):
+        model, inputs = own_inputs(folder, image, PROMPT)
+        said = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1]:].tolist()
+        tokens, mask, _ = speaker.sample(speaker.eyes.patches(image, "colour"))
+        assert tokens[0, mask[0]].tolist() == said and said[-1] == end
+    assert speaker.eyes.vlm.token_rows(["a red ring"])[0][-1] == end == speaker.eos
 
 
 @pytest.mark.parametrize("family", FAMILIES)
