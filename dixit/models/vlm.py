@@ -103,7 +103,9 @@ class Vlm(FrozenModel):
     def inputs(self, images: UInt8[Tensor, "B 3 H W"], front: str) -> dict[str, Tensor]:
         """What the model takes for images of one size, each with the text in front of its caption."""
         pictures = [[Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))] for image in images]
-        made = self.processor(text=[front] * len(pictures), images=pictures, return_tensors="pt")
+        start = self.tokenizer.bos_token
+        begun = {"add_special_tokens": False} if start and front.startswith(start) else {}  # by the chat template
+        made = self.processor(text=[front] * len(pictures), images=pictures, return_tensors="pt", **begun)
         if not made["attention_mask"].all():
             raise DixitError(f"'{self.name}' gives images of one size prompts of different lengths; choose another "
                              "model")

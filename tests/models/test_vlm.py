@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,29 @@ def test_the_chat_template_says_what_stands_before_a_caption(home, folders):
     assert front.endswith("<|vision_end|><|im_end|>\n<|im_start|>assistant\n") and between == ""
 
 
-def test_models_that_cannot_be_used_are_refused(home, folders, tmp_path, tiny):
-    import shutil
+@pytest.mark.parametrize("front", ["<s>", ""])
+def test_a_prompt_has_one_start_token(home, folders, tmp_path, front):
+    """Where the tokenizer adds it, and the chat template has it already or has not."""
+    from PIL import Image
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoProcessor
 
+    processor = AutoProcessor.from_pretrained(folders["idefics3"])
+    tokenizer = processor.tokenizer.backend_tokenizer
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    processor.chat_template = front + processor.chat_template
+    processor.save_pretrained(shutil.copytree(folders["idefics3"], tmp_path / "starts"))
+    vlm = load_vlm(str(tmp_path / "starts"))
+    image = (torch.arange(3 * 32 * 32).reshape(3, 32, 32) % 256).byte()
+    found = vlm.inputs(image[None], vlm.chat("Describe it.")[0])["input_ids"]
+    turn = [{"type": "image", "image": Image.fromarray(image.permute(1, 2, 0).numpy())},
+            {"type": "text", "text": "Describe it."}]
+    wanted = processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True,
+                                           tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
+    assert found.tolist() == wanted.tolist() and (found == 1).sum() == 1
+
+
+def test_models_that_cannot_be_used_are_refused(home, folders, tmp_path, tiny):
     with pytest.raises(DixitError, match="cannot use the vision-language model .*/nothing"):
         load_vlm(str(tmp_path / "nothing"))
     with pytest.raises(DixitError, match="cannot use the vision-language model|no processor for images and text"):
