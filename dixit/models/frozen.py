@@ -42,8 +42,8 @@ class FrozenLlm(FrozenModel):
     def runner(self, config: SpeakerConfig, positions: int, device: str | torch.device,
                sharded: bool) -> tuple[HfDecoder | LlamaDecoder, Head]:
         """Move the model to the device, and make and check what runs it."""
-        self.model.to(device)
         with refused_if_it_fails(self.model, config.llm):
+            self.model.to(device)
             fits = LlamaDecoder.fits(self.model) and not sharded
             if config.compile == "yes" and not fits:
                 raise DixitError(f"speaker.compile yes is for LLMs of the Llama family without LoRA; '{config.llm}' "

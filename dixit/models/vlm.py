@@ -11,6 +11,7 @@ Shapes: S captions, B images, H x W pixels, t new tokens, p tokens in the cache,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,12 @@ class Vlm(FrozenModel):
         turn = [{"type": "image"}, *([{"type": "text", "text": prompt}] if prompt else [])]
         asked: list[dict[str, Any]] = [{"role": "user", "content": turn}]
         answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": CHECKED}]}]
-        front = self.processor.apply_chat_template(asked, add_generation_prompt=True)
-        return front, self.processor.apply_chat_template(answered).removeprefix(front)
+        try:
+            front = self.processor.apply_chat_template(asked, add_generation_prompt=True)
+            return front, self.processor.apply_chat_template(answered).removeprefix(front)
+        except Exception as error:  # of any kind, by anyone's template
+            raise DixitError(f"the chat template of '{self.name}' cannot take the prompt '{prompt}': "
+                             f"{first_line(error)}; change the prompt or choose another model") from None
 
     def _end(self) -> int:
         """The token that ends a caption. A model may end a text with several; it is the one that the chat template has
@@ -105,7 +110,11 @@ class Vlm(FrozenModel):
         pictures = [[Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))] for image in images]
         start = self.tokenizer.bos_token
         begun = {"add_special_tokens": False} if start and front.startswith(start) else {}  # by the chat template
-        made = self.processor(text=[front] * len(pictures), images=pictures, return_tensors="pt", **begun)
+        try:
+            made = self.processor(text=[front] * len(pictures), images=pictures, return_tensors="pt", **begun)
+        except Exception as error:  # of many kinds, such as an image token in the prompt
+            raise DixitError(f"'{self.name}' cannot take its prompt with an image: {first_line(error)}; change the "
+                             "prompt or choose another model") from None
         if not made["attention_mask"].all():
             raise DixitError(f"'{self.name}' gives images of one size prompts of different lengths; choose another "
                              "model")
@@ -176,7 +185,7 @@ _opened: WeakValueDictionary[tuple[Any, ...], Vlm] = WeakValueDictionary()  # by
 
 def shared_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto") -> Vlm:
     """`load_vlm` of a model that never changes; a process holds each once while it is in use."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     files = file_states(folder)
     place = (str(folder.resolve()) if files else name, str(device), dtype, *files)
     return _opened.get(place) or _opened.setdefault(place, load_vlm(name, device, dtype))
@@ -187,7 +196,7 @@ def load_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto")
 
     Raises DixitError where it cannot be loaded or used. Only safetensors are read, and remote code is never run.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     source = str(folder) if folder.is_dir() else name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -339,6 +339,11 @@ def test_a_missing_llm_is_one_line(tmp_path):
     assert "nothing" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_device_that_is_not_there_is_one_line(settings):
+    with pytest.raises(DixitError, match="the speaker cannot run the LLM"):
+        Speaker(settings, PATCHES, WIDTH, device="cuda:99")
+
+
 def test_encode_and_decode_are_inverse_and_cut_at_max_tokens(speaker):
     texts = ["a big red circle", "blue", "a small green star at the top left"]
     tokens, mask = speaker.encode(texts)

@@ -17,7 +17,7 @@ from dixit.config import DataConfig, ListenerConfig
 from dixit.data.images import load, pixels
 from dixit.models.listeners import score_all
 from dixit.models.perception import perceive
-from dixit.models.vlm import load_vlm
+from dixit.models.vlm import VlmCaptioner, load_vlm, shared_vlm
 from dixit.training.runs import make_listeners
 from tests.vlms import FAMILIES, make_vlm, own_logp
 
@@ -90,6 +90,9 @@ def test_models_that_cannot_be_used_are_refused(home, folders, tmp_path, tiny):
         load_vlm(str(tmp_path / "nothing"))
     with pytest.raises(DixitError, match="cannot use the vision-language model|no processor for images and text"):
         load_vlm(str(tiny.llm))
+    for opens in load_vlm, shared_vlm:
+        with pytest.raises(DixitError, match="cannot use the vision-language model '~nobody/x'"):
+            opens("~nobody/x")
     folder = Path(shutil.copytree(folders["llava"], tmp_path / "llava"))
     weights = load_file(folder / "model.safetensors")
     name = next(key for key in weights if "projector" in key or "layers.1" in key)
@@ -106,3 +109,12 @@ def test_models_that_cannot_be_used_are_refused(home, folders, tmp_path, tiny):
     (folder / "evil.py").write_text("raise SystemExit('remote code was run')")
     with pytest.raises(DixitError):
         load_vlm(str(folder))
+
+
+def test_prompts_that_cannot_be_used_are_refused(home, folders, dataset):
+    vlm = load_vlm(str(folders["idefics3"]))
+    with pytest.raises(DixitError, match="cannot take its prompt with an image: .*; change the prompt"):
+        VlmCaptioner(vlm, dataset, "colour", "Describe <image>.").prefill([0])
+    vlm.processor.chat_template = "{{ messages[0].content[1].text.nothing.more }}"
+    with pytest.raises(DixitError, match="the chat template of .* cannot take the prompt 'Describe it.': .*nothing"):
+        VlmCaptioner(vlm, dataset, "colour", "Describe it.")

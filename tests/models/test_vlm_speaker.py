@@ -145,6 +145,8 @@ def test_models_that_cannot_be_speakers_are_refused(folders, tiny, monkeypatch):
         make_speaker(folders["llava"], max_tokens=250)
     with pytest.raises(DixitError, match="has no module 'up' for LoRA"):
         make_speaker(folders["llava"], lora_rank=2, lora_targets=("up",))
+    with pytest.raises(DixitError, match="cannot take its prompt with an image: .*; change the prompt"):
+        VlmSpeaker(SpeakerConfig(kind="vlm", llm=str(folders["idefics3"]), prompt="Describe <image>."), 32)
     monkeypatch.setattr(VlmEyes, "patches", lambda self, *_: torch.ones(1, 16, 32))
     with pytest.raises(DixitError, match="cannot be a speaker, .* differ from those after pixels"):
         make_speaker(folders["llava"])
