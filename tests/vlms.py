@@ -1,4 +1,4 @@
-"""Vision-language models of three families with random weights, in the formats of the hub, for tests."""
+"""Vision-language models of four families with random weights, in the formats of the hub, for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT: dict[str, Any] = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 VISION: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
                           "image_size": 32, "patch_size": 8, "initializer_range": 0.3}
-# As those of SmolVLM and of Qwen2-VL, without system prompts; a caption stands behind a space in the first.
+# As those of SmolVLM, Qwen2-VL and Gemma 3, without system prompts; a caption stands behind a space in the first.
 SMOLVLM_CHAT = (
     "<|im_start|>{% for m in messages %}{{ m.role | capitalize }}{% if m.content[0].type == 'image' %}:{% else %}: "
     "{% endif %}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% else %}<image>{% endif %}"
@@ -26,17 +26,18 @@ QWEN_CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'text' %}"
     "{{ part.text }}{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-FAMILIES = ("idefics3", "qwen2_vl", "llava")
+GEMMA_CHAT = QWEN_CHAT.replace("<|image_pad|><|vision_end|>", "")
+FAMILIES = ("idefics3", "qwen2_vl", "llava", "gemma3")
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(**extra: Any) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                                   pad_token="</s>", additional_special_tokens=SPECIAL[3:])
+                                   pad_token="</s>", additional_special_tokens=SPECIAL[3:], **extra)
 
 
 def make_vlm(family: str, folder: Path) -> Path:
@@ -65,6 +66,18 @@ def make_vlm(family: str, folder: Path) -> Path:
             sizes = {"patch_size": 8, "size": {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}}
             processor = hf.Qwen2VLProcessor(hf.Qwen2VLImageProcessor(**sizes), tokenizer,
                                             hf.Qwen2VLVideoProcessor(**sizes), chat_template=QWEN_CHAT)
+        elif family == "gemma3":
+            model = hf.Gemma3ForConditionalGeneration(hf.Gemma3Config(
+                vision_config=VISION | {"vision_use_head": False}, mm_tokens_per_image=4,
+                text_config=text | {"head_dim": 8, "sliding_window": 16,
+                                    "layer_types": ["sliding_attention", "full_attention"]},
+                boi_token_index=place("<|vision_start|>"), eoi_token_index=place("<|vision_end|>"),
+                image_token_index=place("<|image_pad|>")))
+            torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)  # else zeros
+            tokenizer = make_tokenizer(boi_token="<|vision_start|>", eoi_token="<|vision_end|>",
+                                       image_token="<|image_pad|>")
+            images = hf.Gemma3ImageProcessor(size={"height": 32, "width": 32})
+            processor = hf.Gemma3Processor(images, tokenizer, chat_template=GEMMA_CHAT, image_seq_length=4)
         else:
             model = hf.LlavaForConditionalGeneration(hf.LlavaConfig(
                 vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 16},

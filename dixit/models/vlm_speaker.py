@@ -44,6 +44,7 @@ class VlmEyes:
 
     def __init__(self, vlm: Vlm, prompt: str, image_size: int):
         self.vlm, self.name, self.image_size = vlm, vlm.name, image_size
+        self.one_tensor = False  # whether the model gives the vision tokens of several images as one tensor, or a list
         self.front, self.between = vlm.chat(prompt)
         grid = (torch.arange(3 * image_size**2).reshape(1, 3, image_size, image_size) * 37 % 256).byte()
         inputs = vlm.inputs(grid, self.front)
@@ -69,14 +70,15 @@ class VlmEyes:
         for some in shown.split(IMAGES):
             inputs = self.vlm.inputs(some, self.front)
             made = take(**{key: value for key, value in inputs.items() if key in wanted}, return_dict=True)
+            self.one_tensor = isinstance(made.pooler_output, Tensor)
             found += list(made.pooler_output)
         return torch.stack(found).float()
 
     def inputs(self, tokens: Float[Tensor, "B P D"]) -> dict[str, Any]:
         """What the model takes for images of which the vision tokens are known, each with the prompt."""
         prompt = {key: value.repeat(len(tokens), *[1] * (value.dim() - 1)) for key, value in self.prompt.items()}
-        parts: Any = list(tokens.to(self.vlm.model.dtype))  # one for each image, as models give them
-        made = BaseModelOutputWithPooling(pooler_output=parts)
+        parts: Any = tokens.to(self.vlm.model.dtype)
+        made = BaseModelOutputWithPooling(pooler_output=parts if self.one_tensor else list(parts))
         return prompt | {"mm_encoder_outputs": {"image": made}}
 
     @torch.no_grad()
