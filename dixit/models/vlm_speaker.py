@@ -13,6 +13,7 @@ Shapes: B images, H x W pixels, P vision tokens, S captions, D LLM width.
 from __future__ import annotations
 
 import inspect
+import json
 from functools import cached_property
 from typing import Any
 
@@ -54,9 +55,12 @@ class VlmEyes:
     @cached_property
     def key(self) -> str:
         """A hash of all that the vision tokens depend on."""
-        language = self.vlm.model.get_decoder()
-        tower = nn.ModuleList(part for part in self.vlm.decoder.body.children() if part is not language)
-        return digest(tower, self.vlm.processor.image_processor.to_json_string(), self.image_size)
+        language, body = self.vlm.model.get_decoder(), self.vlm.decoder.body
+        tower = nn.ModuleList(part for part in body.children() if part is not language)
+        tower.append(nn.ParameterDict(dict(body.named_parameters(recurse=False))))  # such as the end of a row of tiles
+        config = json.loads(self.vlm.model.config.to_json_string(use_diff=False), object_hook=lambda some: {
+            key: value for key, value in some.items() if key not in ("_name_or_path", "transformers_version")})
+        return digest(tower, config, self.vlm.processor.image_processor.to_json_string(), self.image_size)
 
     @torch.no_grad()
     def patches(self, images: UInt8[Tensor, "B 3 H W"], perception: Perception) -> Float[Tensor, "B P D"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def test_images_of_two_sizes_keep_their_own_positions(folders, dataset):
     torch.testing.assert_close(found, wanted)
     larger = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert small.eyes.patches(larger, "colour").shape == seen[0].shape and small.eyes.key != large.eyes.key
+
+
+def test_the_key_of_vision_tokens_names_all_they_depend_on(folders, tmp_path):
+    folder = Path(shutil.copytree(folders["llava"], tmp_path / "llava"))
+    plain, moved_there = make_speaker(folders["llava"]).eyes, make_speaker(folder).eyes
+    assert plain.key == moved_there.key == make_speaker(folder, lora_rank=2).eyes.key
+    moved_there.vlm.decoder.body.register_parameter("image_newline", torch.nn.Parameter(torch.ones(32)))
+    ended = VlmEyes(moved_there.vlm, PROMPT, 32)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"vision_feature_layer": -1}))
+    assert len({plain.key, ended.key, make_speaker(folder).eyes.key}) == 3
 
 
 def test_models_that_cannot_be_speakers_are_refused(folders, tiny, monkeypatch):
