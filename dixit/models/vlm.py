@@ -184,11 +184,22 @@ _opened: WeakValueDictionary[tuple[Any, ...], Vlm] = WeakValueDictionary()  # by
 
 
 def shared_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto") -> Vlm:
-    """`load_vlm` of a model that never changes; a process holds each once while it is in use."""
+    """`load_vlm` of a model that never changes; a process holds each once in a precision while it is in use."""
     folder = Path(os.path.expanduser(name))
     files = file_states(folder)
+    if dtype == "auto":
+        dtype = named_precision(str(folder) if files else name)
     place = (str(folder.resolve()) if files else name, str(device), dtype, *files)
     return _opened.get(place) or _opened.setdefault(place, load_vlm(name, device, dtype))
+
+
+def named_precision(source: str) -> str:
+    """The precision that a model's config names; `auto` if it names none or cannot be read, of which load_vlm tells."""
+    try:
+        named = AutoConfig.from_pretrained(source, trust_remote_code=False).dtype
+    except Exception:
+        named = None
+    return str(named).removeprefix("torch.") if isinstance(named, torch.dtype) else "auto"
 
 
 def load_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto") -> Vlm:

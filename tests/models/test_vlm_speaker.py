@@ -15,6 +15,7 @@ from dixit.common import DixitError
 from dixit.config import DataConfig, SpeakerConfig
 from dixit.data.images import load, pixels
 from dixit.models.features import patch_features
+from dixit.models.vlm import shared_vlm
 from dixit.models.vlm_speaker import VlmEyes, VlmSpeaker
 from tests.vlms import FAMILIES, make_vlm, own_inputs, own_logp
 
@@ -125,7 +126,7 @@ def test_the_text_alone_is_scored_without_an_image(folders, dataset, family):
 def test_images_of_two_sizes_keep_their_own_positions(folders, dataset):
     """Of Qwen2-VL, whose prompts have more tokens for a larger image."""
     small, large = make_speaker(folders["qwen2_vl"]), make_speaker(folders["qwen2_vl"], size=64)
-    assert small.frozen is large.frozen  # held once
+    assert small.frozen is large.frozen is shared_vlm(str(folders["qwen2_vl"]))  # held once, with listeners too
     image = pixels(dataset, [0])
     seen = [speaker.eyes.patches(image, "colour") for speaker in (small, large)]
     assert seen[0].shape[1] < seen[1].shape[1]
