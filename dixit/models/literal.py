@@ -33,10 +33,11 @@ from dixit.models.listeners import WordFilter
 from dixit.models.speaker import Speaker
 
 IMAGES = 16  # that run at once; always so many, for the last digits of an image's cache depend on the number
-BLOCK = 256  # images whose captions are scored before those of the next ones
+BLOCK = 256  # images whose captions are scored before those of the next ones, at most
 NODES = 64  # tokens of several captions in one row, at most: attention grows with their square
-TOKENS, GPU_TOKENS = 512, 16384  # that run at once, on a CPU and on a GPU
-CACHE_BYTES = 2**30  # of the caches that a listener keeps; those of further images are made again when needed
+TOKENS, GPU_TOKENS = 512, 16384  # that run at once, on a CPU and on a GPU, at most
+CACHE_BYTES = 2**30  # each: of the caches that a listener keeps, where those of further images are made again when
+# needed, of those of a block, and of those that run at once
 Tokens = tuple[int, ...]  # of a caption, the end token included
 
 
@@ -133,6 +134,7 @@ class LiteralListener:
         self.word_filter = WordFilter(config)
         self.kept: dict[int, tuple[Any, Float[Tensor, "1 D"]]] = {}  # by image: cache and last hidden state
         self.free = CACHE_BYTES
+        self.bytes = 0  # of one image's cache; known when the first one has run
 
     @torch.no_grad()
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
@@ -147,12 +149,19 @@ class LiteralListener:
                 asked.setdefault(image, set()).add(i)
         everyone = sorted(asked)
         found: dict[tuple[int, int], float] = {}
-        for start in range(0, len(everyone), BLOCK):
-            some = everyone[start:start + BLOCK]
+        if everyone and not self.bytes:
+            self._caches(everyone[:1])
+        block = min(BLOCK, self._room())
+        for start in range(0, len(everyone), block):
+            some = everyone[start:start + block]
             found |= self._logp({image: tuple(sorted(asked[image])) for image in some}, captions)
         logits = [found[image, i] if i >= 0 else 0.0
                   for i, images in zip(own, candidates.tolist(), strict=True) for image in images]
         return torch.tensor(logits, device=self.captioner.device).reshape(candidates.shape)
+
+    def _room(self) -> int:
+        """The number of images whose caches have CACHE_BYTES together, at least one."""
+        return max(CACHE_BYTES // max(self.bytes, 1), 1)
 
     def read(self, text: str) -> str:
         """The caption as the captioner reads it; empty if there is no word that the listener understands."""
@@ -172,7 +181,7 @@ class LiteralListener:
         most = TOKENS if self.captioner.device.type == "cpu" else GPU_TOKENS
         found: dict[tuple[int, int], float] = {}
         while work:
-            count = max(most // max(len(work[-1][1].tokens), 1), 1)  # the longest ones first
+            count = max(min(most // max(len(work[-1][1].tokens), 1), self._room()), 1)  # the longest ones first
             batch, work = work[-count:], work[:-count]
             values = iter(self._run(cache, first, batch))
             found.update({(images[row], place): next(values) for row, tree in batch for place in tree.captions})
@@ -220,7 +229,8 @@ class LiteralListener:
             for i, image in enumerate(some):
                 one = decoder.select(cache, torch.tensor([i], device=hidden.device))
                 found[image] = one, hidden[i:i + 1]
-                if decoder.size(one) <= self.free:
-                    self.free -= decoder.size(one)
+                self.bytes = decoder.size(one)
+                if self.bytes <= self.free:
+                    self.free -= self.bytes
                     self.kept[image] = found[image]
         return decoder.join([found[i][0] for i in images]), torch.cat([found[i][1] for i in images])

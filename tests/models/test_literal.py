@@ -79,6 +79,21 @@ def test_what_is_run_together_changes_nothing(home, config, dataset, monkeypatch
                 assert 0 < len(other.kept) < len(plain.kept)
 
 
+def test_memory_is_bounded(home, config, dataset, monkeypatch):
+    """Rows that run together, and images of a block, are as many as their caches have room."""
+    listener, = make_listeners((config,), dataset)
+    logits = listener.score(TEXTS, draw_candidates())
+    monkeypatch.setattr(literal, "CACHE_BYTES", 3 * listener.bytes + 1)
+    other, = make_listeners((config,), dataset)
+    decoder, sizes = other.captioner.decoder, []
+    for name in "select", "join":
+        made = getattr(decoder, name)
+        monkeypatch.setattr(decoder, name, lambda *args, made=made, **room: sizes.append(
+            len((cache := made(*args, **room)).keys_values[0, 0])) or cache)
+    torch.testing.assert_close(other.score(TEXTS, draw_candidates()), logits, atol=1e-5, rtol=1e-5)
+    assert max(sizes) == 3 and len(other.kept) == 3
+
+
 def test_a_resumed_run_scores_the_same(home, config, dataset):
     """What the listener has seen before does not move the last digit: a resumed run has not seen it."""
     before, after = (make_listeners((config,), dataset)[0] for _ in range(2))
