@@ -139,7 +139,8 @@ class GameTask(Task):
         """The total reward, the mean of each of its terms, and the listeners' logits. `base`: see base_logprobs."""
         config = self.config.game
         repeated = [text for text in texts for _ in range(config.pools)]
-        logits = score_all(listeners, repeated, candidates.flatten(0, 1), allow_nan=self.allows_nan)
+        with self.full_precision():
+            logits = score_all(listeners, repeated, candidates.flatten(0, 1), allow_nan=self.allows_nan)
         if config.normalise == "listener":
             each = game.normalised_terms(self.listener_terms(logits, weights)).flatten(1)  # (L, S)
             terms = {"listeners": (weights * each).sum(0)}
@@ -157,6 +158,10 @@ class GameTask(Task):
             terms["kl"], costs["kl"] = ((logp - base) * mask).sum(1), config.kl_cost
         total = game.total_reward(terms, costs)
         return total, {f"term/{k}": float(v.mean()) for k, v in terms.items()}, logits
+
+    def full_precision(self) -> torch.autocast:
+        """Within it listeners compute as in validation, whatever train.mixed_precision is."""
+        return torch.autocast(self.accelerator.device.type, enabled=False)
 
     @property
     def allows_nan(self) -> bool:
@@ -229,7 +234,9 @@ class GameTask(Task):
         repeated = [text for text in texts for _ in range(candidates.shape[1])]
         for listener in self.listeners:
             if isinstance(listener, ClipListener) and listener.text_map is not None:
-                gradient = listener.text_map_gradient(repeated, candidates.flatten(0, 1)) * self.weight_of(len(texts))
+                with self.full_precision():
+                    gradient = listener.text_map_gradient(repeated, candidates.flatten(0, 1))
+                gradient = gradient * self.weight_of(len(texts))
                 gradient = self.accelerator.reduce(gradient, reduction="mean")
                 if gradient.isfinite().all():
                     listener.text_map -= listener.learning_rate * gradient

@@ -52,6 +52,25 @@ def test_a_resumed_game_with_a_captioner_equals_the_uninterrupted_one(home, capt
     assert [key for key in whole if not torch.equal(whole[key], halves[key])] == []
 
 
+def test_listeners_compute_in_their_own_precision_whatever_the_training_does(home, caption_run, vlm, train, tmp_path):
+    listeners = mixed(caption_run, home.clip, vlm).replace("weight: 1}", "weight: 1, learning_rate: 0.1}")
+    task = train(home.game_config, tmp_path / "run", listeners, f"speaker.init={caption_run}", "train.steps=1",
+                 "heldout=[]", "data.validation=8", "train.mixed_precision=bf16")
+    texts, candidates = ["A red circle.", "A star."], torch.arange(8).reshape(2, 1, 4)
+    clip, learned = task.listeners[0], []
+    start = clip.text_map.clone()
+    for lowered in True, False:
+        clip.text_map.copy_(start)
+        clip.clip.text_cache.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered), torch.no_grad():
+            logits = task.reward(task.listeners, texts, torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1), None,
+                                 candidates, torch.ones(3, 2))[2]
+            task.update_listeners(texts, candidates)
+        learned.append((logits, clip.text_map.clone()))
+    assert torch.equal(learned[0][0], learned[1][0]) and torch.equal(learned[0][1], learned[1][1])
+    assert not torch.equal(start, learned[0][1])
+
+
 def test_a_missing_heldout_captioner_is_told_before_the_training(home, caption_run, train, tmp_path):
     with pytest.raises(DixitError, match=r"listener 1 \(late\): .*nowhere is not a run"):
         train(home.game_config, tmp_path / "run",
