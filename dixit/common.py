@@ -105,7 +105,7 @@ def rng(*key: int | str) -> np.random.Generator:
     Every random draw of the project comes from here, so that a resumed run and a run on another number of
     processes make the same draws.
     """
-    salt = _salt.get()
+    salt = current_salt()
     digest = hashlib.sha256(json.dumps({"salt": salt, "key": key} if salt else key).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
@@ -121,6 +121,11 @@ def salted(salt: str) -> Iterator[None]:
         yield
     finally:
         _salt.reset(token)
+
+
+def current_salt() -> str:
+    """The salt of the block in which this is called, or "". What is kept on disk of draws needs it in its key."""
+    return _salt.get()
 
 
 def seed_of(*key: int | str) -> int:

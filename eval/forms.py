@@ -100,12 +100,13 @@ def main(arguments: Namespace) -> None:
     for group, who in {"training": config.listeners, "heldout": config.heldout}.items():
         for form, logits in scores_of(config, dataset, who, captions).items() if who else ():
             figures[form] |= game_figures(group, who, logits, config)
+    keys = [key for key in ("training/gap", "heldout/gap", "training/reward") if key in figures["oracle"]]
     if arguments.keep:
         cell = Cell("forms", arguments.keep, "", command_line(), config_hash(config), git_commit(),
                     seconds=round(time.perf_counter() - began, 1), note=f"best form: {best}; "
                     + ", ".join(f"{kind}: {form}" for kind, form in of_kind.items()))
-        put(cell, [row for form, own in figures.items() for row in rows_of(cell, form, own)])
-    keys = [key for key in ("training/gap", "heldout/gap", "training/reward") if key in figures["oracle"]]
+        put(cell, [row for form, own in figures.items()
+                   for row in rows_of(cell, form, {key: own[key] for key in keys})])
     print("| form | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 1) + "|")
     for form, own in figures.items():
         print(f"| {form} | " + " | ".join(f"{own[key]['mean']:.3f} ± {own[key]['se']:.3f}" for key in keys) + " |")

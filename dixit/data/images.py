@@ -24,7 +24,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from dixit.common import DixitError, did_you_mean, first_line, locked, read_json, rng, scratch, sha256, write_json
+from dixit.common import (
+    DixitError,
+    current_salt,
+    did_you_mean,
+    first_line,
+    locked,
+    read_json,
+    rng,
+    scratch,
+    sha256,
+    write_json,
+)
 from dixit.config import Config, DataConfig
 from dixit.data import scenes
 from dixit.data.assets import cache_dir
@@ -74,7 +85,8 @@ def load(data: DataConfig, split: str, training: bool = False) -> datasets.Datas
     if limit < count:
         order = sorted(rng("subset", data.seed, split).permutation(count)[:limit].tolist())
     digest = content_hash(VERSION, data.name, split, data.seed, data.image_size, limit, data.image_column,
-                          data.caption_column, source.content, *(["skip"] if data.broken == "skip" else []))[:16]
+                          data.caption_column, source.content, *(["skip"] if data.broken == "skip" else []),
+                          *([current_salt()] if current_salt() else []))[:16]
     folder = cache_dir() / "data" / f"{data.name}-{split}-{digest}"
     if not _is_intact(folder):
         with locked(folder.with_suffix(".lock")):  # a second process waits for the first one

@@ -431,7 +431,8 @@ def draw(settings: Settings, run: Trajectories, start: dict[str, np.ndarray], en
             overlay(axis, x, np.array(mean(end[key])), np.array([one[name] for one in theory]), name, colour)
         axis.set(title=f"RSA{', context beside' * context}; dashed: before", xlabel="input std")
     speed.plot(x, [np.mean([run.converged(i) for i in index]) for index in by_scale], "o-")
-    speed.set(title="steps until all are right", xlabel="input std", yscale="log")
+    speed.set(title="steps until all are right", xlabel="input std",
+              yscale="log" if np.isfinite(speed.lines[0].get_ydata()).any() else "linear")  # no point, no logarithm
     size.plot(x, mean(end["PR"]), "o-", label="participation ratio")
     size.plot(x, mean(end["components"]), "o-", label="components the readout needs")
     size.plot(x, np.array(mean(end["A only"] + end["B only"])) / 10, "o-", label="task-only units / 10")

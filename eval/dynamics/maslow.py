@@ -457,7 +457,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     claims = rate_claims(settings) + race_claims(settings, theory)
     claims += bar_if(at_horizon(settings), HORIZON, node_claims(theory) + remedy_claims(theory))
     learned = settings.sgd_eta * settings.sgd_time
-    claims += bar_if(12 <= learned <= 30, f"the bars are for sgd_eta sgd_time from 12 to 30, which is {learned:g}",
+    claims += bar_if(12 <= learned <= 30 and settings.dormant >= 0.01,
+                     f"the bars are for sgd_eta sgd_time from 12 to 30, which is {learned:g}, and dormant from 0.01",
                      sgd_claims(settings, flow, seen))
     claims += image_claims(settings, results)
     return claims, draw(settings, theory, flow, seen, results)

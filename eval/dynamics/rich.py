@@ -440,7 +440,7 @@ def draw(settings: Settings, run: Trajectories, students: StudentTrajectories, g
     learning.set(title=f"ReLU students, tau {settings.tau:g}, mean over seeds", xlabel="step", yscale="log")
     values = np.array([[grid.kernel[1, grid.of(delta, tau)].mean() for delta in settings.grid_deltas]
                        for tau in settings.grid_taus])
-    image = cells.imshow(values, origin="lower", aspect="auto", norm="log")
+    image = cells.imshow(np.maximum(values, 1e-12), origin="lower", aspect="auto", norm="log")
     cells.set_xticks(range(len(settings.grid_deltas)), [f"{delta:g}" for delta in settings.grid_deltas])
     cells.set_yticks(range(len(settings.grid_taus)), [f"{tau:g}" for tau in settings.grid_taus])
     cells.set(title=f"students: kernel distance at step {settings.early}", xlabel="delta", ylabel="tau")

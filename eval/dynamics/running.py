@@ -48,9 +48,9 @@ def run_probe(name: str, seeds: int, folder: Path, config: Path | None = None, o
         kind: [row.row() for row in rows]}
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)
+        print(f"\n{name}: {seeds} seeds, {results['wall_seconds']} s\n\n{text(results[kind])}\n", flush=True)
         save_figure(figure, folder / name)
-        print(f"\n{name}: {seeds} seeds, {results['wall_seconds']} s\n\n{text(results[kind])}\n\n"
-              f"written to {folder}", flush=True)
+        print(f"written to {folder}", flush=True)
     return results
 
 

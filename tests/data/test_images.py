@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dixit.common import DixitError
+from dixit.common import DixitError, salted
 from dixit.config import DataConfig
 from dixit.data.assets import cache_dir
 from dixit.data.decode import open_image
@@ -254,6 +254,23 @@ def test_main_colours():
     assert painted(("#6b4423", 0.5), ("red", 0.05)) == ["brown"]
     assert painted(("#808080", 0.5)) == ["grey"] and painted(("black", 0.5)) == ["black"]
     assert painted() == ["white"]
+
+
+def test_a_salt_draws_another_subset_and_keeps_it_apart(cache):
+    with_assets(cache, "cifar10")
+    config = DataConfig(name="cifar10", image_size=32, train=20, validation=10, test=10)
+
+    def shown() -> list[bytes]:
+        return [image.tobytes() for image in load(config, "test")["image"]]
+
+    with salted("x"):
+        first = shown()
+    plain = shown()
+    with salted("y"):
+        assert shown() not in (first, plain)
+    assert first != plain and shown() == plain
+    with salted("x"):
+        assert shown() == first
 
 
 def test_cifar10_has_its_official_test_set(cache):

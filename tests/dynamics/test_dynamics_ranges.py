@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dixit.common import DixitError, rng, salted
 from dixit.config import build, read_tree
 from eval.dynamics.find import find_probe, probe_names
-from eval.dynamics.probe import Claim, bar_if, only_if, reached, skipped, table
+from eval.dynamics.probe import Claim, bar_if, only_if, reached, save_figure, skipped, table
 from eval.dynamics.ranges import OneOf, Within, check_settings, legitimate
 from eval.dynamics.running import checked
 
@@ -105,6 +105,7 @@ def test_inside_the_range_no_traceback_and_no_nan(name):
         probe.check(chosen)
         with tempfile.TemporaryDirectory() as folder:
             claims, figure = probe.run(chosen, seeds, Path(folder))
+            save_figure(figure, Path(folder) / "figure")  # which draws it: scales are judged only then
         rows = [claim.row() for claim in claims]
         assert [row["claim"] for row in rows if row["kind"] != "skip" and row["measured"] is None] == []
         assert all(row["source"] for row in rows if row["kind"] == "skip")
@@ -131,7 +132,8 @@ def test_every_setting_has_a_range_and_defaults_and_configs_are_in_it(name):
     ("unimodal", "ratios=[0.5]", "ratios is"), ("unimodal", "rhos=[0.95]", "steps is 1200; steps of this size"),
     ("unimodal", "exponents=[1.9]", "at least 0.2"), ("rich", "corner_deltas=[]", "corner_deltas is"),
     ("rich", "steps=4001", "a multiple of 4 every = 160"), ("rich", "student_deltas=[-1,0.1,1]", "student_deltas"),
-    ("gating", "alphas=[0.3]", "fitted is 0.57"), ("gating", "long=6", "a multiple of 4"),
+    ("gating", "alphas=[0.57,0.5700001]", "alike to six digits"), ("gating", "alphas=[0.02,0.57]", "alphas is"),
+    ("rich_applied", "levels=4", "at most 10000000"), ("gating", "alphas=[0.3]", "fitted is 0.57"), ("gating", "long=6", "a multiple of 4"),
     ("rich_applied", "alphas=[2.0]", "1 must be among them"), ("rich_applied", "sizes=[100000]", "13122 sentences"),
     ("maslow", "pairs=[[1,1,2,3]]", "four different classes"), ("maslow", "dt=1.5", "choose at most 1"),
     ("maslow", "mixtures=[0,0.5,0.9]", "end with 1"),

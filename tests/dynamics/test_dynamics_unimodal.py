@@ -198,3 +198,9 @@ def test_views_are_clear_as_often_as_in_the_paper_s_code():
     np.testing.assert_allclose(shares, [0.8, 0.16, 0.04, 0], atol=0.01)
     faint = views(images, rng("views"))[1][~b]
     assert faint.mean() == pytest.approx(0.5, abs=0.01) and faint.std() == pytest.approx(0.15, abs=0.01)
+
+
+@pytest.mark.parametrize("depth", [2, 4, 6])
+def test_half_times_are_found_from_the_smallest_start_that_a_setting_may_have(depth):
+    first, second = reduced_half_times(0.001, depth, depth // 2, 2.0, 0.0)
+    assert 0 < first < second < np.inf

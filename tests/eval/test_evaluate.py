@@ -126,7 +126,8 @@ def test_captions_and_picks_fit_the_figures(results):
 
 def test_the_same_seed_gives_the_same_figures(results, home):
     run = load_run(results)
-    figures, picks = evaluate.evaluate(run, run.config.data, "test", 20)
+    dataset = evaluate.dataset_of(run.config, "test", 20)
+    figures, picks = evaluate.measure(run, dataset, evaluate.generate_captions(run, dataset))
     stored = json.loads((results / "results.json").read_text())["figures"]
     for name, row in figures.items():
         for key, value in row.items():
@@ -150,12 +151,13 @@ def test_perplexity_is_that_of_the_llm_alone(game_run, home):
 def test_too_few_images_for_a_pool_are_refused(game_run, home):
     run = load_run(game_run)
     with pytest.raises(DixitError, match="fewer than game.candidates 4"):
-        evaluate.evaluate(run, run.config.data, "test", 3)
+        evaluate.dataset_of(run.config, "test", 3)
 
 
 def test_combos_can_be_evaluated(game_run, home):
     run = load_run(game_run)
-    figures, _ = evaluate.evaluate(run, run.config.data, "combos", 8)
+    dataset = evaluate.dataset_of(run.config, "combos", 8)
+    figures, _ = evaluate.measure(run, dataset, evaluate.generate_captions(run, dataset))
     assert figures["trained"]["training/gap"]["n"] == 8
 
 

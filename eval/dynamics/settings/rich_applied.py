@@ -54,12 +54,22 @@ def derivations(settings: Settings) -> int:
     return settings.symbols * settings.synonyms ** (2 ** settings.levels - 1)
 
 
+MOST = 10**7  # sentences of a grammar, all of which are shuffled
+FEWEST = 20  # pairs that are trained on, or held out
+
+
 def check(settings: Settings) -> None:
     """Raises DixitError for settings that do not go together, and if the images are missing."""
     s, many = settings, derivations(settings)
     refuse(1.0 not in s.alphas, "alphas", s.alphas, "1 must be among them: the other speeds are matched to it")
     refuse(s.synonyms > s.symbols, "synonyms", s.synonyms, f"there are not enough pairs of symbols; choose at most "
                                                            f"symbols = {s.symbols}")
+    refuse(many > MOST, "synonyms", s.synonyms,
+           f"the grammar has {many} sentences; choose fewer synonyms or levels, for at most {MOST}")
+    pairs = s.modulus ** 2 * min(s.share, 1 - s.share)
+    refuse(bool(s.grok_alphas) and pairs < FEWEST, "share", s.share,
+           f"only {pairs:.0f} of the {s.modulus ** 2} pairs are trained on, or held out; choose a larger modulus, or a "
+           f"share that leaves {FEWEST}")
     refuse(max(s.sizes) + s.test_sentences > many, "sizes", s.sizes,
            f"the grammar has {many} sentences; choose at most {max(0, many - s.test_sentences)}, or more synonyms")
     refuse(s.width % s.heads != 0, "width", s.width, f"choose a multiple of heads = {s.heads}")

@@ -87,8 +87,9 @@ def reduced_half_times(start: float, depth: int, fusion: int, ratio: float, rho:
         return float(flow(u, depth, fusion, sigma, w)[1][1] - 0.5)
 
     second.terminal = True  # type: ignore[attr-defined]
-    solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0], (0, 1e9), np.full(2, start), "LSODA",
-                       events=[first, second], rtol=1e-9, atol=1e-12)
+    solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0],
+                       (0, 1e9 * max(1.0, start ** (2 - depth))), np.full(2, start), "LSODA", events=[first, second],
+                       rtol=1e-9, atol=1e-12)
     return np.array([solved.t_events[0][0], solved.t_events[1][0]])
 
 
