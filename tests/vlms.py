@@ -69,7 +69,8 @@ def make_vlm(family: str, folder: Path) -> Path:
         elif family == "gemma3":
             model = hf.Gemma3ForConditionalGeneration(hf.Gemma3Config(
                 vision_config=VISION | {"vision_use_head": False}, mm_tokens_per_image=4,
-                text_config=text | {"head_dim": 8, "sliding_window": 16,
+                # Larger embeddings, which are the head's too, would make it so sure that gradients lose digits.
+                text_config=text | {"initializer_range": 0.1, "head_dim": 8, "sliding_window": 16,
                                     "layer_types": ["sliding_attention", "full_attention"]},
                 boi_token_index=place("<|vision_start|>"), eoi_token_index=place("<|vision_end|>"),
                 image_token_index=place("<|image_pad|>")))

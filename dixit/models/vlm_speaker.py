@@ -82,7 +82,8 @@ class VlmEyes:
         """What the model takes for images of which the vision tokens are known, each with the prompt."""
         prompt = {key: value.repeat(len(tokens), *[1] * (value.dim() - 1)) for key, value in self.prompt.items()}
         parts: Any = tokens.to(self.vlm.model.dtype)
-        made = BaseModelOutputWithPooling(pooler_output=parts if self.one_tensor else list(parts))
+        parts = parts if self.one_tensor else list(parts)
+        made = BaseModelOutputWithPooling(pooler_output=parts)
         return prompt | {"mm_encoder_outputs": {"image": made}}
 
     @torch.no_grad()
