@@ -105,13 +105,20 @@ def test_inside_the_range_no_traceback_and_no_nan(name):
         probe.check(chosen)
         with tempfile.TemporaryDirectory() as folder:
             claims, figure = probe.run(chosen, seeds, Path(folder))
-            save_figure(figure, Path(folder) / "figure")  # which draws it: scales are judged only then
         rows = [claim.row() for claim in claims]
         assert [row["claim"] for row in rows if row["kind"] != "skip" and row["measured"] is None] == []
         assert all(row["source"] for row in rows if row["kind"] == "skip")
         assert "NaN" not in table(rows) and figure.axes
 
     run()
+
+
+def test_a_figure_without_a_positive_value_on_a_logarithmic_axis_can_be_saved(tmp_path):
+    """Of geometry, where no network has learned in so few steps."""
+    probe = find_probe("geometry")
+    _, figure = probe.run(dataclasses.replace(probe.TINY, **SMALL["geometry"][0]), 1, tmp_path)
+    save_figure(figure, tmp_path / "figure")
+    assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", probe_names())
