@@ -73,7 +73,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
          "wide": st.integers(1, 3), "dimensions": st.integers(2, 4), "teacher": st.integers(2, 3),
          "grid_taus": rising(0.05, 3, 1, 2), "grid_deltas": rising(-2, 2, 1, 2)}),
     "rich_applied": (
-        {"levels": 2, "hidden": 8, "grammar_steps": 10, "test_sentences": 20, "modulus": 5, "grok_steps": 5,
+        {"levels": 2, "hidden": 8, "grammar_steps": 10, "test_sentences": 20, "modulus": 11, "grok_steps": 5,
          "grok_every": 2, "width": 4, "units": 4},
         {"alphas": rising(0.1, 9, 0, 2).map(lambda x: tuple(sorted({1.0, *x}))), "sizes": some(2, 30, 60, least=1),
          "grok_alphas": rising(0.1, 9, 0, 2)}),
