@@ -13,6 +13,7 @@ import copy
 from collections import OrderedDict
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import timm
 import torch
@@ -72,8 +73,19 @@ class FinePatches(nn.Module):
 
 def folded(tower: nn.Module) -> Any:
     """A copy of a frozen tower whose batch norms are folded into the convolutions in front of them: the same function
-    of images up to rounding, in 0.7 of the time. For evaluation only; its weights have other names."""
-    tower = copy.deepcopy(tower).eval()
+    of images up to rounding, in 0.7 of the time. For evaluation only; its weights have other names. Made once for each
+    tower; one without batch norms is returned as it is, for it may be trained."""
+    if not any(isinstance(part, nn.BatchNorm2d) for part in tower.modules()):
+        return tower
+    if tower not in _folded:
+        _folded[tower] = _fold(copy.deepcopy(tower).eval())
+    return _folded[tower]
+
+
+_folded: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def _fold(tower: nn.Module) -> nn.Module:
     for parent in list(tower.modules()):
         for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dixit.models.named import NamedTower
-from dixit.models.towers import TOWERS, FinePatches, folded
+from dixit.models.towers import TOWERS, FinePatches, SmallCnn, folded
 
 
 def with_statistics(make: Callable[[], Any]) -> Any:
@@ -45,3 +45,10 @@ def test_a_folded_tower_gives_the_same_class_features_and_patches():
     tower = with_statistics(lambda: NamedTower("tf_efficientnet_lite0", 640))
     compare(tower, lambda tower, images: tower.class_features(images))
     compare(tower, lambda tower, images: tower.patch_maps(images))
+
+
+def test_a_tower_is_folded_once_and_one_without_batch_norms_is_itself():
+    tower = FinePatches("mobilenetv2_100").eval()
+    assert folded(tower) is folded(tower) is not tower
+    small = SmallCnn()
+    assert folded(small) is small
