@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 
 def captions_by_form(config: Config, dataset: Dataset) -> tuple[dict[str, list[str]], list[str]]:
     """form -> the caption of each image; and the broad kind of each image."""
-    colours = [" and ".join(row_colours(image)) for image in dataset]
+    colours = [row_colours(image) for image in dataset]
     best = [likely[0] for likely in likely_nouns(config, dataset, CPU)]
     captions = {}
     for i, level in enumerate(LEVELS):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +53,18 @@ def likely_nouns(config: Config, dataset: Dataset, device: torch.device) -> list
     return [[(levels[i][0][0], *levels[i][1:]) for i in best] for best in likeliest]
 
 
-def caption_of(noun: str, colours: str = "") -> str:
-    """A short caption: `A red dog.`"""
-    return sentence(phrase(f"{colours} {noun}".strip()))
+def caption_of(noun: str, colours: Sequence[str] = ()) -> str:
+    """A short caption: `A red and blue dog.`"""
+    return sentence(phrase(f"{' and '.join(colours)} {noun}".strip()))
 
 
 def candidate_captions(config: Config, dataset: Dataset, device: torch.device) -> list[list[str]]:
     """What the oracle chooses from, for each image. Raises DixitError if `oracle_clip` does not name things."""
     rows = []
     for image, likely in zip(dataset, likely_nouns(config, dataset, device), strict=True):
-        colours = " and ".join(row_colours(image))
+        colours = row_colours(image)
         nouns = dict.fromkeys(noun for levels in likely for noun in levels)
-        rows.append([caption_of(noun, said) for noun in nouns for said in ("", colours)]
+        rows.append([caption_of(noun, said) for noun in nouns for said in ((), colours)]
                     + [caption_of("thing", colours)])
     return rows
 
