@@ -69,7 +69,7 @@ from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 QUICK = ["train.steps=15", "eval.images=80"]
 WRITTEN = ("ground truth", "oracle")  # captions that are the same for every seed
 GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base|bits|scoring_rounds)")
-TEXT = re.compile(r"says/.+|length|most_repeated|kl_to_base")
+TEXT = re.compile(r"says/(colour|shape)|length|most_repeated|kl_to_base")
 OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accuracy/.+|faithful/.+")
 
 

@@ -290,11 +290,7 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
     cells = [dataclasses.replace(cell, seed=str(run["seed"]), config_hash=run["config_hash"]) for run in runs]
     for name, result in results["figures"]["data"].items():
         for speaker, figures in result["captions"].items():
-            named = {f"{name}/captions/{key}": figure for key, figure in figures.items()}
-            rows += rows_of(cell, speaker, named)
-            for i, (one, kept) in enumerate(zip(cells, of_seeds, strict=True)):
-                kept += rows_of(one, speaker, {key: {"mean": figure["runs"][i], "n": figure["n"]}
-                                               for key, figure in named.items() if "runs" in figure})
+            rows += rows_of(cell, speaker, {f"{name}/captions/{key}": figure for key, figure in figures.items()})
         for pool, speakers in result["pools"].items():
             for speaker, figures in speakers.items():
                 for key, figure in figures.items():

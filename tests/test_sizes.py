@@ -14,8 +14,8 @@ def files(folder: Path, *suffixes: str) -> list[Path]:
 
 def test_results_are_small():
     texts = [path.read_bytes() for path in files(RESULTS, ".csv", ".json", ".md")]
-    assert sum(map(len, texts)) <= 1_200_000
-    assert sum(text.count(b"\n") for text in texts) <= 15_000
+    assert sum(map(len, texts)) <= 1_000_000
+    assert sum(text.count(b"\n") for text in texts) <= 12_000
 
 
 def test_pictures_are_small():
