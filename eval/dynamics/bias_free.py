@@ -15,6 +15,7 @@ Shapes: S networks, n points (the second half is minus the first), D inputs, H h
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from .probe import Claim, Networks, bar_if, only_if, overlay, simulate
 from .settings.bias_free import TINY as TINY
 from .settings.bias_free import Settings
 from .settings.bias_free import check as check
-from .theory.bias_free import parts, regression, scale, strength, strength_error
+from .theory.bias_free import logistic_map, parts, regression, scale, strength, strength_error
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -182,27 +183,55 @@ def deep_nets(settings: Settings, depth: int, seeds: int) -> list[Net]:
             for both in (True, False) for seed, beta in enumerate(betas)]
 
 
+def curvature(net: Net, x: Float[np.ndarray, "n D"], points: int = 256) -> float:
+    """The largest eigenvalue of the tangent kernel of a network over the number of points, on some of them: its loss
+    falls in a step of gradient descent if the rate is below 2 over this."""
+    h = x[::-(-len(x) // points)]
+    inputs, gates = [h], []
+    for weight in net.weights[:-1]:
+        z = h @ weight
+        gates.append(np.where(z > 0, 1.0, net.slope))
+        h = gates[-1] * z
+        inputs.append(h)
+    back, kernel = np.ones((len(h), 1)), np.zeros((len(h), len(h)))
+    for h, weight, gate in zip(inputs[::-1], net.weights[::-1], [*gates[::-1], None], strict=True):
+        kernel += (h @ h.T) * (back @ back.T)
+        back = back if gate is None else gate * (back @ weight.T)
+    return float(np.linalg.eigvalsh(kernel)[-1] / len(kernel))
+
+
+def steady(settings: Settings, net: Net, steepest: float) -> Net:
+    """The network at a rate at which steps do not diverge: random_lr, or 1 over the curvature if that is less."""
+    return dataclasses.replace(net, rate=net.rate / max(1.0, settings.random_lr * steepest))
+
+
 def random_nets(settings: Settings, seeds: int) -> list[Net]:
     """Two layers, random weights: small ones of every width and their partners, with biases, and on asymmetric data;
-    and of ordinary size, whose even part is not small."""
+    and of ordinary size, whose even part is not small. The last two take shorter steps where they would diverge."""
     widest, nets = max(settings.widths), []
     for seed in range(seeds):
         weights = {h: gaussian([settings.dimensions, h, 1], [settings.init] * 2, h, seed) for h in settings.widths}
         nets.append(Net("bias", seed, weights[widest], bias=True))
         fans = settings.dimensions, widest
         ordinary = gaussian([*fans, 1], [settings.gain / n ** 0.5 for n in fans], "ordinary", seed)
-        nets += [Net("ordinary", seed, ordinary, slope) for slope in settings.slopes]
+        x = symmetric_data(settings, seed)[0]
+        nets += [steady(settings, net, curvature(net, x))
+                 for net in (Net("ordinary", seed, ordinary, slope) for slope in settings.slopes)]
         pairs = [Net(f"H {h}", seed, weights[h]) for h in settings.widths]
-        pairs += [Net("asymmetric", seed, weights[widest], asymmetric=True)]
-        nets += pairs + [net.partner() for net in pairs]
+        pairs = [*pairs, *(net.partner() for net in pairs)]
+        x, y = asymmetric_data(settings, seed)
+        both = Net("asymmetric", seed, weights[widest], asymmetric=True)
+        steepest = 2 * np.linalg.norm(regression(x, y)[0]) * np.linalg.eigvalsh(x.T @ x / len(x))[-1]  # once it is learned
+        nets += pairs + [steady(settings, net, float(steepest)) for net in (both, both.partner())]
     return nets
 
 
 def three_layer_nets(settings: Settings, seeds: int) -> list[Net]:
-    """Three layers, no biases, random weights of ordinary size."""
+    """Three layers, no biases, random weights of ordinary size, in shorter steps where they would diverge."""
     widths = [settings.dimensions, max(settings.widths), max(settings.widths), 1]
-    return [Net("three layers", seed, gaussian(widths, [settings.gain / n ** 0.5 for n in widths[:-1]], "three", seed))
+    nets = [Net("three layers", seed, gaussian(widths, [settings.gain / n ** 0.5 for n in widths[:-1]], "three", seed))
             for seed in range(seeds)]
+    return [steady(settings, net, curvature(net, symmetric_data(settings, net.seed)[0])) for net in nets]
 
 
 class Trajectories:
@@ -249,6 +278,15 @@ def aligned_claims(settings: Settings, run: Trajectories) -> list[Claim]:
     lengths = np.stack([run.length(i) for i in along], 1) / targets
     late = max(strength_error(run.times, float(b), (1 + slope) / 2 * settings.start ** 2, settings.lr, slope) / b
                for b, slope in zip(targets, slopes, strict=True))
+    logistic = [i for i in run.of("logistic") if i < half]
+    maps = np.einsum("msn,snd->msd", run.outputs[:, logistic], run.x[logistic]) / run.x.shape[1]  # inputs are whitened
+    flows = [np.stack([logistic_map(run.times, direction(settings, net.seed + 1000), settings.other_start, run.x[i],
+                                    run.y[i], net.slope, step) for i, net in ((i, run.nets[i]) for i in logistic)], 1)
+             for step in (0.0, settings.lr)]
+    largest = np.abs(flows[0]).max()
+    claims.append(Claim("logistic loss: linear map over time, over its largest entry", flows[0] / largest, maps / largest,
+                        1.25 * np.abs(flows[1] - flows[0]).max() / largest + 1e-3,
+                        source="p' = q g, q' = p g at (1+slope)/2 of the speed; tolerance: finite steps"))
     return claims + [Claim("length of the linear map over time, over the target's", theory, lengths, 1.25 * late + 1e-3,
                            source="w = B/(1 + (B/w0 - 1) exp(-(1+slope) B t)); tolerance: finite steps"),
                      Claim("loss over time, over the first", loss / loss[0], run.loss[:, along] / loss[0],
@@ -276,7 +314,6 @@ def random_claims(settings: Settings, run: Trajectories, three: Trajectories) ->
     mirrored = np.roll(run.outputs[-1], settings.points, axis=1)
     odd, even = (run.outputs[-1] - mirrored) / 2, (run.outputs[-1] + mirrored) / 2
     relative = run.loss / np.array([regression(x, y)[1] for x, y in zip(run.x, run.y, strict=True)])
-    values = np.linalg.svd(run.final[0][small], compute_uv=False)
     claims = [
         Claim("odd part of the answers", np.stack([one for one, _ in split]), odd[free], 1e-10,
               source="(1+slope)/2 W2 W1 x"),
@@ -285,14 +322,18 @@ def random_claims(settings: Settings, run: Trajectories, three: Trajectories) ->
         Claim("loss over that of linear regression, at any time", 1.0, relative[:, free], 1e-9, "at_least",
               "loss floor")]
     end = settings.random_lr * settings.random_steps
-    learned = 5 - float(np.log(settings.init ** 2 * min(settings.widths) / 4))
+    sizes = {i: min(grown) for i in small if min(grown := growing(run, i)) > 0}  # of networks with units of both signs
+    learned = max((6.5 - np.log(size)) / np.linalg.norm(regression(run.x[i], run.y[i])[0])
+                  for i, size in sizes.items()) if sizes else 0.0
+    both = list(sizes)
     late = f"random weights learn by time {learned:.3g}, and this run ends at {end:.3g}; more random_steps"
     unlearned = settings.init ** 2 * max(settings.widths) * settings.dimensions  # |W1|^2 at the start; 2 B at the end
-    claims += only_if(end >= learned, late, [
-        Claim("small weights: the same, at the end", 1.01, relative[-1, small], kind="at_most", source="our bar"),
-        Claim("small weights: energy of the even part at the end", 1e-6, (even[small] ** 2).mean(1), kind="at_most",
+    values = np.linalg.svd(run.final[0][both], compute_uv=False)
+    claims += only_if(bool(sizes) and end >= learned, late if sizes else "all units of each network have one sign", [
+        Claim("small weights: the same, at the end", 1.01, relative[-1, both], kind="at_most", source="our bar"),
+        Claim("small weights: energy of the even part at the end", 1e-6, (even[both] ** 2).mean(1), kind="at_most",
               source="our bar"),
-        Claim("small weights: stable rank of W1 at the end", 1.0, (values ** 2).sum(1) / values[:, 0] ** 2,
+        Claim("small weights: stable rank of W1 at the end", 1.0, (values ** 2).sum(1) / (values ** 2).max(1),
               1e-5 + unlearned, kind="at_most", source="the start's size; our bar")])
     few = f"the bars are for widths of {MANY} or more"
     for h in settings.widths:
@@ -309,6 +350,17 @@ def random_claims(settings: Settings, run: Trajectories, three: Trajectories) ->
               kind="at_most", source="our bar"),
         Claim("breaks, asymmetric data: loss less that of the linear network at t/2, over the first", 0.1,
               deviation(run, "asymmetric"), kind="at_least", source="our bar")]))
+
+
+def growing(run: Trajectories, i: int) -> list[float]:
+    """The strengths at the start that units of either sign grow from, in a network of small weights.
+
+    A unit of weights w, a grows by p = (w b + a)/2 along the target's direction b, at the speed of the target's length;
+    those of p > 0 learn where b x > 0, the others where it is negative."""
+    first, last = run.nets[i].weights
+    beta = regression(run.x[i], run.y[i])[0]
+    p = (beta @ first / np.linalg.norm(beta) + last[:, 0]) / 2
+    return [float((sign * p).clip(0) @ (sign * p).clip(0)) for sign in (1, -1)]
 
 
 def deviation(run: Trajectories, kind: str) -> Float[np.ndarray, "seeds"]:

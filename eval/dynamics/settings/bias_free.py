@@ -34,10 +34,13 @@ class Settings:
 
 
 TINY = Settings(points=40, slopes=(0.0, 0.5), hidden=8, start=0.1, steps=800, depths=(3,), deep_start=0.05,
-                widths=(8, 60), init=1e-3, random_steps=400)
+                widths=(8, 60), init=1e-3, random_steps=500)
 
 
 def check(settings: Settings) -> None:
     """Raises DixitError for settings that do not go together."""
     s = settings
     refuse(s.points < 4 * s.dimensions, "points", s.points, f"choose at least 4 dimensions = {4 * s.dimensions}")
+    spacing = s.every * max(s.lr, s.random_lr)
+    refuse(spacing > 2, "every", s.every, f"records are more than two units of time apart; choose at most "
+                                          f"{int(2 / max(s.lr, s.random_lr))}")

@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
+from scipy.special import expit
 
-from .steps import layers_error
+from .steps import flow, layers_error
 
 
 def regression(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "D"], float]:
@@ -63,3 +64,22 @@ def strength_error(times: Float[np.ndarray, "M"], target: float, start: float, s
     w = strength(times, target, start, slope, depth)
     velocity = depth * (1 + slope) / 2 * w ** (2 - 2 / depth) * (target - w)
     return float(layers_error(step, w, velocity, depth).max())
+
+
+def logistic_map(times: Float[np.ndarray, "M"], unit: Float[np.ndarray, "D"], norm: float, x: Float[np.ndarray, "n D"],
+                 y: Float[np.ndarray, "n"], slope: float, step: float = 0.0) -> Float[np.ndarray, "M D"]:
+    """The linear map over time of a network that starts aligned along `unit` and learns the signs of y by logistic loss.
+
+    Its layers are p and q of length `norm`, and stay of rank one: the linear network q p'x has p' = q g and q' = p g,
+    g = E[s x/(1 + exp(s q p'x))] with the sign s of y, at (1 + slope)/2 of the speed. With a step: in finite steps, to
+    first order. Derived.
+    """
+    sign, pace = np.sign(y), (1 + slope) / 2
+
+    def field(state: np.ndarray) -> np.ndarray:
+        p, q = state[:-1], state[-1]
+        g = x.T @ (sign * expit(-sign * (x @ p) * q)) / len(x)
+        return pace * np.append(q * g, p @ g)
+
+    layers = flow(field, np.sqrt(pace) * norm * np.append(unit, 1.0), times, step)
+    return layers[:, :-1] * layers[:, -1:]

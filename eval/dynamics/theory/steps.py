@@ -4,13 +4,16 @@ For a flow u' = f(u) in one dimension, steps of size h lag behind by h/2 ln(f(u)
 follow the flow of f - h/2 f f', whose time differs by the integral of h/2 f'/f. A quantity a(u) is then off by a' times
 that. Derived.
 
-Shapes: M points of time; any further axes, A.
+Shapes: M points of time, n variables; any further axes, A.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
+from scipy.integrate import solve_ivp
 
 
 def lag(step: float, speed: Float[np.ndarray, "M *A"]) -> Float[np.ndarray, "M *A"]:
@@ -26,3 +29,15 @@ def layers_error(step: float, strength: Float[np.ndarray, "M *A"], slope: Float[
     The layers grow at the speed u' = a' / (depth u^(depth - 1)).
     """
     return np.abs(slope) * lag(step, slope / strength ** (1 - 1 / depth))
+
+
+def flow(field: Callable[[np.ndarray], np.ndarray], start: Float[np.ndarray, "n"], times: Float[np.ndarray, "M"],
+         step: float = 0.0) -> Float[np.ndarray, "M n"]:
+    """The flow u' = f(u) from `start` over time; with a step, what steps of this size follow to first order: the flow of
+    f - step/2 f' f."""
+
+    def bent(_: float, u: np.ndarray) -> np.ndarray:
+        f = field(u)
+        return f - step / 2 * (field(u + 1e-4 * f) - field(u - 1e-4 * f)) / 2e-4 if step else f
+
+    return solve_ivp(bent, (0, times[-1]), start, "DOP853", times, rtol=1e-9, atol=1e-11).y.T
