@@ -54,7 +54,7 @@ from .probe import Claim, bar_if, only_if, overlay, simulate
 from .settings.gating import TINY as TINY
 from .settings.gating import Settings
 from .settings.gating import check as check
-from .theory.gating import anchors, ema_correlation, gate, oja, oja_time, sign_errors, sluggish
+from .theory.gating import anchors, ema_correlation, gate, oja, oja_error, oja_time, sign_errors, sluggish
 
 # ---- setting ---------------------------------------------------------------------------------------------
 
@@ -145,6 +145,7 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
 GATED = "manual gate, blocked", "Oja on context, blocked", "Oja on all, blocked"
 HUMANS = {"accuracy": 2.32, "factorised": 3.07, "linear": -3.12, "bias": -2.54, "slope": 2.88, "congruency": -2.74}
 SGD_MODEL = {"accuracy": -96.0, "bias": 16.5}  # published t, as for people: blocked minus interleaved
+FITTED = "the bars are for 100 hidden units, for which the rates were found"
 SLOW, TOO_FAST = 0.1, "the bars are for alphas of which the smallest is 0.1 at most"
 TEMPERATURES = {"blocked": 0.681, "interleaved": 1.065}  # fitted to people by the authors
 
@@ -156,13 +157,16 @@ def oja_claims(run: Batch) -> list[Claim]:
     start, sign = weights[0, :, 0], np.sign(weights[0, :, :1])
     along, across = oja(run.steps[:switch + 1], start, rate)
     later = gate(run.steps[switch:] - run.steps[switch], 2 * rate)[:, None, :, None]
+    late = [1.1 * float(error.max()) + 1e-3 for error in oja_error(run.steps[:switch + 1], start, rate)]
+    few = 3 / (weights.shape[-1] * weights.shape[1]) ** 0.5  # three standard errors of a correlation of no size
     centred, not_centred = (run.rows_correlation(f"Oja alone, interleaved{more}") for more in ("", ", not centred"))
     signs = [np.sign(run.of("Oja on context, blocked", run.context[when])[:, :, 0]) for when in (switch, -1)]
     return [
-        Claim("Oja alone, A: weight from A's unit over time", along, weights[:switch + 1, :, 0], 0.03,
-              source="u = sgn(u0)/sqrt(1 + (1/u0^2 - 1) exp(-2 eta s^2 t))"),
+        Claim("Oja alone, A: weight from A's unit over time", along, weights[:switch + 1, :, 0], late[0],
+              source="u = sgn(u0)/sqrt(1 + (1/u0^2 - 1) exp(-2 eta s^2 t)); tolerance: finite steps"),
         Claim("Oja alone, A: weight from B's unit over time, over its start", across,
-              weights[:switch + 1, :, 1] / weights[0, :, 1], 0.03, source="(u/u0) exp(-eta s^2 t)"),
+              weights[:switch + 1, :, 1] / weights[0, :, 1], late[1],
+              source="(u/u0) exp(-eta s^2 t); tolerance: finite steps"),
         Claim("Oja alone, A: steps to 1/sqrt(2), over theory's", 1.0,
               crossing(run.steps[:switch + 1], weights[:switch + 1, :, 0]) / oja_time(start, rate), 0.01,
               source="ln(1/abs(u0))/(eta s^2)"),
@@ -172,7 +176,7 @@ def oja_claims(run: Batch) -> list[Claim]:
               weights[-1] * sign, 0.001, source="(1, -1)/sqrt(2)"),
         Claim("Oja alone: correlation of the two units' weights, blocked and interleaved", -1.0,
               np.stack([run.rows_correlation("Oja alone, blocked"), centred]), 0.001, source="first component"),
-        Claim("Oja alone, interleaved, not centred: its absolute value", 0.1, np.abs(not_centred.mean(1)),
+        Claim("Oja alone, interleaved, not centred: its absolute value", max(0.1, few), abs(float(not_centred.mean())),
               kind="at_most", source="negative control: no first component"),
         Claim("Oja and SGD, blocked: correlation of the two units' weights", -0.99,
               run.rows_correlation("Oja on context, blocked"), kind="at_most", source="our bar"),
@@ -195,33 +199,38 @@ def crossing(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "T *H"]) -> 
     return steps[after - 1] - low / (high - low) * (steps[after] - steps[after - 1])
 
 
+BEFORE = 100  # trials in which sluggish units forget their start
+
+
 def ema(settings: Settings, alpha: float, runs: int) -> tuple[float, float]:
     """Correlation of sluggish units with the task in interleaved training, and how often they have the wrong sign."""
     tasks = [np.where(order("interleaved", settings.long, run)[0] < 25, 1.0, -1.0) for run in range(runs)]
-    signals = [sluggish(task[:, None], alpha)[:, 0] for task in tasks]
-    return (float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(tasks, signals, strict=True)])),
-            float(np.mean([(np.sign(s) != c).mean() for c, s in zip(tasks, signals, strict=True)])))
+    pairs = [(task[BEFORE:], sluggish(task[:, None], alpha)[BEFORE:, 0]) for task in tasks]
+    return (float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])),
+            float(np.mean([(np.sign(s) != c).mean() for c, s in pairs])))
 
 
 def ema_claims(settings: Settings, runs: int) -> list[Claim]:
     measured = np.array([ema(settings, alpha, runs) for alpha in settings.alphas]).T
-    loose = 0.01 * max(1.0, (3e4 / (50 * settings.long * runs)) ** 0.5)  # of a finite number of trials
+    loose = 1.1 / ((50 * settings.long - BEFORE) * runs) ** 0.5 + 5e-4  # four standard errors, of 400 runs
     return [Claim(f"sluggish units: correlation with the task, alphas {settings.alphas}",
-                  ema_correlation(np.array(settings.alphas)), measured[0], loose, source="sqrt(alpha (2 - alpha))"),
+                  ema_correlation(np.array(settings.alphas)), measured[0], loose,
+                  source="sqrt(alpha (2 - alpha)) for independent trials, and passes of 25 trials of each task"),
             Claim("sluggish units: how often they have the wrong sign",
                   np.array([sign_errors(alpha) for alpha in settings.alphas]), measured[1], loose,
-                  source="stationary distribution of the EMA")]
+                  source="stationary distribution of the EMA in such passes")]
 
 
 def accuracy_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:
     """How much of A is retained, and accuracies against those of fixed rules."""
     rules = anchors(FEATURE_A[:25], FEATURE_B[:25])
-    claims = []
+    one = 0.055 / settings.runs  # one stimulus of one network, in the mean of runs
+    networks, claims = settings.runs * long.shape[0], []
     for name, run in ("long", long), ("short", short):
         blocked = [name for name in run.conditions if "blocked" in name and "alone" not in name]
         claims += [
             Claim(f"{name}: accuracy on A after SGD on B", rules["other"],
-                  run.accuracy("SGD, blocked")[..., 0].mean(1), 0.014, source="rule of B"),
+                  run.accuracy("SGD, blocked")[..., 0].mean(1), max(0.014, one), source="rule of B"),
             Claim(f"{name}: accuracy on A before B, and on B after it, blocked", 0.99, np.stack(
                 [[run.accuracy(name, run.switch)[..., 0].mean(1), run.accuracy(name)[..., 1].mean(1)]
                  for name in blocked]), kind="at_least", source="learned")]
@@ -235,13 +244,15 @@ def accuracy_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim
             source="0.96 in 20 earlier runs"),
         Claim("accuracy, interleaved, long and short", 0.97, np.stack(
             [run.accuracy(name).mean((1, 2)) for run in (long, short)
-             for name in ("SGD, interleaved", "Oja on all, interleaved")]), kind="at_least", source="both are learned")]
+             for name in ("SGD, interleaved", "Oja on all, interleaved")]), max(0.0, one - 0.03), "at_least",
+            source="both are learned")]
     return claims + bar_if(min(settings.alphas) <= SLOW, TOO_FAST, [
         Claim(f"short: accuracy, Oja on all, interleaved, {slow}", rules["diagonal"],
-              short.accuracy(f"Oja on all, interleaved, {slow}").mean(), 0.02, source="rule a + b > 0"),
+              short.accuracy(f"Oja on all, interleaved, {slow}").mean(), max(0.02, 0.11 / networks),
+              source="rule a + b > 0"),
     ]) + bar_if(min(settings.long_alphas) <= SLOW, TOO_FAST.replace("alphas", "long_alphas"), [
         Claim(f"long: accuracy, SGD, interleaved, alpha {min(settings.long_alphas):g}", rules["diagonal"],
-              long.accuracy(f"SGD, interleaved, alpha {min(settings.long_alphas):g}").mean(), 0.02,
+              long.accuracy(f"SGD, interleaved, alpha {min(settings.long_alphas):g}").mean(), max(0.02, 0.11 / networks),
               source="rule a + b > 0")])
 
 
@@ -337,16 +348,17 @@ def people_claims(settings: Settings, measures: dict[str, dict[str, Float[np.nda
     """Signs of blocked minus interleaved: with a gate and sluggish units as for people, with SGD the opposite (except
     for the slope). They are bound to the 8 passes that people had: after 10, most of the signs are others."""
     gated, plain = contrasts(measures, "Oja on all"), contrasts(measures, "SGD")
+    networks = measures["SGD, blocked"]["accuracy"].size
     claims = [Claim(f"blocked less interleaved, gated and sluggish, {key}: t times people's sign", 0.0,
-                    gated[key] * np.sign(t), kind="at_least", source=f"people's t {t:g}") for key, t in HUMANS.items()]
+                    gated[key] * np.sign(t), float(networks < 12), "at_least", f"people's t {t:g}")
+              for key, t in HUMANS.items()]  # t has a standard error of 1, and of 12 networks the smallest is 2.2
     claims += [Claim(f"blocked less interleaved, SGD, {key}: t times people's sign", 0.0, plain[key] * np.sign(t),
                      kind="at_most", source=f"published model t {SGD_MODEL[key]:g}" if key in SGD_MODEL else "our runs")
                for key, t in list(HUMANS.items())[:4]]
     claims += [Claim(f"blocked less interleaved, SGD, {key}: t times people's sign", 0.0, plain[key] * np.sign(t),
                      kind="report") for key, t in list(HUMANS.items())[4:]]
-    two = measures["SGD, blocked"]["accuracy"].size > 1
     like = settings.short == 8 and 0.5 <= settings.fitted <= 0.65
-    claims = only_if(two, "needs two networks of a condition, by runs or --seeds", bar_if(
+    claims = only_if(networks >= 6, "needs six networks of a condition, by runs or --seeds", bar_if(
         like, "people had 8 passes, and the alpha fitted to them is 0.57; other numbers turn signs", claims))
     for key, text in {"accuracy": "accuracy of sampled choices", "bias": "bias, degrees", "slope": "slope of the fit",
                       "relevant": "slope, relevant feature", "irrelevant": "slope, irrelevant feature",
@@ -416,7 +428,7 @@ def draw(settings: Settings, long: Batch, short: Batch, forest: Batch | None,
     fine = np.linspace(0.02, 0.98, 49)
     for column, label in enumerate(("correlation with the task", "wrong sign")):
         units.plot(alphas, measured[:, column], "o", alpha=0.55, markersize=9, label=label)
-    for curve in ema_correlation(fine), [sign_errors(alpha, 1001) for alpha in fine]:
+    for curve in ema_correlation(fine), [sign_errors(alpha, points=401) for alpha in fine]:
         units.plot(fine, curve, "k--", linewidth=1.0)
     units.set(title="sluggish units; dashed: theory", xlabel="alpha")
     shown = {"SGD, blocked": long, "Oja on context, blocked": long,
@@ -464,10 +476,12 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
     conditions = [*SHORT, SHORT[2].sluggish(settings.fitted), *(SHORT[3].sluggish(alpha) for alpha in settings.alphas)]
     short = Batch(settings, conditions, shape, blobs(), settings.short, folder / "short", 25)
     measures = human_measures(settings, short)
-    claims = [*oja_claims(long), *ema_claims(settings, seeds * settings.runs),
-              *accuracy_claims(settings, long, short), *choice_claims(settings, long, short),
-              *unit_claims(settings, long, short), *people_claims(settings, measures)]
-    claims = by_passes(settings, claims)
+    claims = [*oja_claims(long), *ema_claims(settings, seeds * settings.runs)]
+    theory = len(claims)  # the others depend on rates
+    claims += [*accuracy_claims(settings, long, short), *choice_claims(settings, long, short),
+               *unit_claims(settings, long, short), *people_claims(settings, measures)]
+    claims = by_passes(settings, claims[:theory]) + bar_if(settings.hidden == 100, FITTED, by_passes(
+        settings, claims[theory:]))
     forest = None
     if settings.tree_runs:
         stimuli = trees(settings.trees, settings.tree_tests, settings.tree_reward)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+
 from ..ranges import Within, refuse
 
 
@@ -46,6 +48,11 @@ TINY = Settings(deltas=(-1.0, 0.0, 2.0), corner_deltas=(-0.2, 0.02), dimensions=
                 student_steps=500, grid_taus=(0.1,), grid_deltas=(-1.0, 1.0))
 
 
+# Steps diverge at 2. The curvature of hidden units that are on together is that of a^2 + |w|^2 = sqrt(delta^2 + 4 tau^4)
+# for half of the inputs, whose largest second moment is (1 + sqrt(inputs/points))^2 / inputs (Marchenko and Pastur).
+MOST = 1.8
+
+
 def check(settings: Settings) -> None:
     """Raises DixitError for settings that do not go together."""
     s = settings
@@ -55,6 +62,11 @@ def check(settings: Settings) -> None:
     refuse(s.late % s.early != 0 or s.late == s.early, "late", s.late,
            f"choose a multiple of early = {s.early}, {2 * s.early} or more")
     refuse(s.late > s.student_steps, "student_steps", s.student_steps, f"choose at least late = {s.late}")
+    widest = max(s.hidden * np.hypot(delta / tau ** 2, 2) for tau, delta in
+                 [*((s.tau, d) for d in s.student_deltas), *((t, d) for t in s.grid_taus for d in s.grid_deltas)])
+    steps = s.student_lr * widest * (1 + np.sqrt(s.inputs / s.points)) ** 2 / s.inputs  # times the largest curvature
+    refuse(bool(steps > MOST), "student_lr", s.student_lr, f"steps of students of this width, tau and delta are "
+                                                           f"unstable; choose at most {s.student_lr * MOST / steps:.3g}")
     down, even, up = s.student_deltas
     refuse(not down < even < up or even != 0, "student_deltas", s.student_deltas,
            "choose one below 0, 0, and one above 0")

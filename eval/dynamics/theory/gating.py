@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Real
 from scipy.signal import lfilter
 
+from .steps import lag
+
 
 def oja(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "*H"], rate: float,
         ) -> tuple[Float[np.ndarray, "T *H"], Float[np.ndarray, "T *H"]]:
@@ -24,6 +26,19 @@ def oja(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "*H"], rate: floa
     t = steps.reshape(-1, *[1] * np.ndim(along))
     u = np.sign(along) / np.sqrt(1 + (1 / along ** 2 - 1) * np.exp(-2 * rate * t))
     return u, u / along * np.exp(-rate * t)
+
+
+def oja_error(steps: Real[np.ndarray, "T"], along: Float[np.ndarray, "*H"], rate: float,
+              ) -> tuple[Float[np.ndarray, "T *H"], Float[np.ndarray, "T *H"]]:
+    """How far steps of Oja's rule are from the two curves of `oja`, to first order in the rate.
+
+    u is late by steps.lag; ln(across/u) falls by rate - rate^2/2 (1 - 2 u^2) in a step, instead of by rate. Derived.
+    """
+    u, across = oja(steps, along, rate)
+    t, speed = steps.reshape(-1, *[1] * np.ndim(along)), rate * (u - u ** 3)
+    late = lag(1.0, speed) * np.sign(np.abs(speed) - np.abs(speed[:1]))
+    error = rate ** 2 / 2 * t + rate * np.log(across) - rate * (1 - u ** 2) * late
+    return np.abs(speed * late), across * np.abs(error)
 
 
 def oja_time(along: Float[np.ndarray, "*H"], rate: float) -> Float[np.ndarray, "*H"]:
@@ -46,29 +61,48 @@ def sluggish(units: Float[np.ndarray, "T n"], alpha: float) -> Float[np.ndarray,
     return lfilter([alpha], [1.0, alpha - 1.0], units, 0, (1 - alpha) * units[:1])[0]
 
 
-def ema_correlation(alpha: float | Float[np.ndarray, "n"]) -> float | Float[np.ndarray, "n"]:
-    """Correlation of independent random signs c and their EMA s = alpha c + (1 - alpha) s: sqrt(alpha (2 - alpha)).
+def ema_correlation(alpha: float | Float[np.ndarray, "n"], trials: int = 50) -> float | Float[np.ndarray, "n"]:
+    """Correlation of signs c and their EMA s = alpha c + (1 - alpha) s, long after its start.
 
-    Derived.
+    Half of the signs of each pass of this many trials are +, in random order: two trials of one pass have the
+    covariance -1/(trials - 1), and trials k apart are of one pass with probability 1 - k/trials. With G = sum over k of
+    (1 - alpha)^k times both: sqrt(alpha (2 - alpha)) (1 + G)/sqrt(1 + 2 G). Independent signs have G = 0. Derived.
     """
-    return np.sqrt(alpha * (2 - alpha))
+    k, kept = np.arange(1, trials), 1 - np.asarray(alpha, float)[..., None]
+    g = -(kept ** k * (1 - k / trials)).sum(-1) / (trials - 1)
+    found = np.sqrt(alpha * (2 - alpha)) * (1 + g) / np.sqrt(1 + 2 * g)
+    return found if np.ndim(alpha) else float(found)
 
 
-def sign_errors(alpha: float, points: int = 4001) -> float:
-    """The share of trials on which the EMA of independent random signs has the wrong sign; 0 from alpha = 1/2 on.
+def sign_errors(alpha: float, trials: int = 50, points: int = 2001) -> float:
+    """The share of trials on which the EMA of signs has the wrong sign, long after its start; 0 from alpha = 1/2 on.
 
-    For c = 1 these are the trials before which the EMA is below -alpha/(1 - alpha); its distribution is the fixed point
-    of F(s) = [F((s - alpha)/(1 - alpha)) + F((s + alpha)/(1 - alpha))]/2, found on a grid of `points`. Derived.
+    Signs are those of `ema_correlation`. For c = 1 these are the trials before which the EMA is below
+    -alpha/(1 - alpha). Its distribution is followed from trial to trial on a grid of `points`, beside the number of
+    + in the pass so far, which decides the next sign, until the first pass is forgotten. Derived.
     """
     if alpha >= 0.5:
         return 0.0
-    s = np.linspace(-1, 1, points)
-    f, before = (s + 1) / 2, s
-    while np.abs(f - before).max() > 1e-12:
-        before = f
-        low, high = (np.interp((s + move) / (1 - alpha), s, before, 0, 1) for move in (-alpha, alpha))
-        f = (low + high) / 2
-    return float(np.interp(-alpha / (1 - alpha), s, f, 0, 1))
+    s, plus, share = np.linspace(-1, 1, points), np.arange(trials // 2 + 1)[:, None], 0.0
+
+    def before(f: Float[np.ndarray, "P n"], now: Float[np.ndarray, "m"]) -> Float[np.ndarray, "P m"]:
+        """The distribution at the value of the EMA that was `now` one trial later."""
+        place = np.clip((now + 1) / 2 * (points - 1), 0, points - 1)
+        low = np.minimum(place.astype(int), points - 2)
+        return f[:, low] + (f[:, low + 1] - f[:, low]) * (place - low)
+
+    total = (s + 1) / 2
+    for _ in range(2 + int(np.log(1e-6) / np.log(1 - alpha) / trials)):
+        f, share = np.zeros((len(plus), points)), 0.0
+        f[0] = total
+        for t in range(trials):
+            up = np.clip((trials // 2 - plus) / (trials - t), 0, 1)  # the probability that the next sign is +
+            share += 2 * float((up * before(f, np.array([-alpha / (1 - alpha)]))).sum()) / trials
+            rise = up * before(f, (s - alpha) / (1 - alpha))
+            f = (1 - up) * before(f, (s + alpha) / (1 - alpha))
+            f[1:] += rise[:-1]
+        total = f.sum(0)
+    return share
 
 
 def anchors(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"]) -> dict[str, float]:
