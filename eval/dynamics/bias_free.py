@@ -221,7 +221,7 @@ def random_nets(settings: Settings, seeds: int) -> list[Net]:
         pairs = [*pairs, *(net.partner() for net in pairs)]
         x, y = asymmetric_data(settings, seed)
         both = Net("asymmetric", seed, weights[widest], asymmetric=True)
-        steepest = 2 * np.linalg.norm(regression(x, y)[0]) * np.linalg.eigvalsh(x.T @ x / len(x))[-1]  # once it is learned
+        steepest = 2 * np.linalg.norm(regression(x, y)[0]) * np.linalg.eigvalsh(x.T @ x / len(x))[-1]  # when learned
         nets += pairs + [steady(settings, net, float(steepest)) for net in (both, both.partner())]
     return nets
 
@@ -284,8 +284,8 @@ def aligned_claims(settings: Settings, run: Trajectories) -> list[Claim]:
                                     run.y[i], net.slope, step) for i, net in ((i, run.nets[i]) for i in logistic)], 1)
              for step in (0.0, settings.lr)]
     largest = np.abs(flows[0]).max()
-    claims.append(Claim("logistic loss: linear map over time, over its largest entry", flows[0] / largest, maps / largest,
-                        1.25 * np.abs(flows[1] - flows[0]).max() / largest + 1e-3,
+    claims.append(Claim("logistic loss: linear map over time, over its largest entry", flows[0] / largest,
+                        maps / largest, 1.25 * float(np.abs(flows[1] - flows[0]).max() / largest) + 1e-3,
                         source="p' = q g, q' = p g at (1+slope)/2 of the speed; tolerance: finite steps"))
     return claims + [Claim("length of the linear map over time, over the target's", theory, lengths, 1.25 * late + 1e-3,
                            source="w = B/(1 + (B/w0 - 1) exp(-(1+slope) B t)); tolerance: finite steps"),

@@ -252,8 +252,8 @@ def accuracy_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim
               source="rule a + b > 0"),
     ]) + bar_if(min(settings.long_alphas) <= SLOW, TOO_FAST.replace("alphas", "long_alphas"), [
         Claim(f"long: accuracy, SGD, interleaved, alpha {min(settings.long_alphas):g}", rules["diagonal"],
-              long.accuracy(f"SGD, interleaved, alpha {min(settings.long_alphas):g}").mean(), max(0.02, 0.11 / networks),
-              source="rule a + b > 0")])
+              long.accuracy(f"SGD, interleaved, alpha {min(settings.long_alphas):g}").mean(),
+              max(0.02, 0.11 / networks), source="rule a + b > 0")])
 
 
 def choice_claims(settings: Settings, long: Batch, short: Batch) -> list[Claim]:

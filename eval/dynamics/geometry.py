@@ -51,22 +51,12 @@ from .probe import Claim, Networks, bar_if, only_if, overlay, reached, simulate,
 from .settings.geometry import TINY as TINY
 from .settings.geometry import Settings
 from .settings.geometry import check as check
-from .theory.geometry import frozen_losses, hidden_kernel, ideal_values, kernel_rdm
+from .theory.geometry import frozen_losses, hidden_kernel, ideal_values, inputs, kernel_rdm
 
 LEVELS = 5  # of each feature; blobs have as many pixels along a side
 MODELS = ("grid", "orthogonal", "parallel")
 
 # ---- setting ---------------------------------------------------------------------------------------------
-
-
-def inputs() -> Float[np.ndarray, "n D"]:
-    """Blobs (25 pixels, variance 0.08, peak 1) and context (2 units), each part over its Frobenius norm."""
-    place, pixel = np.linspace(0.2, 0.8, LEVELS), np.linspace(0, 1, LEVELS)
-    blobs = np.stack([np.exp(-((pixel[:, None] - x) ** 2 + (pixel - y) ** 2) / 0.16).ravel()
-                      for x in place for y in place])
-    blobs = np.tile(blobs / blobs.max(1, keepdims=True), (2, 1))
-    context = geo.conditions(LEVELS)[2][:, None] == [0, 1]
-    return np.concatenate([blobs / np.linalg.norm(blobs), context / np.linalg.norm(context)], 1)
 
 
 def targets(one_rule: bool = False) -> Float[np.ndarray, "n"]:
@@ -396,10 +386,11 @@ def sweep_claims(settings: Settings, run: Trajectories, start: dict[str, np.ndar
                   source="our bar, before the run")])
     else:
         claims.append(skipped("L2, largest scale: orthogonal less grid, above that without, means", "needs a penalty"))
-    claims = bar_if(only_right and settings.lr * settings.steps >= 6.5,
-                    "the bars are for networks that have learned, by lr x steps of 6.5 or more", claims)
     start_kernel = [run.start["hidden"][i] @ run.start["hidden"][i].T + 1 for i in lazy]
     top = [run.lr * np.linalg.eigvalsh(k)[-1] for k in start_kernel]
+    claims = bar_if(only_right and settings.lr * settings.steps >= 6.5 and max(top) <= 5,
+                    "the bars are for networks that have learned, by lr x steps of 6.5 or more, where lr times the "
+                    "largest eigenvalue of lazy networks is 5 at most", claims)
     claims.append(Claim("lazy: rate times the largest eigenvalue of the kernel", 0.0, np.array(top), kind="report",
                         source="above 2 a frozen layer would diverge"))
     for kind, index in ("rich", rich), ("lazy", lazy):

@@ -36,6 +36,7 @@ from .settings.ocs import check as check
 from .theory.ocs import (
     BASE_RATES,
     condition_inputs,
+    constant_growth,
     exact_outputs,
     half_time,
     labels,
@@ -224,7 +225,8 @@ def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Cla
     grown = {c: growth(c) for c in names}
     biased = mode_strengths(two.outputs[:, two.aligned("hidden bias")], "hidden bias")
     s, d = mode_constants(condition_inputs("hidden bias"))
-    halves = np.array([crossing(two.times, biased[:, a], s[a] / d[a] / 2) for a in (0, 1)])
+    shares = np.clip(biased * d / s, 1e-12, 1 - 1e-12)  # their logit is a line in time
+    halves = np.array([crossing(two.times, np.log(shares / (1 - shares))[:, a], 0.0) for a in (0, 1)])
     theory = np.array([half_time(s[a], d[a], start) for a in (0, 1)])
     late = 0.75 * lr * np.log(np.sqrt(s[:2] / d[:2] / start / 2) / 2) + 0.002 * theory  # see theory/steps.py
     claims += only_if(reached(halves), f"not learned by time {end:g}", [
@@ -243,10 +245,10 @@ def linear_claims(settings: Settings, runs: dict[int, Trajectories]) -> list[Cla
     i = two.aligned("output bias")
     beta = two.bias[:, i] @ labels().mean(0) / np.linalg.norm(labels().mean(0))
     a = np.sqrt(8) * ((two.outputs[:, i].mean(1) @ labels().mean(0)) / np.linalg.norm(labels().mean(0)) - beta)
-    factor = float(np.exp(2 * np.linalg.norm(labels().mean(0)) / np.sqrt(8)))
+    factor = constant_growth(start)
     claims += only_if(end >= 7, f"the bias is still learned at time {end:g}", [
         Claim("output bias: growth of the weights' constant mode", factor, a[-1] / a[0], (lr / 2 + 1e-3) * factor,
-              source="exp(2 ‖y‖/sqrt N), from the conserved quantity")])
+              source="exp(2 ‖y‖/sqrt N) less the start's share, conserved")])
     claims += [
         Claim("output bias: drift of ln a - 2 beta/sqrt N", 0.0, np.log(a / a[0]) - 2 * beta / np.sqrt(8), lr / 2,
               source="conserved by gradient flow")]

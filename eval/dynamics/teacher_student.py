@@ -288,19 +288,21 @@ def run_simulation(settings: Settings, seeds: int, folder: Path) -> Simulated:
 
 def simulated_claims(settings: Settings, run: Simulated) -> list[Claim]:
     """The ODE against online SGD, arm by arm; and the forgetting of the simulated students."""
-    # Deviations of the mean are of order (N seeds)^-1/2, of which those of order 1/N are left with many seeds.
-    loose = np.sqrt(1000 / settings.size * max(1.0, 3 / run.seeds))
+    # Deviations of the mean are of order (eta/(N seeds))^1/2, of which those of order 1/N are left with many seeds: in
+    # the N t steps until something is learned, t of order 1/eta, each adds eta/N of its noise.
+    loose = np.sqrt(1000 * settings.eta / settings.size * max(1.0, 3 / run.seeds))
 
     def over_seeds(values: np.ndarray) -> Float[np.ndarray, "M arms ..."]:
         return values.reshape(len(values), len(ARMS), run.seeds, *values.shape[2:]).mean(2)
 
     theory, simulated = run.theory, run.simulated
     claims = [Claim(f"{arm.name}: errors of both tasks over time, mean over seeds", over_seeds(theory["errors"])[:, i],
-                    over_seeds(simulated["errors"])[:, i], 0.01 * loose, source="ODE; our bar ~ (N seeds)^-1/2")
+                    over_seeds(simulated["errors"])[:, i], 0.01 * loose, source="ODE; our bar ~ (eta/(N seeds))^1/2")
               for i, arm in enumerate(ARMS)]
     for name, key, bar in ("overlaps of the student", "gram", 0.06), ("heads", "heads", 0.05):
         claims.append(Claim(f"{name} over time, all arms, mean over seeds", over_seeds(theory[key])[:, :, :2],
-                            over_seeds(simulated[key])[:, :, :2], bar * loose, source="ODE; our bar ~ (N seeds)^-1/2"))
+                            over_seeds(simulated[key])[:, :, :2], bar * loose,
+                            source="ODE; our bar ~ (eta/(N seeds))^1/2"))
     worst = {name: np.abs(theory[name][:, :, :2] - simulated[name][:, :, :2]).max() for name in ("errors", "gram")}
     claims += [Claim("errors, any arm: largest deviation of a single seed", 0.0, worst["errors"], kind="report"),
                Claim("overlaps, any arm: largest deviation of a single seed", 0.0, worst["gram"], kind="report")]

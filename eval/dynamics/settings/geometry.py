@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+
 from ..ranges import Within, refuse
+from ..theory.geometry import hidden_kernel, inputs
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,8 @@ def check(settings: Settings) -> None:
            f"choose {len(s.input_stds)} numbers, one for each of input_stds")
     refuse(s.input_stds[0] > 0.02 or s.input_stds[-1] < 2, "input_stds", s.input_stds,
            "the first is the rich end and the last the lazy one: go from 0.02 at most to 2 at least")
+    scales = np.repeat([s.input_stds[-1], s.context_stds[-1]], [25, 2])  # of the weights from pixels and from context
+    steepest = np.linalg.eigvalsh(s.hidden * hidden_kernel(inputs(), scales, s.bias) + 1)[-1]
+    most = 2 / steepest / (1 + 6 / s.hidden ** 0.5)  # 3.5 standard deviations of a network's own
+    refuse(bool(s.flow_lr > most), "flow_lr", s.flow_lr, f"with a frozen hidden layer of this width and scale the loss "
+                                                         f"grows at each step; choose at most {most:.3g}")

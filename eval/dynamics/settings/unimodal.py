@@ -10,7 +10,7 @@ import numpy as np
 from dixit.data.assets import asset
 
 from ..ranges import Within, refuse
-from ..theory.unimodal import covariance, half_times, xor_rate
+from ..theory.unimodal import covariance, deep_curvatures, half_events, half_times, xor_rate
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,55 @@ def check(settings: Settings) -> None:
     edges = [e for e in s.exponents for edge in (1, 2) if abs(e - edge) < 0.2]
     refuse(bool(edges), "exponents", s.exponents, "choose numbers that are at least 0.2 from 1 and from 2, where two "
                                                   "modalities are alike")
-    linear = max(enough_steps(s, r, rho, w) for r in s.ratios for rho, w in
-                 [*((rho, 1.0) for rho in s.rhos), *((0.0, r ** -e) for e in s.exponents)])
-    relu = max(2 * enough_steps(s, s.relu_ratio, rho, 1.0) for rho in s.relu_rhos)
-    xor = max(1.4 * np.log(1 / s.init) / min(v / 2, xor_rate(np.pi / 4 * 3)) * 4 * max(v, 1) for v in s.variances)
-    deep = s.deep_time * s.depth * (s.deep_ratio ** 2 + abs(s.deep_rho) * s.deep_ratio) / 1.5
-    for name, given, needed in (("steps", s.steps, linear), ("relu_steps", s.relu_steps, max(relu, xor)),
-                                ("deep_steps", s.deep_steps, deep)):
-        refuse(bool(given < needed), name, given, f"steps of this size are unstable; choose at least {int(needed) + 1}")
+    late = [two_layers(s, r, rho, w) for r in s.ratios for rho, w in [*((rho, 1.0) for rho in s.rhos),
+                                                                     *((0.0, r ** -e) for e in s.exponents)]]
+    relu = [two_layers(s, s.relu_ratio, rho, 1.0) for rho in s.relu_rhos]
+    ends = [1.4 * np.log(1 / s.init) / min(v / 2, xor_rate(np.pi / 4 * 3)) * max(v, 1) for v in s.variances]
+    deep = [layers(s, fusion) for fusion in range(1, s.depth + 1)]
+    slow = max(deep_curvatures(s.depth, f, s.deep_ratio, s.deep_rho)[1] for f in range(1, s.depth + 1))
+    for name, steps, grown in (  # enough steps, and growth in a record each step
+            ("steps", max(one for one, _ in late), max(one for _, one in late)),
+            ("relu_steps", max(4 * max(ends), *(2 * one for one, _ in relu)),
+             max(max(ends) * 2 / 3, *(one for _, one in relu))),
+            ("deep_steps", max(s.deep_time * slow / 1.75, *(one for one, _ in deep)), max(one for _, one in deep))):
+        given = getattr(s, name)
+        refuse(bool(given < steps), name, given, f"steps of this size are unstable; choose at least {int(steps) + 1}")
+        most = max(1, int(2 * given / grown))
+        refuse(s.every > most, "every", s.every,
+               f"records of these {name} are too far apart for half-times; choose at most {most}, or more {name}")
+    curved = s.sample_lr * max(sample_curvature(s, count) for count in s.samples)
+    refuse(curved > 1.5, "sample_lr", s.sample_lr,
+           f"steps on these samples and dimensions are unstable; choose at most {s.sample_lr * 1.5 / curved:.3g}")
     refuse(bool(s.digit_fusions) and s.digit_batch > 8 * (s.per_class * 9 // 10), "digit_batch", s.digit_batch,
            f"choose at most the number of images, {8 * (s.per_class * 9 // 10)}")
     if s.digit_fusions:
         asset("mnist")
 
 
-def enough_steps(settings: Settings, ratio: float, rho: float, w: float) -> float:
-    """The number of steps with which the second half of a run of `late_net` is stable."""
+def two_layers(settings: Settings, ratio: float, rho: float, w: float) -> tuple[float, float]:
+    """The number of steps with which the second half of a run of `late_net` is stable; and the growth (rate times time)
+    of a modality that is half learned between two records, times steps over every."""
     sigma, target = covariance(ratio, rho), np.array([w, 1.0])
-    times = np.sort(half_times(sigma, target, np.full(2, np.log(settings.hidden * settings.init ** 2 / 2))))
-    slowest = np.linalg.eigvals(sigma * target).real.min()
-    curvature = 2 * np.linalg.eigvals(sigma * target).real.max()
-    return float(2 * (times[1] + 3.5 / slowest - 1.25 * times[0]) * curvature)
+    times = half_times(sigma, target, np.full(2, np.log(settings.hidden * settings.init ** 2 / 2)))
+    rates, i = np.linalg.eigvals(sigma * target).real, int(np.argmin(times))
+    left = target[1 - i] * (sigma[1 - i, 1 - i] - sigma[0, 1] ** 2 / sigma[i, i])  # the second rate, after the first
+    first, last = 1.25 * times[i], times[1 - i] + 3.5 / rates.min() - 1.25 * times[i]
+    return float(4 * last * rates.max()), float(4 * max(first * (target @ sigma)[i], last * left))
+
+
+def layers(settings: Settings, fusion: int) -> tuple[float, float]:
+    """The same of a balanced deep network."""
+    case = settings.depth, fusion, settings.deep_ratio, settings.deep_rho
+    times, growth = half_events(settings.deep_start, *case)
+    halves = 2 * np.array([1.25 * times[0], 1.4 * times[1] + 5 - 1.25 * times[0]])
+    return float((halves * deep_curvatures(*case)).max() / 1.75), float((halves * growth).max())
+
+
+def sample_curvature(settings: Settings, count: int) -> float:
+    """About the largest curvature of two layers that have learned `sample_task` from this many samples.
+
+    |b| times the largest second moment (Marchenko and Pastur), plus the mean square of the answers over |b|, where b is
+    what of the weights lies in the span of the samples."""
+    d, noise = settings.dimensions, settings.noise
+    size = (0.02 * d * min(1.0, count / (2 * d))) ** 0.5
+    return float(4 * size * (1 + (d / count) ** 0.5) ** 2 + (0.04 * d + noise ** 2) / size)

@@ -68,7 +68,7 @@ def strength_error(times: Float[np.ndarray, "M"], target: float, start: float, s
 
 def logistic_map(times: Float[np.ndarray, "M"], unit: Float[np.ndarray, "D"], norm: float, x: Float[np.ndarray, "n D"],
                  y: Float[np.ndarray, "n"], slope: float, step: float = 0.0) -> Float[np.ndarray, "M D"]:
-    """The linear map over time of a network that starts aligned along `unit` and learns the signs of y by logistic loss.
+    """The linear map of a network over time that starts aligned along `unit` and learns the signs of y: logistic loss.
 
     Its layers are p and q of length `norm`, and stay of rank one: the linear network q p'x has p' = q g and q' = p g,
     g = E[s x/(1 + exp(s q p'x))] with the sign s of y, at (1 + slope)/2 of the speed. With a step: in finite steps, to

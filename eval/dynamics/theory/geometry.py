@@ -15,6 +15,17 @@ from scipy.special import ndtr
 from scipy.stats import norm
 
 
+def inputs(levels: int = 5) -> Float[np.ndarray, "n D"]:
+    """Blobs (as many pixels as levels along a side, variance 0.08, peak 1) and context (2 units), each part over its
+    Frobenius norm."""
+    place, pixel = np.linspace(0.2, 0.8, levels), np.linspace(0, 1, levels)
+    blobs = np.stack([np.exp(-((pixel[:, None] - x) ** 2 + (pixel - y) ** 2) / 0.16).ravel()
+                      for x in place for y in place])
+    blobs = np.tile(blobs / blobs.max(1, keepdims=True), (2, 1))
+    context = np.repeat(np.eye(2), levels ** 2, axis=0)
+    return np.concatenate([blobs / np.linalg.norm(blobs), context / np.linalg.norm(context)], 1)
+
+
 def ideal_values(noise: float, levels: int = 5) -> dict[str, list[float]]:
     """Measures of the ideal grid, rotated grid, orthogonal, parallel and diagonal geometry, their contexts 1 apart.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
+from scipy.special import lambertw
 
 from .steps import lag, layers_error
 
@@ -102,6 +103,16 @@ def output_bias(times: Float[np.ndarray, "M"], start: float, depth: int = 2) -> 
         return np.array([error, depth * state[1] ** (2 - 2 / depth) * error / root])
 
     return solve_ivp(slope, (0, times[-1]), [0.0, start], "DOP853", times, rtol=1e-10, atol=1e-13).y.T
+
+
+def constant_growth(start: float) -> float:
+    """The factor by which the weights' constant mode grows from `start` while an output bias learns the mean label.
+
+    Depth 2: ln a - 2 beta/sqrt N is conserved, and beta + a/sqrt N = |y| at the end, so a exp(2 a/N) is
+    start exp(2 |y|/sqrt N); the factor goes to exp(2 |y|/sqrt N) as the start goes to 0. Derived.
+    """
+    most = start * np.exp(2 * np.linalg.norm(labels().mean(0)) / np.sqrt(8))
+    return float(4 * lambertw(most / 4).real / start)
 
 
 def exact_outputs(times: Float[np.ndarray, "M"], condition: str, start: float, depth: int = 2,

@@ -33,8 +33,10 @@ def layers_error(step: float, strength: Float[np.ndarray, "M *A"], slope: Float[
 
 def flow(field: Callable[[np.ndarray], np.ndarray], start: Float[np.ndarray, "n"], times: Float[np.ndarray, "M"],
          step: float = 0.0) -> Float[np.ndarray, "M n"]:
-    """The flow u' = f(u) from `start` over time; with a step, what steps of this size follow to first order: the flow of
-    f - step/2 f' f."""
+    """The flow u' = f(u) from `start` over time.
+
+    With a step: what steps of this size follow to first order, the flow of f - step/2 f' f.
+    """
 
     def bent(_: float, u: np.ndarray) -> np.ndarray:
         f = field(u)

@@ -46,6 +46,12 @@ def half_times(sigma: Float[np.ndarray, "2 2"], w: Float[np.ndarray, "2"], logs:
     return times
 
 
+def limit_error(ratio: float, rho: float, hidden: int, init: float) -> float:
+    """By how much of itself `time_ratio` is off at a start of this standard deviation, according to `half_times`."""
+    times = half_times(covariance(ratio, rho), np.ones(2), np.full(2, np.log(hidden * init ** 2 / 2)))
+    return float(abs(times[1] / times[0] / time_ratio(ratio, rho) - 1))
+
+
 def log_sizes(weights: list[np.ndarray], relu: bool = False) -> Float[np.ndarray, "2"]:
     """ln sum p^2 of each modality, p = (W1 + W2)/2, the part that grows; two-layer weights (2, D, H), (2, H, 1), D = 1.
 
@@ -78,6 +84,12 @@ def reduced(times: Float[np.ndarray, "M"], start: Float[np.ndarray, "2"], depth:
 
 def reduced_half_times(start: float, depth: int, fusion: int, ratio: float, rho: float) -> Float[np.ndarray, "2"]:
     """The times at which `flow` takes W_A through (1 + rho/r)/2 and W_B through 1/2; y = x_A + x_B."""
+    return half_events(start, depth, fusion, ratio, rho)[0]
+
+
+def half_events(start: float, depth: int, fusion: int, ratio: float, rho: float,
+                ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    """The times of `reduced_half_times`, and 2 W'/W of each modality then: of a logistic curve, its rate of growth."""
     sigma, w = covariance(ratio, rho), np.ones(2)
 
     def first(_: float, u: np.ndarray) -> float:
@@ -90,7 +102,25 @@ def reduced_half_times(start: float, depth: int, fusion: int, ratio: float, rho:
     solved = solve_ivp(lambda t, u: flow(u, depth, fusion, sigma, w)[0],
                        (0, 1e9 * max(1.0, start ** (2 - depth))), np.full(2, start), "LSODA", events=[first, second],
                        rtol=1e-9, atol=1e-12)
-    return np.array([solved.t_events[0][0], solved.t_events[1][0]])
+    growth = []
+    for m, states in enumerate(solved.y_events):
+        u = states[0]
+        speed, size = flow(u, depth, fusion, sigma, w)[0], u @ u
+        growth.append(2 * (fusion * speed[m] / u[m] + (depth - fusion) * (u @ speed) / size))
+    return np.array([times[0] for times in solved.t_events]), np.array(growth)
+
+
+def deep_curvatures(depth: int, fusion: int, ratio: float, rho: float) -> tuple[float, float]:
+    """The largest curvature of the loss of a balanced network when A alone is learned, and when both are.
+
+    Steps of gradient descent diverge at 2 over this. The tangent kernel of W = (W_A, W_B) is fusion (W_m/u_m)^2 of each
+    modality and (depth - fusion) W_m W_n / (u_A^2 + u_B^2) of the shared layers. Derived.
+    """
+    root = np.linalg.cholesky(covariance(ratio, rho))
+    alone = depth * ratio ** 2 * (1 + rho / ratio) ** (2 - 2 / depth)
+    size = 2 ** ((fusion - depth) / depth)  # u_A^2 = u_B^2, where both weights are 1
+    kernel = (fusion * np.eye(2) + (depth - fusion) / 2) / size
+    return float(alone), float(np.linalg.eigvalsh(root.T @ kernel @ root)[-1])
 
 
 def depth_time_ratio(start: float, depth: int, fusion: int, ratio: float, rho: float) -> float:
