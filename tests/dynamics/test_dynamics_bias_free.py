@@ -5,11 +5,22 @@ from __future__ import annotations
 import mpmath
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import solve_ivp
 
 from dixit.common import rng
-from eval.dynamics.bias_free import Settings, aligned, blocks, direction, symmetric_data
-from eval.dynamics.theory.bias_free import parts, regression, scale, strength
+from eval.dynamics.bias_free import (
+    Net,
+    Settings,
+    aligned,
+    blocks,
+    curvature,
+    direction,
+    gaussian,
+    random_nets,
+    symmetric_data,
+)
+from eval.dynamics.theory.bias_free import logistic_map, parts, regression, scale, strength
 
 SETTINGS = Settings(points=30)
 
@@ -115,3 +126,51 @@ def test_the_equivalence_in_gradient_flow():
         return solve_ivp(move, (0, time), start, "DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
 
     np.testing.assert_allclose(flow(6.0, 0.0, 1.0), np.sqrt(2) * flow(3.0, 1.0, np.sqrt(2)), atol=1e-8)
+
+
+def test_the_logistic_map_is_the_flow_of_all_weights():
+    """Of a leaky ReLU network that starts aligned, along another direction than the target's."""
+    x, y = symmetric_data(SETTINGS, 0)
+    unit, slope = direction(SETTINGS, 7), 0.2
+    first, last = aligned(unit, 4, 0.5, 0)
+
+    def move(_: float, state: np.ndarray) -> np.ndarray:
+        w1, w2 = state[:20].reshape(5, 4), state[20:].reshape(4, 1)
+        h = x @ w1
+        gate = np.where(h > 0, 1.0, slope)
+        error = (np.sign(y) / (1 + np.exp(np.sign(y) * (gate * h @ w2)[:, 0])))[:, None] / len(y)
+        return np.concatenate([(x.T @ (error * w2.T * gate)).ravel(), ((gate * h).T @ error).ravel()])
+
+    state = np.concatenate([first.ravel(), last.ravel()])
+    end = solve_ivp(move, (0, 6.0), state, "DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
+    beta = x.T @ forward([end[:20].reshape(5, 4), end[20:].reshape(4, 1)], x, slope) / len(x)
+    found = logistic_map(np.array([0.0, 6.0]), unit, 0.5, x, y, slope)
+    np.testing.assert_allclose(found[1], beta, atol=1e-7)
+    np.testing.assert_allclose(found[0], 0.6 * 0.25 * unit, atol=1e-12)
+
+
+def test_curvature_is_that_of_the_jacobian_and_steps_above_it_diverge():
+    x, y = symmetric_data(SETTINGS, 0)
+    for depth in (2, 3):
+        net = Net("x", 0, gaussian([5, *[40] * (depth - 1), 1], [1.0] * depth, "test"), 0.3)
+        weights = [torch.from_numpy(w) for w in net.weights]
+
+        def outputs(*layers: torch.Tensor) -> torch.Tensor:
+            h = torch.from_numpy(x) @ layers[0]
+            for layer in layers[1:]:
+                h = torch.where(h > 0, h, 0.3 * h) @ layer
+            return h[:, 0]
+
+        blocks_of = torch.autograd.functional.jacobian(outputs, tuple(weights))
+        jacobian = torch.cat([part.flatten(1) for part in blocks_of], 1)
+        top = float(torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1]) / len(x)
+        assert curvature(net, x) == pytest.approx(top, rel=1e-9)
+        assert curvature(net, x, 15) == pytest.approx(top, rel=0.5)
+
+
+def test_steady_networks_take_shorter_steps_only_where_needed():
+    calm, wild = (random_nets(Settings(points=30, widths=(width,), slopes=(0.0,)), 1) for width in (60, 2000))
+    assert {net.rate for net in calm} == {1.0, 0.5}
+    slowed = [net for net in wild if net.kind == "ordinary"]
+    assert slowed[0].rate == pytest.approx(1 / 0.05 / curvature(slowed[0], symmetric_data(SETTINGS, 0)[0])) and \
+        slowed[0].rate < 0.5

@@ -13,6 +13,7 @@ from eval.dynamics.ocs import Settings, run
 from eval.dynamics.theory.ocs import (
     BASE_RATES,
     condition_inputs,
+    constant_growth,
     exact_outputs,
     half_time,
     labels,
@@ -82,6 +83,13 @@ def test_half_time_is_when_half_is_learned():
     s_bias, d_bias = mode_constants(condition_inputs("hidden bias"))
     assert half_time(s_bias[0], d_bias[0], 1e-3) == pytest.approx(3.42, abs=0.01)
     assert half_time(s_bias[1], d_bias[1], 1e-3) == pytest.approx(11.91, abs=0.01)
+
+
+def test_the_constant_mode_grows_by_less_from_a_larger_start():
+    for start in (1e-6, 1e-3, 1e-2):
+        a = output_bias(np.array([0.0, 60.0]), start)[:, 1]
+        assert constant_growth(start) == pytest.approx(a[1] / a[0], rel=1e-7)
+    assert constant_growth(1e-9) == pytest.approx(np.exp(2 * 0.875 ** 0.5 / 8 ** 0.5), rel=1e-8)
 
 
 def test_the_output_bias_conserves_and_ends_at_the_mean():

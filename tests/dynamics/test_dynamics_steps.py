@@ -7,7 +7,7 @@ import pytest
 
 from eval.dynamics.theory.bias_free import strength, strength_error
 from eval.dynamics.theory.ocs import condition_inputs, exact_outputs, labels, singular_values, step_error, tree_modes
-from eval.dynamics.theory.steps import lag, layers_error
+from eval.dynamics.theory.steps import flow, lag, layers_error
 
 
 def test_a_decay_is_late_by_half_a_step_times_the_logarithm_of_its_speed():
@@ -48,3 +48,21 @@ def test_the_error_of_the_outputs_of_an_aligned_network(condition, end):
     times = step * np.arange(steps + 1)
     off = np.abs(np.array(found) - exact_outputs(times, condition, start)).max()
     assert off / 1.1 < step_error(times, condition, start, 2, step) < 1.5 * off
+
+
+def test_a_flow_in_finite_steps_is_what_gradient_descent_follows():
+    """Two coupled variables: with the step, the error is of second order."""
+    def field(u: np.ndarray) -> np.ndarray:
+        return np.array([u[1] * (1 - u[0] * u[1]), u[0] * (1 - u[0] * u[1])])
+
+    errors = []
+    for step in (0.02, 0.01):
+        u, found = np.array([0.1, 0.3]), []
+        for _ in range(round(8 / step) + 1):
+            found.append(u)
+            u = u + step * field(u)
+        times = step * np.arange(len(found))
+        errors.append([np.abs(np.array(found) - flow(field, found[0], times, h)).max() for h in (0.0, step)])
+    (plain, bent), (half, quarter) = errors
+    assert half == pytest.approx(plain / 2, rel=0.05) and quarter == pytest.approx(bent / 4, rel=0.1)
+    assert bent < 0.05 * plain

@@ -24,8 +24,11 @@ from eval.dynamics.networks.fusion import (
 from eval.dynamics.theory.unimodal import (
     TURNING_VARIANCE,
     covariance,
+    deep_curvatures,
     depth_time_ratio,
+    half_events,
     half_times,
+    limit_error,
     log_sizes,
     reduced,
     reduced_half_times,
@@ -204,3 +207,28 @@ def test_views_are_clear_as_often_as_in_the_paper_s_code():
 def test_half_times_are_found_from_the_smallest_start_that_a_setting_may_have(depth):
     first, second = reduced_half_times(0.001, depth, depth // 2, 2.0, 0.0)
     assert 0 < first < second < np.inf
+
+
+@pytest.mark.parametrize(("depth", "fusion"), [(2, 2), (3, 1), (4, 3)])
+def test_curvatures_and_growth_of_balanced_networks(depth, fusion):
+    """The curvature against autograd over all weights; the growth against the curve itself."""
+    ratio, rho = 2.0, 0.3
+    size = 2 ** ((fusion - depth) / depth / 2)
+    layers = [torch.from_numpy(w)[None] for w in balanced(3, depth, size, fusion, 0)]
+    x = torch.from_numpy(linear_data(covariance(ratio, rho), ONES)["x"])[None]
+    mix = torch.from_numpy(mixes(depth, fusion))[None]
+    jacobian = torch.cat([part.reshape(2, -1) for part in torch.autograd.functional.jacobian(
+        lambda *w: network_output(x, list(w), mix, False)[0, :, 0], tuple(layers))], 1)
+    top = float(torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1]) / 2
+    assert deep_curvatures(depth, fusion, ratio, rho)[1] == pytest.approx(top, rel=1e-6)
+    times, growth = half_events(0.1, depth, fusion, ratio, rho)
+    for m, time in enumerate(times):
+        around = np.array([0, time - 1e-3, time + 1e-3])
+        curve = reduced(around, np.full(2, 0.1), depth, fusion, covariance(ratio, rho), ONES)
+        assert growth[m] == pytest.approx(2 * np.log(curve[2, m] / curve[1, m]) / 2e-3, rel=1e-3)
+
+
+def test_the_limit_of_small_starts_is_far_where_variances_are_alike():
+    found = [limit_error(*case) for case in ((1.2, 0.8, 100, 1e-9), (2.0, 0.8, 100, 1e-9), (2.0, 0.8, 100, 1e-15))]
+    assert found[0] > 0.03 > found[1] > found[2]
+    assert limit_error(1.2, 0.0, 100, 1e-9) == pytest.approx(0, abs=1e-9)
