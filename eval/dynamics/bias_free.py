@@ -323,8 +323,8 @@ def random_claims(settings: Settings, run: Trajectories, three: Trajectories) ->
               "loss floor")]
     end = settings.random_lr * settings.random_steps
     sizes = {i: min(grown) for i in small if min(grown := growing(run, i)) > 0}  # of networks with units of both signs
-    learned = max((6.5 - np.log(size)) / np.linalg.norm(regression(run.x[i], run.y[i])[0])
-                  for i, size in sizes.items()) if sizes else 0.0
+    learned = max((float((6.5 - np.log(size)) / np.linalg.norm(regression(run.x[i], run.y[i])[0]))
+                   for i, size in sizes.items()), default=0.0)
     both = list(sizes)
     late = f"random weights learn by time {learned:.3g}, and this run ends at {end:.3g}; more random_steps"
     unlearned = settings.init ** 2 * max(settings.widths) * settings.dimensions  # |W1|^2 at the start; 2 B at the end

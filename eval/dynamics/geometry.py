@@ -387,7 +387,7 @@ def sweep_claims(settings: Settings, run: Trajectories, start: dict[str, np.ndar
     else:
         claims.append(skipped("L2, largest scale: orthogonal less grid, above that without, means", "needs a penalty"))
     start_kernel = [run.start["hidden"][i] @ run.start["hidden"][i].T + 1 for i in lazy]
-    top = [run.lr * np.linalg.eigvalsh(k)[-1] for k in start_kernel]
+    top = [float(run.lr * np.linalg.eigvalsh(k)[-1]) for k in start_kernel]
     claims = bar_if(only_right and settings.lr * settings.steps >= 6.5 and max(top) <= 5,
                     "the bars are for networks that have learned, by lr x steps of 6.5 or more, where lr times the "
                     "largest eigenvalue of lazy networks is 5 at most", claims)
