@@ -447,15 +447,16 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
         cnns = Cnns(settings, seeds)
         record = simulate(cnns, folder / "cnn", settings.image_steps, settings.image_lr, settings.image_steps // 10)
         time = settings.image_steps * settings.image_lr
-        claims += bar_if(time >= 100, f"the bar is for 100 units of time, and this training ends at {time:g}",
-                         cnn_claims(settings, cnns, record))
+        start, *found = cnn_claims(settings, cnns, record)
+        late = f"the bar is for 100 units of time, and this training ends at {time:g}"
+        claims += [start, *bar_if(time >= 100, late, found)]
         draw_cnns(figure, settings, cnns, record)
     mlps = Mlps(settings, seeds)
     record = simulate(mlps, folder / "grammar", settings.grammar_steps, settings.grammar_lr,
                       settings.grammar_steps // 10)
     time = settings.grammar_steps * settings.grammar_lr
-    claims += bar_if(time >= 60, f"the bar is for 60 units of time, and this training ends at {time:g}",
-                     grammar_claims(settings, mlps, record))
+    start, *found = grammar_claims(settings, mlps, record)
+    claims += [start, *bar_if(time >= 60, f"the bar is for 60 units of time, and this training ends at {time:g}", found)]
     draw_grammar(figure, settings, record)
     if settings.grok_alphas:
         transformers = Transformers(settings, seeds)

@@ -29,10 +29,10 @@ def half(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def first(edit: Callable[[Any], None]) -> Change:
     """Change these networks before they are trained."""
     def change(init: Callable[..., None]) -> Callable[..., None]:
-        @torch.no_grad()
         def start(self: Any, *arguments: Any) -> None:
             init(self, *arguments)
-            edit(self)
+            with torch.no_grad():
+                edit(self)
 
         return start
 
@@ -93,6 +93,7 @@ LINEAR = {"deltas": (-1.0, 1.0), "steps": 1200, "grid_deltas": (0.0,), "test_poi
 FLOW = {"steps": 40, "every": 10, "untrained": 50}
 ONLINE = {"runs": 2, "time": 3.0, "early": 1.0, "switch": 2.0, "map_points": 3, "map_time": 2.0, "map_runs": 1,
           "map_switches": (10.0, 11.0)}
+COARSE = {"sweep_similarities": 11, "similarities": 11, "sweep_time": 1.0, "time": 1.0, "dormancies": (0.01,)}
 WARM = {"lottery_time": 1.0, "lottery_widths": (4,), "runs": 2, "hard": (), "test": 16}
 MUTATIONS = {
     "bias_free: half the rate": Mutation("bias_free", bias_free.ReluNetworks, "forward", half, FEW, (
@@ -136,10 +137,10 @@ MUTATIONS = {
         "plain: errors", "replay: errors", "noise: errors", "V = 0: errors", "overlaps of the student", "heads over")),
     "teacher_student: no consolidation": Mutation("teacher_student", teacher_student.Students, "after_step", still,
                                                   ONLINE, ("consolidation: errors", "simulated: forgetting with node")),
-    "maslow: half the rate": Mutation("maslow", maslow.Students, "forward", half, {}, (
+    "maslow: half the rate": Mutation("maslow", maslow.Students, "forward", half, COARSE, (
         "SGD, N = 200, none: forgetting", "SGD, N = 200, none: error of task 2")),
     "maslow: no remedies": Mutation("maslow", maslow.Students, "__init__", first(
-        lambda self: (self.pinned.zero_(), self.replay.zero_())), {}, (
+        lambda self: (self.pinned.zero_(), self.replay.zero_())), COARSE, (
         "SGD, N = 200, nodes, rho 0.1: forgetting", "SGD, N = 200, uniform, rho 1: forgetting")),
     "curricula: half the rate": Mutation("curricula", curricula.Students, "forward", half, WARM, (
         "M over time", "v over time")),

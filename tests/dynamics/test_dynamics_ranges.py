@@ -84,7 +84,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, st.SearchStrategy[Any]]]] = {
         {"runs": st.integers(2, 3), "map_runs": st.integers(1, 2), "idle": rising(1, 9, 2, 3),
          "simulated_similarity": st.sampled_from([0.3, 0.7])}),
     "unimodal": (
-        {"steps": 500, "relu_steps": 900, "deep_steps": 600, "deep_start": 0.2, "deep_time": 20.0, "sample_steps": 20,
+        {"steps": 500, "relu_steps": 950, "deep_steps": 600, "deep_start": 0.2, "deep_time": 20.0, "sample_steps": 20,
          "deep_hidden": 4, "hidden": 20, "relu_hidden": 20, "every": 5},
         {"ratios": rising(1.2, 2, 1, 1), "rhos": rising(0, 0.4, 1, 2), "relu_rhos": rising(0, 0.4, 1, 1),
          "exponents": some(0.5, 1.5, 2.5), "variances": some(0.7, 1.0, 2.0, least=1), "depth": st.integers(2, 4),
@@ -123,7 +123,7 @@ def test_inside_the_range_no_traceback_and_no_nan(name):
     ("bias_free", {"widths": (2000,), "slopes": (0.9,), "gain": 1.0, "steps": 20, "random_steps": 30}),
     ("bias_free", {"dimensions": 20, "points": 80, "shift": 1.5, "random_lr": 0.1, "widths": (2, 60), "steps": 20}),
     ("unimodal", {"ratios": (1.68,), "depth": 4, "rhos": (0.14, 0.17)}),
-    ("rich", {"hidden": 100, "grid_taus": (0.05,), "grid_deltas": (-2.0, 2.0)}),
+    ("rich", {"hidden": 70, "grid_taus": (0.05,), "grid_deltas": (-2.0, 2.0)}),
     ("rich", {"deltas": (6.0,), "lr": 0.0001, "steps": 40})])
 def test_settings_that_once_diverged_run_to_the_end(name, changes):
     """Not left to hypothesis, whose draws follow the source of the test."""
