@@ -456,7 +456,8 @@ def run(settings: Settings, seeds: int, folder: Path) -> tuple[list[Claim], Figu
                       settings.grammar_steps // 10)
     time = settings.grammar_steps * settings.grammar_lr
     start, *found = grammar_claims(settings, mlps, record)
-    claims += [start, *bar_if(time >= 60, f"the bar is for 60 units of time, and this training ends at {time:g}", found)]
+    short = f"the bar is for 60 units of time, and this training ends at {time:g}"
+    claims += [start, *bar_if(time >= 60, short, found)]
     draw_grammar(figure, settings, record)
     if settings.grok_alphas:
         transformers = Transformers(settings, seeds)
