@@ -58,16 +58,6 @@ def still(after_step: Callable[..., None]) -> Callable[..., None]:
     return lambda self, step: None
 
 
-def undecayed(after_step: Callable[..., None]) -> Callable[..., None]:
-    """Oja's rule without its decay, which is Hebb's."""
-    def grow(self: gated.GatedNetworks, step: int) -> None:
-        mask, w = self.mask[:, self.start:], self.first[:, self.start:]
-        x = self.inputs(step)[:, :, self.start:].transpose(1, 2) * mask
-        w += self.hebb * (x.transpose(1, 2) @ w) * x
-
-    return grow
-
-
 def fused(mixes: Callable[..., Any]) -> Callable[..., Any]:
     """Every network fused at its first layer."""
     return lambda depth, at: mixes(depth, 1)
@@ -112,8 +102,9 @@ MUTATIONS = {
         "output bias, random weights: true-negative", "output bias, random weights: dip")),
     "gating: no Oja's rule": Mutation("gating", gated.GatedNetworks, "after_step", still, SHORT, (
         "Oja alone, A: weight from A", "Oja alone, B: both", "Oja alone: correlation", "Oja and SGD, blocked: corr")),
-    "gating: no decay": Mutation("gating", gated.GatedNetworks, "after_step", undecayed, SHORT, (
-        "Oja alone, A: weight from A", "Oja alone, B: both", "Oja alone, blocked: weights")),
+    "gating: half the rate of Oja's rule": Mutation("gating", gated.GatedNetworks, "__init__", first(
+        lambda self: self.hebb.div_(2)), SHORT, (
+        "Oja alone, A: weight from A", "Oja alone, A: steps to 1/sqrt(2)", "Oja alone, B: both")),
     "unimodal: half the rate": Mutation("unimodal", fusion.FusionNetworks, "forward", half, LATE, (
         "late fusion: the same, each seed", "depth 3, balanced start: t_A", "ReLU: t_A over theory with its start")),
     "unimodal: fused early": Mutation("unimodal", fusion, "mixes", fused, LATE, (
