@@ -339,6 +339,22 @@ def test_a_missing_llm_is_one_line(tmp_path):
     assert "nothing" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_speakers_of_any_prefix_and_length_share_an_llm(settings, speaker):
+    longer = Speaker(dataclasses.replace(settings, prefix=9, max_tokens=20), PATCHES, WIDTH)
+    assert longer.llm is speaker.llm and longer.decoder is speaker.decoder and longer.frozen.positions == 30
+    uniforms = draw(4, 20)
+    tokens, mask, logp = longer.sample(prefixes(longer), uniforms)
+    torch.testing.assert_close(plain_logprobs(longer, prefixes(longer), tokens, mask), logp, atol=1e-4, rtol=1e-4)
+    with pytest.raises(DixitError, match="has 128 positions, but start token, prefix and caption need 141"):
+        Speaker(dataclasses.replace(settings, prefix=120, max_tokens=20), PATCHES, WIDTH)
+
+
+def test_a_caption_ends_before_an_end_token_that_is_not_special(speaker):
+    words = speaker.tokenizer("A red circle.", add_special_tokens=False)["input_ids"]
+    speaker.eos = words[-1]
+    assert speaker.decode(torch.tensor([words]), torch.ones(1, len(words), dtype=torch.bool)) == ["A red circle"]
+
+
 def test_a_device_that_is_not_there_is_one_line(settings):
     with pytest.raises(DixitError, match="the speaker cannot run the LLM"):
         Speaker(settings, PATCHES, WIDTH, device="cuda:99")
