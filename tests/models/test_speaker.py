@@ -9,6 +9,7 @@ import torch
 
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
+from dixit.models import half
 from dixit.models.decoder import HfDecoder, LlamaDecoder
 from dixit.models.head import TokenLogp
 from dixit.models.llm import load_llm
@@ -267,6 +268,24 @@ def test_no_parameter_of_the_llm_gets_a_gradient(speaker):
     speaker.logprobs(prefix, tokens, mask).sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in speaker.llm.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in speaker.trained.parameters())
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="a CPU without oneDNN's bfloat16")
+def test_products_by_way_of_float32_are_those_of_bfloat16(settings, monkeypatch):
+    monkeypatch.setattr(half, "PART", 50)  # of the 64 to 256 rows of the tiny LLM's weights
+    monkeypatch.setattr(half, "ROWS", 2)
+    speaker = Speaker(dataclasses.replace(settings, dtype="bfloat16"), PATCHES, WIDTH)
+    tokens, mask, _ = speaker.sample(prefixes(speaker).detach(), draw(20, T))
+    found = []
+    for emulated in False, True:
+        monkeypatch.setattr(half, "EMULATED", emulated)
+        found.append(scored(speaker, tokens, mask))
+        speaker.trained.zero_grad()
+    (logp, gradient), (other, other_gradient) = found
+    torch.testing.assert_close(other, logp, atol=0.1, rtol=0.02)
+    assert float(torch.cosine_similarity(gradient, other_gradient, dim=0)) > 0.99
+    x, weight = draw(5, 64).bfloat16(), draw(128, 64, seed=1).bfloat16()
+    torch.testing.assert_close(half.wide_product(x, weight), x @ weight.t(), atol=0, rtol=0.01)
 
 
 def test_bfloat16_is_close_and_trains_the_same_parameters(settings):
