@@ -206,6 +206,15 @@ def file_states(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, state.st_size, state.st_mtime_ns) for name, state in found]
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path that a user gave, with the home folder in place of ~ or ~user. Raises DixitError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DixitError(f"there is no home folder {Path(path).parts[0]}; write the path {path} out, with ./ in front "
+                         "if it is a name") from None
+
+
 def words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation."""
     return "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower()).split()

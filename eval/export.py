@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from dixit.common import DixitError, atomic_write_text, first_line, read_json, scratch_dir, sha256
+from dixit.common import DixitError, atomic_write_text, expand_home, first_line, read_json, scratch_dir, sha256
 from dixit.config import Config, DataConfig, load_config, to_dict
 from dixit.data.assets import ASSETS
 from dixit.data.images import load, pixels
@@ -50,7 +50,7 @@ def export(run: Path, folder: Path, repository: str = "") -> str:
     """Write a run's export to `folder`, whole or not at all, and push it if a repository is named; returns its address
     there. Raises DixitError if the run is not finished, the folder is not empty, or the push fails."""
     config = _finished(run)
-    folder = folder.expanduser().resolve()
+    folder = expand_home(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DixitError(f"{folder} is not an empty folder; choose another one")
     scratch = None
@@ -124,7 +124,7 @@ def _local_parts(config: Config) -> dict[str, str]:
         parts |= {"clip.name": config.clip.name, "clip.pretrained": config.clip.pretrained}
     known = {asset.name for asset in ASSETS}
     return {key: Path(name).name for key, name in parts.items()
-            if name and name not in known and not tower_of(name) and Path(name).expanduser().exists()}
+            if name and name not in known and not tower_of(name) and expand_home(name).exists()}
 
 
 def _results(run: Path, name: str, exported: str) -> dict[str, Any] | None:

@@ -30,8 +30,9 @@ from dixit.data.names import phrase
 from dixit.models.clip import load_clip
 from dixit.models.features import class_features
 from dixit.training.candidates import draw_candidates
+from dixit.training.checkpoints import trained_weights
 from dixit.training.made_captions import class_levels
-from dixit.training.runs import LoadedRun, make_listeners, open_models
+from dixit.training.runs import make_listeners, run_config
 
 from .baselines import POOLS, mean_reward
 
@@ -73,8 +74,8 @@ def picture_oracle(config: Config, dataset: Dataset, device: torch.device) -> li
     """The oracle's caption of each image; cached, since seeds and runs with the same listeners share it."""
     clips = [load_clip(name, pretrained).key for name, pretrained in sorted({(config.oracle_clip, ""), *(
         (who.clip, who.pretrained) for who in config.listeners if who.kind == "clip")})]
-    captioners = open_models(tuple(who for who in config.listeners if who.kind == "captioner"))
-    clips += [sha256(run.weights) for run in captioners if isinstance(run, LoadedRun)]
+    clips += [sha256(trained_weights(Path(who.model), run_config(Path(who.model)).eval.checkpoint))
+              for who in config.listeners if who.kind == "captioner"]
     about = [clips, [dataclasses.asdict(who) for who in config.listeners], config.game.candidates, config.game.reward,
              config.eval.seed, fingerprint(dataset), Path(__file__).read_text(encoding="utf-8")]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]

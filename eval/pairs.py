@@ -234,9 +234,10 @@ def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
     base = load_run(speaker)
     texts: dict[str, list[str]] = {}  # the base speaker's captions, by the fingerprint of the images
     configs = [load_config(path) for path in pairs]
-    # Kept, so that each is opened once; a missing one raises before anything is computed.
-    _opened = [open_models((*config.listeners, *config.heldout)) for config in configs]
-    for config in tqdm(configs, desc="ceilings", disable=None):
+    # Each is opened once; a missing one raises before anything is computed.
+    opened = [[open_models(who, base.speaker.device) for who in (config.listeners, config.heldout)]
+              for config in configs]
+    for config, models in zip(tqdm(configs, desc="ceilings", disable=None), opened, strict=True):
         dataset = dataset_of(config, "test", config.eval.images)
         images = fingerprint(dataset)
         if images not in texts:
@@ -246,8 +247,8 @@ def ceilings(speaker: Path, pairs: list[Path], folder: Path) -> None:
                     "oracle": [oracle_caption(r, frozenset(config.oracle)) for r in records]}
         pools = draw_candidates(np.arange(len(records)), np.arange(len(records)), config.game.candidates, "eval",
                                 config.eval.seed)
-        groups = {group: (make_listeners(who, dataset, base.speaker.device), weights_of(who))
-                  for group, who in (("training", config.listeners), ("heldout", config.heldout)) if who}
+        groups = {group: (make_listeners(who, dataset, base.speaker.device, own), weights_of(who)) for group, who, own
+                  in zip(("training", "heldout"), (config.listeners, config.heldout), models, strict=True) if who}
         cell = Cell("ceilings", config.name, str(base.config.seed), command_line(), settings_hash(config),
                     git_commit(), read_json(speaker / "train.json")["commit"], note=", ".join(config.oracle))
         put(cell, [row for name, words in captions.items() for row in rows_of(cell, name, {

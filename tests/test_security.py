@@ -92,7 +92,7 @@ def test_a_cache_that_is_a_pickle_is_made_again(home, tmp_path, monkeypatch, cap
     path = tmp_path / "features" / "a.npy"
     path.parent.mkdir()
     path.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
-    made = _cached(path, (4, 2), "float32", lambda a, b: np.ones((b - a, 2), np.float32), "ones", 2)
+    made = _cached(path, 4, lambda a, b: np.ones((b - a, 2), np.float32), "ones", 2)
     assert (made == 1).all() and not (tmp_path / "ran").exists()
     assert "is damaged; making it again" in capsys.readouterr().err
 

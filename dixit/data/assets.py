@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dixit.common import DixitError, locked, program, run_main, scratch_dir, write_json
+from dixit.common import DixitError, expand_home, locked, program, run_main, scratch_dir, write_json
 from dixit.data import prepare
 
 
@@ -63,8 +63,8 @@ class Asset:
 def cache_dir() -> Path:
     """The folder of downloads, assets and cached features. Reads the environment at each call."""
     if os.environ.get("DIXIT_CACHE"):
-        return Path(os.environ["DIXIT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dixit"
+        return expand_home(os.environ["DIXIT_CACHE"])
+    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dixit"
 
 
 def asset(name: str) -> Path:
@@ -166,7 +166,7 @@ def get_archive(archive: Archive) -> Path:
     """
     downloads = cache_dir() / "downloads"
     for folder in (os.environ.get("DIXIT_ASSETS"), downloads):
-        if folder and (path := Path(folder).expanduser() / archive.file).is_file():
+        if folder and (path := expand_home(folder) / archive.file).is_file():
             _check_sha256(path, archive)
             return path
     temporary = scratch_dir(downloads)

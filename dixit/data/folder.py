@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from dixit.common import DixitError
+from dixit.common import DixitError, expand_home
 from dixit.config import DataConfig
 from dixit.data import decode
 from dixit.data.captions import METADATA, clean, read_entries, read_text, texts
@@ -33,7 +33,7 @@ TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 def folder_set(data: DataConfig, split: str) -> Source:
     """The images of a split with their captions."""
-    root = Path(data.path).expanduser()
+    root = expand_home(data.path)
     if not data.path or not root.is_dir():
         raise DixitError(f"data.path '{data.path}' is not a folder; name a folder of images")
     tree = list_tree(root)
@@ -155,7 +155,7 @@ def _from_tables(data: DataConfig, root: Path, tables: list[Path], images: list[
 
 
 def _captions_file(data: DataConfig, root: Path) -> Path:
-    path = Path(data.captions).expanduser()
+    path = expand_home(data.captions)
     for place in (path, root / path):
         if place.is_file():
             return place

@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 from pyarrow import compute
 
-from dixit.common import DixitError, first_line, locked
+from dixit.common import DixitError, expand_home, first_line, locked
 from dixit.config import DataConfig
 from dixit.data import decode
 from dixit.data.assets import cache_dir
@@ -63,7 +63,7 @@ def hub_set(data: DataConfig, split: str) -> Source:
 
 def _load(data: DataConfig) -> dict[str, datasets.Dataset]:
     """The splits of the data set by name."""
-    local = Path(data.path).expanduser()
+    local = expand_home(data.path)
     try:
         if local.is_dir():
             tree = list_tree(local)

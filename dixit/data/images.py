@@ -28,6 +28,7 @@ from dixit.common import (
     DixitError,
     current_salt,
     did_you_mean,
+    expand_home,
     first_line,
     locked,
     read_json,
@@ -219,8 +220,8 @@ def open_data(name: str, config: Config) -> datasets.Dataset:
     elif kind != "folder":
         raise DixitError(f"--data {name}: choose of {', '.join(EVALUATION_SETS)}, or folder:PATH")
     else:
-        root = Path(path).expanduser()
-        trained_on = config.data.name == "folder" and root.resolve() == Path(config.data.path).expanduser().resolve()
+        root = expand_home(path)
+        trained_on = config.data.name == "folder" and root.resolve() == expand_home(config.data.path).resolve()
         by_hand = root.is_dir() and bool(split_folders(root, data.splits))
         dataset = load(data, "test") if trained_on or by_hand else _whole(data)
     if len(dataset) < 2:

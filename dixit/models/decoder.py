@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dixit.models.half import is_widened, wide_product
 from dixit.models.head import Head, body_name
 from dixit.models.llm import max_positions
 
@@ -155,17 +156,21 @@ def _rms_norm(x: Float[Tensor, "S t D"], weight: Float[Tensor, "D"], epsilon: fl
 
 
 class _PackedProduct(torch.autograd.Function):
-    """x @ weight.T with a weight in oneDNN's own layout; the gradient to x alone, by the plain weight."""
+    """x @ weight.T with a weight in oneDNN's own layout, or in float32 (half.py); the gradient to x alone, by the plain
+    weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(weight)
+        if is_widened(x, weight):
+            return wide_product(x, weight)
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0] @ ctx.saved_tensors[0], None, None
+        grad, across = grads[0], ctx.saved_tensors[0].t()
+        return wide_product(grad, across) if is_widened(grad, across) else F.linear(grad, across), None, None
 
 
 class _Product:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from dixit.config_perception import Perception, perception_label
 from dixit.data.assets import cache_dir
 from dixit.data.images import fingerprint, pixels
 from dixit.models.clip import Clip
-from dixit.models.named import image_rows, row_count
+from dixit.models.named import image_rows
 from dixit.models.perception import perception_key
 from dixit.models.towers import folded, is_built_here
 from dixit.models.vlm_speaker import VlmEyes
@@ -41,28 +40,29 @@ AT_ONCE = 16  # images through a convolutional tower on a CPU, whose caches hold
 VERSION = 1  # part of every cache's name; raise it when a change of the code gives other features for the same input
 
 
-def _cached(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> np.ndarray:
-    """A memory-mapped .npy file, computed batch by batch on first use and renamed into place when complete.
+def _cached(path: Path, rows: int, compute: Callable[[int, int], np.ndarray], label: str, batch: int) -> np.ndarray:
+    """A memory-mapped .npy file of so many rows, computed batch by batch on first use and renamed into place when
+    complete. `compute(start, stop)` gives some rows.
 
     An interrupted build is resumed; a second process waits for the first one's. A file that differs from what was
     written is made again.
     """
-    if not _intact(path, shape, dtype):
+    if not _intact(path, rows):
         with locked(path.with_suffix(".lock")):
-            if not _intact(path, shape, dtype):
+            if not _intact(path, rows):
                 if path.is_file():
                     print(f"warning: the cache {path} is damaged; making it again", file=sys.stderr)
                     path.with_suffix(".sha256").unlink(missing_ok=True)
                     path.unlink()
-                _build(path, shape, dtype, compute, label, batch)
+                _build(path, rows, compute, label, batch)
     return np.load(path, mmap_mode="r")
 
 
-def _intact(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
+def _intact(path: Path, rows: int) -> bool:
     """Whether a cache exists and has the content that was written. The first use records the hash of one without."""
     try:
         store = np.load(path, mmap_mode="r")
-        if store.shape != shape or store.dtype != np.dtype(dtype):
+        if store.shape[:1] != (rows,):
             return False
         known = path.with_suffix(".sha256")
         if known.is_file():
@@ -74,21 +74,25 @@ def _intact(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
     return True
 
 
-def _build(path: Path, shape: tuple[int, ...], dtype: str, compute: Any, label: str, batch: int) -> None:
+def _build(path: Path, rows: int, compute: Callable[[int, int], np.ndarray], label: str, batch: int) -> None:
     part, count = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = 0
     try:
         done = read_json(count)["rows"] if count.is_file() and part.is_file() else 0
-        print(f"{label}: {size / 1e6:.1f} MB for {shape[0]} rows, kept in {path.parent}", file=sys.stderr)
-        store = np.lib.format.open_memmap(part, mode="r+" if done else "w+", dtype=dtype, shape=shape)
+        first = None if done else compute(0, min(batch, rows))  # shows the shape of a row
+        size = part.stat().st_size if first is None else rows * first[0].nbytes
+        print(f"{label}: {size / 1e6:.1f} MB for {rows} rows, kept in {path.parent}", file=sys.stderr)
+        store = np.lib.format.open_memmap(part, mode="r+") if first is None else np.lib.format.open_memmap(
+            part, mode="w+", dtype=first.dtype, shape=(rows, *first.shape[1:]))
         if not done:
             with part.open("r+b") as file:  # reserve the space: a memory map that finds the disk full kills us
                 os.posix_fallocate(file.fileno(), 0, size)
         try:
-            for start in tqdm(range(done, shape[0], batch), desc=label, unit="batch",
-                              initial=done // batch, total=-(-shape[0] // batch), disable=None):
-                stop = min(start + batch, shape[0])
-                store[start:stop] = compute(start, stop)
+            for start in tqdm(range(done, rows, batch), desc=label, unit="batch",
+                              initial=done // batch, total=-(-rows // batch), disable=None):
+                stop = min(start + batch, rows)
+                store[start:stop] = compute(start, stop) if first is None else first
+                first = None
                 done = stop
                 if start // batch % 8 == 7:
                     store.flush()
@@ -133,9 +137,7 @@ def patch_features(eyes: Eyes, dataset: Dataset, perception: Perception, batch: 
         return np.concatenate([grid[start:stop], rows.half().cpu().numpy()], axis=1)
 
     path = _cache_path("named", clip.key, fingerprint(dataset), perception_key(perception))
-    more = row_count(clip.row_width, grid.shape[2])
-    return _cached(path, (len(dataset), grid.shape[1] + more, grid.shape[2]), "float16", compute,
-                   f"named patches {perception_label(perception)}", batch)
+    return _cached(path, len(dataset), compute, f"named patches {perception_label(perception)}", batch)
 
 
 def grid_features(clip: Clip, dataset: Dataset, perception: Perception, batch: int = 64) -> np.ndarray:
@@ -169,8 +171,6 @@ def _of_tower(clip: Clip, perception: Perception, method: str) -> Callable[[Tens
 
 def _of_pixels(path: Path, dataset: Dataset, apply: Callable[[Tensor], Tensor], label: str, batch: int) -> np.ndarray:
     """A cache of what a function makes of all images; the next images are decoded while it works."""
-    first = apply(pixels(dataset, [0]))
-
     def read(start: int) -> Tensor:
         return pixels(dataset, range(start, min(start + batch, len(dataset))))
 
@@ -183,7 +183,7 @@ def _of_pixels(path: Path, dataset: Dataset, apply: Callable[[Tensor], Tensor], 
                 ahead[stop] = reader.submit(read, stop)
             return apply(images).half().cpu().numpy()
 
-        return _cached(path, (len(dataset), *first.shape[1:]), "float16", compute, label, batch)
+        return _cached(path, len(dataset), compute, label, batch)
 
 
 def prefetch(store: np.ndarray, rows: Int[np.ndarray, "B"]) -> None:
@@ -221,8 +221,7 @@ def image_embeddings(clip: Clip, dataset: Dataset, perception: Perception, batch
             names = named.classes(_as_tensor(features()[start:stop]).to(clip.device), known)
             return F.normalize(named.join(names, maps), dim=-1).cpu().numpy()
 
-    width = clip.embed_texts(["a"]).shape[1]
-    values = _cached(path, (len(dataset), width), "float32", compute, f"images {perception_label(perception)}", batch)
+    values = _cached(path, len(dataset), compute, f"images {perception_label(perception)}", batch)
     return torch.from_numpy(np.array(values))
 
 
@@ -254,7 +253,6 @@ def text_features(clip: Clip, texts: list[str]) -> Float[Tensor, "S Dt"]:
     def compute(start: int, stop: int) -> np.ndarray:
         return tower_texts(clip, unique[start:stop]).cpu().numpy()
 
-    path, width = _cache_path("texts", clip.text_key, *unique), clip.model.text.transformer.config.hidden_size
-    values = _cached(path, (len(unique), width), "float32", compute, "texts", 256)
+    values = _cached(_cache_path("texts", clip.text_key, *unique), len(unique), compute, "texts", 256)
     place = {t: i for i, t in enumerate(unique)}
     return torch.from_numpy(np.array(values[[place[t] for t in texts]])).to(clip.device)

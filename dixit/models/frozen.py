@@ -14,9 +14,9 @@ import torch
 
 from dixit.common import DixitError, file_states
 from dixit.config import SpeakerConfig
-from dixit.models.decoder import HfDecoder, LlamaDecoder
+from dixit.models.decoder import POSITIONS, HfDecoder, LlamaDecoder
 from dixit.models.head import Head
-from dixit.models.llm import load_llm
+from dixit.models.llm import check_positions, load_llm
 from dixit.models.self_check import check_speaker, refused_if_it_fails
 
 
@@ -55,17 +55,30 @@ class FrozenLlm(FrozenModel):
 
 
 class SharedLlm(FrozenLlm):
-    """An LLM that never changes, with what runs it."""
+    """An LLM that never changes, with what runs it, checked up to `positions`."""
 
     def __init__(self, config: SpeakerConfig, positions: int, device: str | torch.device):
         super().__init__(config, positions)
         self.decoder, self.head = self.runner(config, positions, device, sharded=False)
+        self.positions = positions
+
+    def check(self, positions: int, name: str) -> None:
+        """Raises DixitError if it cannot serve a speaker that needs so many positions."""
+        if positions > self.positions:
+            check_positions(name, self.model.config, positions)
+            with refused_if_it_fails(self.model, name):
+                check_speaker(self.model, self.decoder, self.head, self.start, positions, sharded=False)
+            self.positions = positions
 
 
 _opened: WeakValueDictionary[tuple[Any, ...], SharedLlm] = WeakValueDictionary()  # by place, settings, state of files
 
 
 def shared_llm(config: SpeakerConfig, positions: int, device: str | torch.device) -> SharedLlm:
-    """The LLM of a speaker without LoRA and sharding; a process holds each once while it is in use."""
-    place = (config.llm, config.dtype, config.compile, positions, str(device), *file_states(Path(config.llm)))
-    return _opened.get(place) or _opened.setdefault(place, SharedLlm(config, positions, device))
+    """The LLM of a speaker without LoRA and sharding; a process holds each once while it is in use, whatever their
+    numbers of positions, up to those that a decoder has in any case."""
+    most = max(positions, POSITIONS)
+    place = (config.llm, config.dtype, config.compile, most, str(device), *file_states(Path(config.llm)))
+    found = _opened.get(place) or _opened.setdefault(place, SharedLlm(config, positions, device))
+    found.check(positions, config.llm)
+    return found

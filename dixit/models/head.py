@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dixit.models.half import is_widened, wide_product
+
 HEAD_BATCH = 256  # hidden states that are multiplied by the vocabulary at once
 WIDE_BATCH = 32  # of them, those whose logits are in float32 at once
 GPU_BATCH = 1024  # both on a GPU, which small pieces would leave idle
@@ -40,7 +42,11 @@ class TokenLogp(torch.autograd.Function):
         picked, slopes = [], []
         for h, token in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
             narrow = logits[:len(h)]
-            torch.mm(h, weight.t(), out=narrow)
+            widened = is_widened(h, weight)
+            if widened:
+                narrow.copy_(wide_product(h, weight))
+            else:
+                torch.mm(h, weight.t(), out=narrow)
             totals = []
             for part, own in zip(narrow.split(rows), token.split(rows), strict=True):
                 p = wide[:len(part)].copy_(part)
@@ -52,9 +58,11 @@ class TokenLogp(torch.autograd.Function):
                 score = p.gather(1, own[:, None])
                 totals.append(p.exp_().sum(-1, keepdim=True))
                 picked.append((score - totals[-1].log()).squeeze(1))
-                part.copy_(p)
+                if ctx.needs_input_grad[0]:
+                    part.copy_(p)
             if ctx.needs_input_grad[0]:
-                mean = torch.mm(narrow, weight) / torch.cat(totals).to(weight.dtype)
+                total = wide_product(narrow, weight.t()) if widened else torch.mm(narrow, weight)
+                mean = total / torch.cat(totals).to(weight.dtype)
                 slopes.append((weight[token] - mean) / temperature)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))

@@ -134,7 +134,7 @@ class LiteralListener:
         self.word_filter = WordFilter(config)
         self.kept: dict[int, tuple[Any, Float[Tensor, "1 D"]]] = {}  # by image: cache and last hidden state
         self.free = CACHE_BYTES
-        self.bytes = 0  # of one image's cache; known when the first one has run
+        self.bytes = 0  # of one image's cache; known when the first ones have run
 
     @torch.no_grad()
     def score(self, texts: list[str], candidates: Int[Tensor, "S C"]) -> Float[Tensor, "S C"]:
@@ -150,7 +150,7 @@ class LiteralListener:
         everyone = sorted(asked)
         found: dict[tuple[int, int], float] = {}
         if everyone and not self.bytes:
-            self._caches(everyone[:1])
+            self._prefilled(everyone[:IMAGES])  # as many as run at once in any case
         block = min(BLOCK, self._room())
         for start in range(0, len(everyone), block):
             some = everyone[start:start + block]
@@ -219,7 +219,13 @@ class LiteralListener:
         return total.tolist()
 
     def _caches(self, images: list[int]) -> tuple[Any, Float[Tensor, "B D"]]:
-        """Cache and last hidden states of some images; new ones are run, and kept while there is room."""
+        """Cache and last hidden states of some images."""
+        found = self._prefilled(images)
+        return (self.captioner.decoder.join([found[i][0] for i in images]),
+                torch.cat([found[i][1] for i in images]))
+
+    def _prefilled(self, images: list[int]) -> dict[int, tuple[Any, Float[Tensor, "1 D"]]]:
+        """Cache and last hidden state of each image; new ones are run, and kept while there is room."""
         decoder = self.captioner.decoder
         found = {image: self.kept[image] for image in images if image in self.kept}
         new = [image for image in images if image not in found]
@@ -233,4 +239,4 @@ class LiteralListener:
                 if self.bytes <= self.free:
                     self.free -= self.bytes
                     self.kept[image] = found[image]
-        return decoder.join([found[i][0] for i in images]), torch.cat([found[i][1] for i in images])
+        return found

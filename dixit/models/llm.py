@@ -43,6 +43,11 @@ def _check_config(name: str, config: Any, tokenizer: Any, positions: int) -> Non
     if size is not None and largest >= size:
         raise DixitError(f"the tokenizer of '{name}' has token {largest}, but the LLM has embeddings for tokens 0 to "
                          f"{size - 1} only; use the tokenizer that the LLM was trained with")
+    check_positions(name, config, positions)
+
+
+def check_positions(name: str, config: Any, positions: int) -> None:
+    """Raises DixitError if an LLM's config does not allow so many positions."""
     limit = max_positions(config)
     if limit is not None and positions > limit:
         raise DixitError(f"'{name}' has {limit} positions, but start token, prefix and caption need {positions}; lower "

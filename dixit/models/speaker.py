@@ -230,8 +230,8 @@ class Speaker:
         return tokens.to(self.device), mask.to(self.device)
 
     def decode(self, tokens: Int[Tensor, "S T"], mask: Bool[Tensor, "S T"]) -> list[str]:
-        """Captions as text, without special tokens."""
-        rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+        """Captions as text, without special tokens and the end token, which need not be one."""
+        rows = [row[keep].tolist() for row, keep in zip(tokens, mask & (tokens != self.eos), strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     @torch.no_grad()

@@ -11,9 +11,7 @@ Shapes: S captions, B images, H x W pixels, t new tokens, p tokens in the cache,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -25,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from dixit.common import DixitError, file_states, first_line
+from dixit.common import DixitError, expand_home, file_states, first_line
 from dixit.config_perception import Perception
 from dixit.data.images import pixels
 from dixit.models.decoder import Decoder, HfDecoder, Tree
@@ -185,7 +183,7 @@ _opened: WeakValueDictionary[tuple[Any, ...], Vlm] = WeakValueDictionary()  # by
 
 def shared_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto") -> Vlm:
     """`load_vlm` of a model that never changes; a process holds each once in a precision while it is in use."""
-    folder = Path(os.path.expanduser(name))
+    folder = expand_home(name)
     files = file_states(folder)
     if dtype == "auto":
         dtype = named_precision(str(folder) if files else name)
@@ -207,7 +205,7 @@ def load_vlm(name: str, device: str | torch.device = "cpu", dtype: str = "auto")
 
     Raises DixitError where it cannot be loaded or used. Only safetensors are read, and remote code is never run.
     """
-    folder = Path(os.path.expanduser(name))
+    folder = expand_home(name)
     source = str(folder) if folder.is_dir() else name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dixit.common import DixitError
+from dixit.common import DixitError, expand_home
 from dixit.config_perception import perception_label
 from dixit.data.images import load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
@@ -154,8 +154,8 @@ class Demo:
 def parse_path(text: str) -> Path:
     """A path as typed, pasted or dropped into a terminal: plain, in quotes, with escaped spaces, or as file://."""
     plain = text.strip("'\"").removeprefix("file://")
-    path = Path(plain).expanduser()
-    return path if path.exists() else Path(plain.replace("\\ ", " ")).expanduser()
+    path = expand_home(plain)
+    return path if path.exists() else expand_home(plain.replace("\\ ", " "))
 
 
 def main(arguments: Namespace) -> None:

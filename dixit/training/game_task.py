@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dixit.common import DixitError, rng
 from dixit.config import Config
+from dixit.models.clip import digest
 from dixit.models.features import prefetch
 from dixit.models.listeners import ClipListener, Listener, score_all
 from dixit.models.speaker import Prefilled
@@ -30,7 +31,7 @@ from dixit.training.baselines import EVERYONE, Baselines
 from dixit.training.candidates import CandidateSampler, draw_candidates
 from dixit.training.continual import Remedy
 from dixit.training.loop import local_slice, local_weight
-from dixit.training.runs import make_listeners, open_models, patch_batch, speaker_and_images
+from dixit.training.runs import LoadedRun, make_listeners, open_models, patch_batch, speaker_and_images
 from dixit.training.task import Task
 from dixit.training.validation import game_figures
 from dixit.training.warm_start import CaptionTask, ClipTask, WordTask
@@ -46,7 +47,7 @@ class GameTask(Task):
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
         # held-out ones too: a missing one must not be told after the training
-        others = [open_models(group, device) for group in (config.listeners, config.heldout)]
+        models, heldout = (open_models(group, device) for group in (config.listeners, config.heldout))
         start = speaker_and_images(config, device)
         self.speaker, self.data, self.validation = start.speaker, start.data, start.validation
         self.store, self.validation_store = start.store, start.validation_store
@@ -54,9 +55,11 @@ class GameTask(Task):
             if len(images) < config.game.candidates:
                 raise DixitError(f"game.candidates {config.game.candidates} is more than the {len(images)} images "
                                  f"of the {split} split")
-        self.listeners = make_listeners(config.listeners, self.data, device)
-        self.validation_listeners = make_listeners(config.listeners, self.validation, device)
-        del others
+        self.listeners = make_listeners(config.listeners, self.data, device, models)
+        self.validation_listeners = make_listeners(config.listeners, self.validation, device, models)
+        self.captioners = {c.model: digest(model.speaker.trained)
+                           for c, model in zip(config.listeners, models, strict=True) if isinstance(model, LoadedRun)}
+        del heldout
         for listener, other in zip(self.listeners, self.validation_listeners, strict=True):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
                 other.text_map = listener.text_map  # shared: the validation listener learns too
@@ -296,9 +299,13 @@ class GameTask(Task):
         means = self.baselines.means
         return {"baseline": means.get(EVERYONE),
                 "audience_baselines": {audience: mean for audience, mean in means.items() if audience != EVERYONE},
-                "text_maps": [None if m is None else m.tolist() for m in maps]}
+                "text_maps": [None if m is None else m.tolist() for m in maps], "captioners": self.captioners}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for model, weights in state.get("captioners", {}).items():  # earlier versions wrote none
+            if self.captioners.get(model) != weights:
+                raise DixitError(f"the captioner {model} has other weights than this game has been trained with; put "
+                                 "them back, or start again with out= of another folder")
         self.baselines.means = dict(state.get("audience_baselines", {}))  # earlier versions wrote none
         if state["baseline"] is not None:
             self.baselines.means[EVERYONE] = state["baseline"]

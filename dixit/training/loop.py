@@ -158,9 +158,9 @@ def _train(config: Config, task: Task, accelerator: Accelerator) -> None:
     set_seed(config.seed)
     plain = task.trained
     optimizer: Any = make_optimizer(settings, [p for p in plain.parameters() if p.requires_grad])
-    start = resume(folder, plain, optimizer, task)
-    if start:
+    if checkpoints(folder):
         _check_same_run(config, print_changes=main)
+    start = resume(folder, plain, optimizer, task)
     _check_processes_agree(config, start, accelerator)
     if main and not start and config.speaker.init:
         keep_base(folder, plain)

@@ -8,6 +8,7 @@ Shapes: B images, P patches, Dv patch width.
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,13 +132,20 @@ def open_captioner(folder: str | Path, device: str | torch.device = "cpu") -> Lo
     return load_run(folder, ["speaker.shard=false"], device)
 
 
-def open_models(configs: tuple[ListenerConfig, ...],
-                device: str | torch.device = "cpu") -> list[Clip | LoadedRun | Vlm | None]:
-    """The model of each listener; None if it needs none. CLIPs and vision-language models are shared while they are in
-    use. Raises DixitError, with the listener's name, if one cannot be opened."""
-    def open_one(c: ListenerConfig) -> Clip | LoadedRun | Vlm | None:
+Model = Clip | LoadedRun | Vlm | None  # of a listener; None if it needs none
+
+
+def open_models(configs: tuple[ListenerConfig, ...], device: str | torch.device = "cpu") -> list[Model]:
+    """The model of each listener. CLIPs and vision-language models are shared while they are in use, runs by these
+    listeners. Raises DixitError, with the listener's name, if one cannot be opened."""
+    runs: dict[str, LoadedRun] = {}
+
+    def open_one(c: ListenerConfig) -> Model:
         if c.kind == "captioner":
-            return open_captioner(c.model, device)
+            folder = os.path.realpath(c.model)
+            if folder not in runs:
+                runs[folder] = open_captioner(c.model, device)
+            return runs[folder]
         if c.kind == "vlm":
             return shared_vlm(c.model, device)
         return load_clip(c.clip, c.pretrained, device) if c.kind == "clip" else None
@@ -151,11 +159,12 @@ def open_models(configs: tuple[ListenerConfig, ...],
     return opened
 
 
-def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset,
-                   device: str | torch.device = "cpu") -> list[Listener]:
-    """Listeners that see the images of `dataset`."""
+def make_listeners(configs: tuple[ListenerConfig, ...], dataset: Dataset, device: str | torch.device = "cpu",
+                   models: list[Model] | None = None) -> list[Listener]:
+    """Listeners that see the images of `dataset`. `models`: what `open_models` gave for them, if it was asked before.
+    """
     made: list[Listener] = []
-    for c, model in zip(configs, open_models(configs, device), strict=True):
+    for c, model in zip(configs, models or open_models(configs, device), strict=True):
         if isinstance(model, Clip):
             made.append(ClipListener(model, image_embeddings(
                 model, dataset, c.perception, known=known_classes(model, c)), c))

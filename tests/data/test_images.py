@@ -91,6 +91,8 @@ def test_fingerprint_follows_rows():
     (DataConfig(train=0), "train", False, ["data.train is 0"]),
     (DataConfig(image_size=4), "train", False, ["data.image_size is 4"]),
     (DataConfig(name="folder", path="/no/such"), "train", False, ["/no/such", "not a folder"]),
+    (DataConfig(name="folder", path="~nobody-here/x"), "train", False, ["no home folder ~nobody-here; write"]),
+    (DataConfig(name="hub", path="~nobody-here/x"), "train", False, ["no home folder ~nobody-here"]),
     (DataConfig(name="emoji"), "train", False, ["emoji", "dixit.data.assets"]),
 ])
 def test_bad_requests_are_one_line(config, split, training, parts):

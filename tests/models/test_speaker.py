@@ -9,6 +9,7 @@ import torch
 
 from dixit.common import DixitError
 from dixit.config import SpeakerConfig
+from dixit.models import half
 from dixit.models.decoder import HfDecoder, LlamaDecoder
 from dixit.models.head import TokenLogp
 from dixit.models.llm import load_llm
@@ -269,6 +270,24 @@ def test_no_parameter_of_the_llm_gets_a_gradient(speaker):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in speaker.trained.parameters())
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="a CPU without oneDNN's bfloat16")
+def test_products_by_way_of_float32_are_those_of_bfloat16(settings, monkeypatch):
+    monkeypatch.setattr(half, "PART", 50)  # of the 64 to 256 rows of the tiny LLM's weights
+    monkeypatch.setattr(half, "ROWS", 2)
+    speaker = Speaker(dataclasses.replace(settings, dtype="bfloat16"), PATCHES, WIDTH)
+    tokens, mask, _ = speaker.sample(prefixes(speaker).detach(), draw(20, T))
+    found = []
+    for emulated in False, True:
+        monkeypatch.setattr(half, "EMULATED", emulated)
+        found.append(scored(speaker, tokens, mask))
+        speaker.trained.zero_grad()
+    (logp, gradient), (other, other_gradient) = found
+    torch.testing.assert_close(other, logp, atol=0.1, rtol=0.02)
+    assert float(torch.cosine_similarity(gradient, other_gradient, dim=0)) > 0.99
+    x, weight = draw(5, 64).bfloat16(), draw(128, 64, seed=1).bfloat16()
+    torch.testing.assert_close(half.wide_product(x, weight), x @ weight.t(), atol=0, rtol=0.01)
+
+
 def test_bfloat16_is_close_and_trains_the_same_parameters(settings):
     wide = Speaker(settings, PATCHES, WIDTH)
     half = Speaker(dataclasses.replace(settings, dtype="bfloat16"), PATCHES, WIDTH)
@@ -337,6 +356,22 @@ def test_a_missing_llm_is_one_line(tmp_path):
     with pytest.raises(DixitError) as caught:
         load_llm(str(tmp_path / "nothing"))
     assert "nothing" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_speakers_of_any_prefix_and_length_share_an_llm(settings, speaker):
+    longer = Speaker(dataclasses.replace(settings, prefix=9, max_tokens=20), PATCHES, WIDTH)
+    assert longer.llm is speaker.llm and longer.decoder is speaker.decoder and longer.frozen.positions == 30
+    uniforms = draw(4, 20)
+    tokens, mask, logp = longer.sample(prefixes(longer), uniforms)
+    torch.testing.assert_close(plain_logprobs(longer, prefixes(longer), tokens, mask), logp, atol=1e-4, rtol=1e-4)
+    with pytest.raises(DixitError, match="has 128 positions, but start token, prefix and caption need 141"):
+        Speaker(dataclasses.replace(settings, prefix=120, max_tokens=20), PATCHES, WIDTH)
+
+
+def test_a_caption_ends_before_an_end_token_that_is_not_special(speaker):
+    words = speaker.tokenizer("A red circle.", add_special_tokens=False)["input_ids"]
+    speaker.eos = words[-1]
+    assert speaker.decode(torch.tensor([words]), torch.ones(1, len(words), dtype=torch.bool)) == ["A red circle"]
 
 
 def test_a_device_that_is_not_there_is_one_line(settings):

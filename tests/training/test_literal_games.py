@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dixit.common import DixitError, words
+from dixit.config import load_config
 from dixit.config_checks import CHOICES
 from dixit.data.scenes import WORD_CLASSES
 from dixit.models.listeners import ClipListener
@@ -50,6 +51,17 @@ def test_a_resumed_game_with_a_captioner_equals_the_uninterrupted_one(home, capt
     whole, halves = (load_file(trained_weights(tmp_path / name)) for name in ("whole", "halves"))
     assert len(list((tmp_path / "halves" / "checkpoints").iterdir())) == 2
     assert [key for key in whole if not torch.equal(whole[key], halves[key])] == []
+
+
+def test_a_game_is_not_resumed_with_a_captioner_that_has_trained_on(home, caption_run, train, tmp_path):
+    captioner = Path(shutil.copytree(caption_run, tmp_path / "captioner"))
+    settings = [mixed(captioner, home.clip), f"speaker.init={caption_run}", "heldout=[]", "data.validation=8"]
+    task = train(home.game_config, tmp_path / "run", *settings, "train.steps=1")
+    assert task.listeners[1].captioner.speaker is task.validation_listeners[1].captioner.speaker  # opened once
+    train(home.game_config, tmp_path / "run", *settings, "train.steps=2")
+    train(captioner / "config.yaml", captioner, f"train.steps={2 * load_config(captioner / 'config.yaml').train.steps}")
+    with pytest.raises(DixitError, match=f"the captioner {captioner} has other weights than this game"):
+        train(home.game_config, tmp_path / "run", *settings, "train.steps=3")
 
 
 def test_listeners_compute_in_their_own_precision_whatever_the_training_does(home, caption_run, vlm, train, tmp_path):
