@@ -91,8 +91,8 @@ def test_models_that_cannot_be_used_are_refused(home, folders, tmp_path, tiny):
     with pytest.raises(DixitError, match="cannot use the vision-language model|no processor for images and text"):
         load_vlm(str(tiny.llm))
     for opens in load_vlm, shared_vlm:
-        with pytest.raises(DixitError, match="no home folder ~nobody"):
-            opens("~nobody/x")
+        with pytest.raises(DixitError, match="no home folder ~no-such-user"):
+            opens("~no-such-user/x")
     folder = Path(shutil.copytree(folders["llava"], tmp_path / "llava"))
     weights = load_file(folder / "model.safetensors")
     name = next(key for key in weights if "projector" in key or "layers.1" in key)

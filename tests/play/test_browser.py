@@ -391,6 +391,7 @@ def test_curves_grow_while_a_run_trains(visitor, server):
     assert spoken.locator("td").all_inner_texts() == ["A ring.", f"40 {EVIL}"]
     assert spoken.locator("td.soft").all_inner_texts() == ["A ring."]  # nothing new
     seen = page.locator("#said-rounds section").first
+    until(page, "document.querySelector('#said-rounds td').innerText.startsWith('40 ')")
     assert seen.locator("td").first.inner_text() == f"40 {EVIL}" and seen.locator("meter").count() >= 2
     until(page, "document.querySelector('#said-rounds img').naturalWidth > 0")
     page.locator("#said-step").select_option("30")
