@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dixit.models.half import is_widened, wide_product
+from dixit.models.half import is_widened, product, wide_product
 from dixit.models.head import Head, body_name
 from dixit.models.llm import max_positions
 
@@ -169,8 +169,7 @@ class _PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, across = grads[0], ctx.saved_tensors[0].t()
-        return wide_product(grad, across) if is_widened(grad, across) else F.linear(grad, across), None, None
+        return product(grads[0], ctx.saved_tensors[0].t()), None, None
 
 
 class _Product:

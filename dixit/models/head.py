@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dixit.models.half import is_widened, wide_product
+from dixit.models.half import is_widened, product, wide_product
 
 HEAD_BATCH = 256  # hidden states that are multiplied by the vocabulary at once
 WIDE_BATCH = 32  # of them, those whose logits are in float32 at once
@@ -42,8 +42,7 @@ class TokenLogp(torch.autograd.Function):
         picked, slopes = [], []
         for h, token in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
             narrow = logits[:len(h)]
-            widened = is_widened(h, weight)
-            if widened:
+            if is_widened(h, weight):
                 narrow.copy_(wide_product(h, weight))
             else:
                 torch.mm(h, weight.t(), out=narrow)
@@ -61,8 +60,7 @@ class TokenLogp(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     part.copy_(p)
             if ctx.needs_input_grad[0]:
-                total = wide_product(narrow, weight.t()) if widened else torch.mm(narrow, weight)
-                mean = total / torch.cat(totals).to(weight.dtype)
+                mean = product(narrow, weight.t()) / torch.cat(totals).to(weight.dtype)
                 slopes.append((weight[token] - mean) / temperature)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
