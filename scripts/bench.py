@@ -10,11 +10,12 @@
 is recomputed for every caption, logits of every place are kept, each listener encodes every caption padded to its
 full context. `trl` is GRPOTrainer (LoRA, so that it too leaves the LLM frozen) on a text prompt of K tokens with a
 constant reward, so that it spends no time on listeners. `roofline` is the time the step's arithmetic and
-memory traffic would take at the matrix-product and copy rates measured here, at dixit's dtype.
+memory traffic would take at the copy rate and the best rate of matrix products measured here, at dixit's dtype;
+`roofline at its shapes` takes the rate of the LLM's products with the very weights and rows of the step.
 
 Captions are sampled to their full length T by all (the end token is forbidden), so every variant does the same
 work. Adapter weights are random: speed does not depend on them. Below the table are dixit's speed relative to each
-other variant and the share of the measured matrix-product rate that its update reaches. `--keep CONDITION` keeps the
+other variant and the shares of both matrix-product rates that its update reaches. `--keep CONDITION` keeps the
 figures in eval/results/bench.csv or bench_scaling.csv. Leaves out data loading.
 """
 
@@ -42,6 +43,9 @@ from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, r
 from dixit.config import ListenerConfig, SpeakerConfig  # noqa: E402
 from dixit.data.assets import asset  # noqa: E402
 from dixit.models.clip import build_locked  # noqa: E402
+from dixit.models.decoder import LlamaDecoder  # noqa: E402
+from dixit.models.half import product  # noqa: E402
+from dixit.models.head import HEAD_BATCH  # noqa: E402
 from dixit.models.listeners import ClipListener, score_all  # noqa: E402
 from dixit.models.speaker import Captions, Speaker  # noqa: E402
 from dixit.training import game, policy  # noqa: E402
@@ -209,43 +213,78 @@ def trl_seconds(shape: Shape, llm: str, device: str, steps: int) -> list[dict[st
     return [{"step": seconds} for seconds in times[1:]]
 
 
+def best_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+    """The shortest of several times."""
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
 def machine_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
     """Best of several: FLOP/s of a large matrix product, bytes/s of a large copy (read and write counted)."""
+    where = torch.device(device)
     size = 8192 if device != "cpu" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.empty(2**26 if device == "cpu" else 2**28, device=device)
     target = torch.empty_like(source)
-
-    def best(work: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(7):
-            synchronize(torch.device(device))
-            began = time.perf_counter()
-            work()
-            synchronize(torch.device(device))
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    return {"flops": 2 * size**3 / best(lambda: a @ b), "bytes": 2 * source.nbytes / best(lambda: target.copy_(source))}
+    return {"flops": 2 * size**3 / best_seconds(lambda: a @ b, where),
+            "bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), where)}
 
 
-def roofline(bench: Bench, rates: dict[str, float], float32_flops: float) -> dict[str, float]:
-    """Seconds of each part at the measured rates: max(FLOPs / matmul rate, weight bytes / copy rate).
+@torch.no_grad()
+def rates_at_shapes(bench: Bench) -> dict[str, float]:
+    """FLOP/s of the matrix products of sampling and of the update: the LLM's one after another, with the weights,
+    rows and direction that they have in the step, and nothing in between."""
+    s, llm, decoder = bench.shape, bench.speaker.llm, bench.speaker.decoder
+    head: Any = llm.get_output_embeddings()
+    body: list[Any] = [part for part in llm.modules() if isinstance(part, torch.nn.Linear) and part is not head]
+    if isinstance(decoder, LlamaDecoder):  # which joins products that read the same input
+        head, body = decoder.head, [part for layer in decoder.layers
+                                    for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
 
-    FLOPs are 2 per weight and token forward, as many again for the gradient with respect to the inputs; attention
-    and normalisation are left out. A sampling step must read every weight once.
+    def seconds(parts: list[Any], rows: int, backward: bool = False) -> float:
+        inputs = {width: torch.randn(rows, width, device=bench.device).to(head.weight.dtype)
+                  for part in parts for width in part.weight.shape}
+        return best_seconds(lambda: [product(inputs[len(part.weight)], part.weight.t()) if backward else
+                                     part(inputs[part.weight.shape[1]]) for part in parts], bench.device, 3)
+
+    def flops(parts: list[Any], rows: int) -> int:
+        return 2 * rows * sum(part.weight.numel() for part in parts)
+
+    captions, prompt, tokens = s.B * s.N, s.B * (s.K + 1), s.B * s.N * (s.T - 1)
+    batch = min(HEAD_BATCH, captions * s.T)  # rows that the head takes at once in the update
+    batches = captions * s.T / batch
+    sampling = seconds(body, prompt) + (s.T - 1) * seconds(body, captions) + s.T * seconds([head], captions)
+    update = (seconds(body, tokens) + seconds(body, tokens, backward=True) + seconds(body, prompt, backward=True)
+              + batches * (seconds([head], batch) + seconds([head], batch, backward=True)))
+    once = flops(body, tokens) + flops([head], captions * s.T)
+    return {"sample_flops": (once + flops(body, prompt)) / sampling,
+            "update_flops": (2 * once + flops(body, prompt)) / update}
+
+
+def roofline(bench: Bench, sample_flops: float, update_flops: float, float32_flops: float,
+             bytes_: float) -> dict[str, float]:
+    """Seconds of each part at these rates: max(FLOPs / rate of products, weight bytes / copy rate).
+
+    FLOPs are 2 per weight and token forward, as many again for the gradient with respect to the inputs; the prefix runs
+    forward once, in sampling; attention and normalisation are left out. A sampling step must read every weight once.
     """
     s, llm = bench.shape, bench.speaker.llm
     head = llm.get_output_embeddings().weight
     body = sum(p.numel() for p in llm.parameters()) - head.numel()  # input and output embeddings are one
-    size = head.element_size()
-    captions, prompt = s.B * s.N, s.B * (s.K + 1)
-    once = 2 * (prompt * body + captions * (s.T - 1) * body + captions * s.T * head.numel())
-    sample = max(once / rates["flops"], s.T * (body + head.numel()) * size / rates["bytes"])
+    captions = s.B * s.N
+    prefix = 2 * s.B * (s.K + 1) * body
+    once = 2 * (captions * (s.T - 1) * body + captions * s.T * head.numel())
+    sample = max((prefix + once) / sample_flops, s.T * (body + head.numel()) * head.element_size() / bytes_)
     text = sum(p.numel() for n, p in bench.clip.model.text.transformer.named_parameters() if "embeddings" not in n)
     score = 2 * captions * s.T * text / float32_flops
     adapter = sum(p.numel() for p in bench.speaker.trained.parameters())
-    seconds = {"sample": sample, "score": score, "update": 2 * once / rates["flops"],
+    seconds = {"sample": sample, "score": score, "update": (2 * once + prefix) / update_flops,
                "adapter": 3 * 2 * s.B * (s.K + 64) * adapter / 2 / float32_flops}
     return seconds | {"step": sum(seconds.values())}
 
@@ -317,7 +356,8 @@ def keep(condition: str, results: dict[str, Any], folder: Path = RESULTS) -> Non
         rows += rows_of(cell, name, parts | {
             "step/relative": parts["step"] / results["seconds"]["dixit"]["step"],
             **{f"every_step/{number}": seconds for number, seconds in enumerate(steps.get(name, []))}})
-    rows += rows_of(cell, "dixit", {"update/share_of_matmul_rate": results["update_share_of_matmul_rate"]})
+    rows += rows_of(cell, "dixit", {"update/share_of_matmul_rate": results["update_share_of_matmul_rate"],
+                                    "update/share_of_rate_at_shapes": results["update_share_of_rate_at_shapes"]})
     put(cell, rows + rows_of(cell, "machine", results["rates"]), folder)
 
 
@@ -391,24 +431,29 @@ def main() -> None:
         return
     if arguments.trl:
         rows["trl"] = median_parts(trl_seconds(shape, arguments.llm, arguments.device, arguments.repeats))
-    rates = machine_rates(getattr(torch, arguments.dtype), arguments.device)
-    float32_flops = machine_rates(torch.float32, arguments.device)["flops"]
-    rows["roofline"] = roofline(benches["dixit"], rates, float32_flops)
+    rates = machine_rates(getattr(torch, arguments.dtype), arguments.device) | rates_at_shapes(benches["dixit"])
+    rates["float32_flops"] = float32 = machine_rates(torch.float32, arguments.device)["flops"]
+    rows["roofline"] = roofline(benches["dixit"], rates["flops"], rates["flops"], float32, rates["bytes"])
+    rows["roofline at its shapes"] = roofline(benches["dixit"], rates["sample_flops"], rates["update_flops"], float32,
+                                              rates["bytes"])
     for name in variants:
         rows[name]["peak_gb"] = run_alone(name, shape, arguments)["peak_gb"]
     print_rows(rows, shape.B * shape.N)
     faster = {name: row["step"] / rows["dixit"]["step"] for name, row in rows.items()
-              if name not in ("dixit", "roofline")}
-    share = rows["roofline"]["update"] / rows["dixit"]["update"]
+              if name != "dixit" and "roofline" not in name}
+    share, own_share = (rows[name]["update"] / rows["dixit"]["update"] for name in rows if "roofline" in name)
     print("dixit's step is " + ", ".join(f"{ratio:.1f} times as fast as {name}'s" for name, ratio in faster.items())
-          + f"; its update reaches {share:.0%} of the measured rate of matrix products ({arguments.dtype})")
-    print(f"matrix products {rates['flops'] / 1e9:.0f} GFLOP/s ({arguments.dtype}), {float32_flops / 1e9:.0f} "
-          f"(float32); copies {rates['bytes'] / 1e9:.1f} GB/s; {torch.get_num_threads()} threads")
+          + f"; its update reaches {share:.0%} of the best rate of matrix products ({arguments.dtype}) and "
+          f"{own_share:.0%} of their rate at its own shapes")
+    print(f"matrix products {rates['flops'] / 1e9:.0f} GFLOP/s ({arguments.dtype}) at best, "
+          f"{rates['sample_flops'] / 1e9:.0f} at the shapes of sampling, {rates['update_flops'] / 1e9:.0f} at those of "
+          f"the update, {float32 / 1e9:.0f} in float32 at best; copies {rates['bytes'] / 1e9:.1f} GB/s; "
+          f"{torch.get_num_threads()} threads")
     results = {
         "command": command_line(), "commit": git_commit(), "shape": dataclasses.asdict(shape),
         "dtype": arguments.dtype, "device": arguments.device, "threads": torch.get_num_threads(),
-        "compile": arguments.compile, "rates": {**rates, "float32_flops": float32_flops}, "seconds": rows,
-        "times_as_fast_as": faster, "update_share_of_matmul_rate": share,
+        "compile": arguments.compile, "rates": rates, "seconds": rows,
+        "times_as_fast_as": faster, "update_share_of_matmul_rate": share, "update_share_of_rate_at_shapes": own_share,
         "every_step": {name: [run["step"] for run in found] for name, found in runs.items()}}
     write_json(arguments.out / "bench.json", results)
     if arguments.keep:

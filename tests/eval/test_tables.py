@@ -89,7 +89,8 @@ def test_a_bench_is_kept_with_its_ratios(tmp_path):
     parts = {"dixit": {"sample": 1.0, "step": 2.0, "peak_gb": 1.5}, "trl": {"step": 7.0}}
     bench.keep("here", {"command": "python scripts/bench.py", "commit": "abc", "shape": {"B": 8, "N": 4},
                         "dtype": "bfloat16", "device": "cpu", "threads": 2, "compile": "auto", "rates": {"flops": 4e11},
-                        "seconds": parts, "update_share_of_matmul_rate": 0.68, "every_step": {"dixit": [1.9, 2.1]}},
+                        "seconds": parts, "update_share_of_matmul_rate": 0.68,
+                        "update_share_of_rate_at_shapes": 0.8, "every_step": {"dixit": [1.9, 2.1]}},
                tmp_path)
     assert look_up("bench", "here", "", "trl", "step/relative", folder=tmp_path) == 3.5
     assert look_up("bench", "here", "", "dixit", "every_step/1", folder=tmp_path) == 2.1
