@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from dixit.common import DixitError, rng
 from dixit.config import Config
-from dixit.models.clip import digest
+from dixit.models.clip import Clip, digest
 from dixit.models.features import prefetch
 from dixit.models.listeners import ClipListener, Listener, score_all
 from dixit.models.speaker import Prefilled
+from dixit.models.vlm import Vlm
 from dixit.training import game, policy, said
 from dixit.training.audiences import Audience
 from dixit.training.baselines import EVERYONE, Baselines
@@ -57,8 +58,8 @@ class GameTask(Task):
                                  f"of the {split} split")
         self.listeners = make_listeners(config.listeners, self.data, device, models)
         self.validation_listeners = make_listeners(config.listeners, self.validation, device, models)
-        self.captioners = {c.model: digest(model.speaker.trained)
-                           for c, model in zip(config.listeners, models, strict=True) if isinstance(model, LoadedRun)}
+        self.models = {c.model or c.clip: digest(_module(model))
+                       for c, model in zip(config.listeners, models, strict=True) if model is not None}
         del heldout
         for listener, other in zip(self.listeners, self.validation_listeners, strict=True):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
@@ -299,19 +300,24 @@ class GameTask(Task):
         means = self.baselines.means
         return {"baseline": means.get(EVERYONE),
                 "audience_baselines": {audience: mean for audience, mean in means.items() if audience != EVERYONE},
-                "text_maps": [None if m is None else m.tolist() for m in maps], "captioners": self.captioners}
+                "text_maps": [None if m is None else m.tolist() for m in maps], "models": self.models}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for model, weights in state.get("captioners", {}).items():  # earlier versions wrote none
-            if self.captioners.get(model) != weights:
-                raise DixitError(f"the captioner {model} has other weights than this game has been trained with; put "
-                                 "them back, or start again with out= of another folder")
+        for model, weights in state.get("models", {}).items():  # earlier versions wrote none
+            if self.models.get(model) != weights:
+                raise DixitError(f"the listeners' model {model} has other weights than this game has been trained "
+                                 "with; put them back, or start again with out= of another folder")
         self.baselines.means = dict(state.get("audience_baselines", {}))  # earlier versions wrote none
         if state["baseline"] is not None:
             self.baselines.means[EVERYONE] = state["baseline"]
         for listener, saved in zip(self.listeners, state["text_maps"], strict=True):
             if isinstance(listener, ClipListener) and listener.text_map is not None:
                 listener.text_map.copy_(torch.tensor(saved))
+
+
+def _module(model: Clip | LoadedRun | Vlm) -> nn.Module:
+    """The part of a listener's model that differs from those of its name: of a captioner what was trained."""
+    return model.speaker.trained if isinstance(model, LoadedRun) else model.model
 
 
 TASKS: dict[str, Callable[[Config, Accelerator], Task]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dixit.common import DixitError, words
 from dixit.config import load_config
@@ -60,8 +60,20 @@ def test_a_game_is_not_resumed_with_a_captioner_that_has_trained_on(home, captio
     assert task.listeners[1].captioner.speaker is task.validation_listeners[1].captioner.speaker  # opened once
     train(home.game_config, tmp_path / "run", *settings, "train.steps=2")
     train(captioner / "config.yaml", captioner, f"train.steps={2 * load_config(captioner / 'config.yaml').train.steps}")
-    with pytest.raises(DixitError, match=f"the captioner {captioner} has other weights than this game"):
+    with pytest.raises(DixitError, match=f"the listeners' model {captioner} has other weights than this game"):
         train(home.game_config, tmp_path / "run", *settings, "train.steps=3")
+
+
+def test_a_game_is_not_resumed_with_a_vision_language_model_of_other_weights(home, caption_run, vlm, train, tmp_path):
+    folder = Path(shutil.copytree(vlm, tmp_path / "vlm"))
+    settings = [mixed(caption_run, home.clip, folder), f"speaker.init={caption_run}", "heldout=[]", "data.validation=8"]
+    train(home.game_config, tmp_path / "run", *settings, "train.steps=1")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(key for key in sorted(weights) if key.endswith("q_proj.weight"))
+    save_file(weights | {name: weights[name] * 1.01}, path, {"format": "pt"})
+    with pytest.raises(DixitError, match=f"the listeners' model {folder} has other weights than this game"):
+        train(home.game_config, tmp_path / "run", *settings, "train.steps=2")
 
 
 def test_listeners_compute_in_their_own_precision_whatever_the_training_does(home, caption_run, vlm, train, tmp_path):
