@@ -31,6 +31,7 @@ from dixit.common import DixitError, expand_home
 from dixit.config_perception import perception_label
 from dixit.data.images import load, open_data, open_image, pixels
 from dixit.models.clip import Clip, load_clip
+from dixit.models.listeners import ClipListener
 from dixit.models.perception import perceive
 from dixit.play.explain import (
     ScoredCaptions,
@@ -113,10 +114,7 @@ class Demo:
         """Print the captions of the last round and the selected listeners' responses to them."""
         assert self.images is not None
         configs = [self.all_listeners[i] for i in self.selected]
-        for i in self.selected:
-            if i not in self.clips:
-                self.clips[i] = load_clip(self.all_listeners[i].clip, self.all_listeners[i].pretrained)
-        listeners = make_clip_listeners(self.images, configs, [self.clips[i] for i in self.selected])
+        listeners: list[ClipListener] = []
         target = self.images[:1].float() / 255
         seen = dict.fromkeys(["colour", *[c.perception for c in configs]])
         self.show("target", [perceive(target, perception)[0] for perception in seen], 24)
@@ -127,7 +125,9 @@ class Demo:
             (caption, probability), *more = [(" ".join(text.split()), p) for text, p in rows[0]]  # each on one line
             print(f"\n{speaker} speaker: {caption}   (probability {probability:.2g})")
             for text, p in more:
-                print(f"  also sampled: {text}   ({p:.2g})")
+                print(f"  also sampled: {text}   ({p:.2g})", flush=True)
+            if not listeners:  # they take a while: the first captions are read meanwhile
+                listeners = make_clip_listeners(self.images, configs, [self.clip(i) for i in self.selected])
             for i, listener in zip(self.selected, listeners, strict=True):
                 response = listener_response(listener, caption, torch.arange(len(self.images)))
                 pick = response["pick"]
@@ -137,6 +137,12 @@ class Demo:
                     print(f"    {self.labels[place]:<{width}} {'#' * round(BAR * belief):<{BAR}} {belief:.2f}")
                 largest = sorted(response["words"], key=lambda pair: -abs(pair[1]))[:4]
                 print("    words: " + "  ".join(f"{word} {effect:+.2f}" for word, effect in largest))
+
+    def clip(self, i: int) -> Clip:
+        """The CLIP of the i-th listener."""
+        if i not in self.clips:
+            self.clips[i] = load_clip(self.all_listeners[i].clip, self.all_listeners[i].pretrained)
+        return self.clips[i]
 
     def show(self, name: str, views: list[torch.Tensor], columns: int) -> None:
         """Show images side by side, each `columns` wide if there is room; as a file if the terminal cannot show them.
