@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,27 +75,6 @@ def test_audiences_are_kept_by_audience_and_over_audiences(tmp_path):
     assert found("", "heldout/unseen: 16 picks", "low") == 0.2 and found("", "training/unseen: 16 picks", "n") == 100
     assert found("", "training/64 picks over specialists") == 0.9
     assert not find(read_rows(tmp_path / "audiences.csv"), figure="heldout/gap/all / colours")
-
-
-def test_a_bench_is_kept_with_its_ratios(tmp_path):
-    path = Path(__file__).parents[2] / "scripts" / "bench.py"
-    spec = importlib.util.spec_from_file_location("bench", path)
-    bench = importlib.util.module_from_spec(spec)
-    sys.modules["bench"] = bench  # dataclasses look their module up
-    spec.loader.exec_module(bench)
-    parts = {"dixit": {"sample": 1.0, "step": 2.0, "peak_gb": 1.5}, "trl": {"step": 7.0}}
-    bench.keep("here", {"command": "python scripts/bench.py", "commit": "abc", "shape": {"B": 8, "N": 4},
-                        "dtype": "bfloat16", "device": "cpu", "threads": 2, "compile": "auto", "rates": {"flops": 4e11},
-                        "seconds": parts, "update_share_of_matmul_rate": 0.68,
-                        "update_share_of_rate_at_shapes": 0.8, "every_step": {"dixit": [1.9, 2.1]}},
-               tmp_path)
-    assert look_up("bench", "here", "", "trl", "step/relative", folder=tmp_path) == 3.5
-    assert look_up("bench", "here", "", "dixit", "every_step/1", folder=tmp_path) == 2.1
-    assert look_up("bench", "here", "", "machine", "flops", folder=tmp_path) == 4e11
-    assert find_cell("bench", "here", "", tmp_path).note == "B=8, N=4, bfloat16, cpu, 2 threads, compile auto"
-    bench.keep_scaling("here", {"command": "python scripts/bench.py --scaling", "commit": "abc", "shape": {"B": 2},
-                                "seconds": {"N": [{"N": 2, "step": 1.0}, {"N": 4, "step": 1.5}]}}, tmp_path)
-    assert look_up("bench_scaling", "here", "", "dixit", "N=4/step/relative", folder=tmp_path) == 1.5
 
 
 def test_rows_of_another_cell_are_refused(tmp_path):
