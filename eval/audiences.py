@@ -45,7 +45,7 @@ from dixit.models.features import patch_features
 from dixit.models.listeners import score_all
 from dixit.training import audiences, continual, game
 from dixit.training.candidates import draw_candidates
-from dixit.training.runs import LoadedRun, load_run, make_listeners, patch_batch
+from dixit.training.runs import LoadedRun, load_run, make_listeners, open_models, patch_batch
 
 from .evaluate import dataset_of
 from .metrics import bootstrap
@@ -97,8 +97,10 @@ def measure_gaps(run: LoadedRun, dataset: Dataset, validation: Dataset,
     everyone, count = np.arange(len(dataset)), len(dataset)
     groups = heldout_counterparts(config)
     pools = draw_candidates(everyone, everyone, config.game.candidates, "eval", config.eval.seed)
-    listeners = {name: make_listeners(group, dataset, run.speaker.device) for name, group in groups.items()}
-    choosing = make_listeners(config.listeners, validation, run.speaker.device)
+    device = run.speaker.device
+    models = {name: open_models(group, device) for name, group in groups.items()}
+    listeners = {name: make_listeners(group, dataset, device, models[name]) for name, group in groups.items()}
+    choosing = make_listeners(groups["training"], validation, device, models["training"])
     observed = audiences.hits_by_attribute(choosing, run.eyes, validation, config.game.candidates, "eval",
                                            config.eval.seed)
     names = [*config.audiences, *config.unseen]
