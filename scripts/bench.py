@@ -236,6 +236,17 @@ def machine_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
             "bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), where)}
 
 
+def step_flops(s: Shape, body: int, head: int) -> tuple[int, int]:
+    """FLOPs of sampling and of the update, for so many weights in the LLM's body and head.
+
+    2 per weight and token forward, as many again for the gradient with respect to the inputs; the prefix runs forward
+    once, in sampling.
+    """
+    captions, prefix = s.B * s.N, 2 * s.B * (s.K + 1) * body
+    once = 2 * captions * ((s.T - 1) * body + s.T * head)
+    return prefix + once, 2 * once + prefix
+
+
 @torch.no_grad()
 def rates_at_shapes(bench: Bench) -> dict[str, float]:
     """FLOP/s of the matrix products of sampling and of the update: the LLM's one after another, with the weights,
@@ -253,38 +264,32 @@ def rates_at_shapes(bench: Bench) -> dict[str, float]:
         return best_seconds(lambda: [product(inputs[len(part.weight)], part.weight.t()) if backward else
                                      part(inputs[part.weight.shape[1]]) for part in parts], bench.device, 3)
 
-    def flops(parts: list[Any], rows: int) -> int:
-        return 2 * rows * sum(part.weight.numel() for part in parts)
-
     captions, prompt, tokens = s.B * s.N, s.B * (s.K + 1), s.B * s.N * (s.T - 1)
     batch = min(HEAD_BATCH, captions * s.T)  # rows that the head takes at once in the update
     batches = captions * s.T / batch
     sampling = seconds(body, prompt) + (s.T - 1) * seconds(body, captions) + s.T * seconds([head], captions)
     update = (seconds(body, tokens) + seconds(body, tokens, backward=True) + seconds(body, prompt, backward=True)
               + batches * (seconds([head], batch) + seconds([head], batch, backward=True)))
-    once = flops(body, tokens) + flops([head], captions * s.T)
-    return {"sample_flops": (once + flops(body, prompt)) / sampling,
-            "update_flops": (2 * once + flops(body, prompt)) / update}
+    sample_flops, update_flops = step_flops(s, sum(part.weight.numel() for part in body), head.weight.numel())
+    return {"sample_flops": sample_flops / sampling, "update_flops": update_flops / update}
 
 
 def roofline(bench: Bench, sample_flops: float, update_flops: float, float32_flops: float,
              bytes_: float) -> dict[str, float]:
     """Seconds of each part at these rates: max(FLOPs / rate of products, weight bytes / copy rate).
 
-    FLOPs are 2 per weight and token forward, as many again for the gradient with respect to the inputs; the prefix runs
-    forward once, in sampling; attention and normalisation are left out. A sampling step must read every weight once.
+    FLOPs are those of `step_flops`; attention and normalisation are left out. A sampling step must read every weight
+    once.
     """
     s, llm = bench.shape, bench.speaker.llm
     head = llm.get_output_embeddings().weight
     body = sum(p.numel() for p in llm.parameters()) - head.numel()  # input and output embeddings are one
-    captions = s.B * s.N
-    prefix = 2 * s.B * (s.K + 1) * body
-    once = 2 * (captions * (s.T - 1) * body + captions * s.T * head.numel())
-    sample = max((prefix + once) / sample_flops, s.T * (body + head.numel()) * head.element_size() / bytes_)
+    sampling, update = step_flops(s, body, head.numel())
+    sample = max(sampling / sample_flops, s.T * (body + head.numel()) * head.element_size() / bytes_)
     text = sum(p.numel() for n, p in bench.clip.model.text.transformer.named_parameters() if "embeddings" not in n)
-    score = 2 * captions * s.T * text / float32_flops
+    score = 2 * s.B * s.N * s.T * text / float32_flops
     adapter = sum(p.numel() for p in bench.speaker.trained.parameters())
-    seconds = {"sample": sample, "score": score, "update": (2 * once + prefix) / update_flops,
+    seconds = {"sample": sample, "score": score, "update": update / update_flops,
                "adapter": 3 * 2 * s.B * (s.K + 64) * adapter / 2 / float32_flops}
     return seconds | {"step": sum(seconds.values())}
 
