@@ -58,8 +58,9 @@ class GameTask(Task):
                                  f"of the {split} split")
         self.listeners = make_listeners(config.listeners, self.data, device, models)
         self.validation_listeners = make_listeners(config.listeners, self.validation, device, models)
-        self.models = {c.model or c.clip: digest(_module(model))
-                       for c, model in zip(config.listeners, models, strict=True) if model is not None}
+        named = {f"{c.model or c.clip} {c.pretrained}".strip(): model
+                 for c, model in zip(config.listeners, models, strict=True) if model is not None}
+        self.models = {name: digest(_module(model)) for name, model in named.items()}  # each once
         del heldout
         for listener, other in zip(self.listeners, self.validation_listeners, strict=True):
             if isinstance(listener, ClipListener) and isinstance(other, ClipListener):
