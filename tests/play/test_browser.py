@@ -214,7 +214,7 @@ def test_a_whole_game_against_three_agents(visitor):
     assert {"submit", "vote", "tell", "result"} <= set(moves)
     keep(page, "over")
     begin(page)
-    until(page, "document.querySelector('#players b').innerText === '0'")
+    until(page, "document.querySelector('#players b')?.innerText === '0'")
     assert phase(page) == "submit"
 
 
@@ -391,11 +391,11 @@ def test_curves_grow_while_a_run_trains(visitor, server):
     assert spoken.locator("td").all_inner_texts() == ["A ring.", f"40 {EVIL}"]
     assert spoken.locator("td.soft").all_inner_texts() == ["A ring."]  # nothing new
     seen = page.locator("#said-rounds section").first
-    until(page, "document.querySelector('#said-rounds td').innerText.startsWith('40 ')")
+    until(page, "document.querySelector('#said-rounds td')?.innerText.startsWith('40 ')")
     assert seen.locator("td").first.inner_text() == f"40 {EVIL}" and seen.locator("meter").count() >= 2
-    until(page, "document.querySelector('#said-rounds img').naturalWidth > 0")
+    until(page, "document.querySelector('#said-rounds img')?.naturalWidth > 0")
     page.locator("#said-step").select_option("30")
-    until(page, "document.querySelector('#said-rounds td').innerText.startsWith('30 ')")
+    until(page, "document.querySelector('#said-rounds td')?.innerText.startsWith('30 ')")
     before = page.locator("#charts polyline").last.get_attribute("points")
     write(range(41, 61))
     until(page, "document.getElementById('progress').innerText.includes('live: step 60 ')")  # by itself
