@@ -176,6 +176,25 @@ def test_a_new_probe_is_one_new_file(tmp_path, monkeypatch):
         run_probe("ocs", 1, tmp_path / "bad", on="speaker", salt="x")
 
 
+def test_runs_with_salts_are_counted_on_one_page(tmp_path, monkeypatch):
+    """Each is a row, and replaces an earlier one of the same salt; the probe's own page stays as it is."""
+    (tmp_path / "decay.py").write_text(PROBE)
+    monkeypatch.setattr(eval.dynamics, "__path__", [*eval.dynamics.__path__, str(tmp_path)])
+    for salt in ("x", "y"):
+        run_probe("decay", 2, tmp_path / salt, salt=salt)
+    results = json.loads((tmp_path / "y/results.json").read_text())
+    results["claims"].append(results["claims"][0] | {"claim": "rate, later", "holds": False})
+    (tmp_path / "y/results.json").write_text(json.dumps(results))
+    place = tmp_path / "place"
+    report([tmp_path / "x", tmp_path / "y", tmp_path / "x"], place)
+    page = (place / "docs/dynamics/salts.md").read_text()
+    assert "| decay | 2 | 3 | 66.7% | rate, later (1) |" in page and "| all | 2 | 3 | 66.7% |  |" in page
+    assert not (place / "docs/dynamics/decay.md").exists()
+    run_probe("decay", 2, tmp_path / "other", salt="x", overrides=("rate=1.001",))
+    with pytest.raises(DixitError, match="default"):
+        report([tmp_path / "other"], place)
+
+
 def test_pages_are_generated_from_the_tables():
     """If this fails: python -m eval.dynamics report."""
     generated = pages(ROOT)
