@@ -155,17 +155,21 @@ def _rms_norm(x: Float[Tensor, "S t D"], weight: Float[Tensor, "D"], epsilon: fl
     return F.rms_norm(x, weight.shape, weight, epsilon)  # fewer operations
 
 
+def _packed_product(x: Float[Tensor, "*n D"], weight: Float[Tensor, "E D"], packed: Tensor) -> Float[Tensor, "*n E"]:
+    """x @ weight.T with a weight in oneDNN's own layout, or in float32 (half.py)."""
+    if is_widened(x, weight):
+        return wide_product(x, weight)
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
 class _PackedProduct(torch.autograd.Function):
-    """x @ weight.T with a weight in oneDNN's own layout, or in float32 (half.py); the gradient to x alone, by the plain
-    weight."""
+    """`_packed_product` with the gradient to x alone, by the plain weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(weight)
-        if is_widened(x, weight):
-            return wide_product(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        return _packed_product(x, weight, packed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -197,7 +201,8 @@ class _Product:
     def __call__(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
         if self.packed is None:
             return F.linear(x, self.weight)
-        return _PackedProduct.apply(x, self.weight, self.packed)
+        run = _PackedProduct.apply if torch.is_grad_enabled() else _packed_product
+        return run(x, self.weight, self.packed)
 
 
 class _Layer:
@@ -229,7 +234,8 @@ class _StaticCache:
 
     def __init__(self, decoder: LlamaDecoder, captions: int, room: int):
         embed = decoder.embed
-        self.keys_values = embed.new_zeros(2, len(decoder.layers), captions, decoder.heads, room, decoder.head_dim)
+        shape = 2, len(decoder.layers), captions, decoder.heads, room, decoder.head_dim
+        self.keys_values = decoder.cos.new_zeros(shape)
         self.tokens = torch.zeros(captions, 1, dtype=torch.long, device=embed.device)
         self.position = torch.zeros(1, dtype=torch.long, device=embed.device)  # of the next token
         self.positions = torch.arange(room, device=embed.device)
@@ -288,9 +294,12 @@ class LlamaDecoder:
         self.head_dim = model.layers[0].self_attn.head_dim
         # No more than the limit, beyond which rotary_emb may take other frequencies for all positions.
         count = min(max(POSITIONS, positions), max_positions(config) or POSITIONS)
-        cos, sin = model.rotary_emb(self.embed[:1, None], torch.arange(count, device=self.embed.device)[None])
-        half = self.head_dim // 2
-        self.cos, self.sin = cos[0, :, None, :half], sin[0, :, None, :half]  # (positions, 1, d/2)
+        # On a CPU attention is in float32: its small products in bfloat16 take three times as long there.
+        dtype = torch.float32 if self.embed.device.type == "cpu" else self.embed.dtype
+        cos, sin = model.rotary_emb(self.embed[:1, None].to(dtype), torch.arange(count, device=self.embed.device)[None])
+        sign = torch.ones_like(sin[0, 0])
+        sign[:self.head_dim // 2] = -1
+        self.cos, self.sin = cos[0, :, None], sin[0, :, None] * sign  # (positions, 1, d)
         on_gpu = self.embed.device.type == "cuda"
         self.static = on_gpu and compile != "no"
         self.static_caches: dict[tuple[int, int], _StaticCache] = {}
@@ -315,28 +324,25 @@ class LlamaDecoder:
         short.layers, short.project, short.attend = self.layers[:layers], self._project, self._attend
         return short
 
-    def _project(self, layer: _Layer, x: Float[Tensor, "S t D"], cos: Float[Tensor, "*rows t 1 half"],
-                 sin: Float[Tensor, "*rows t 1 half"]) -> tuple[Tensor, Tensor, Tensor]:
-        """A layer's queries (S, H, G*t, d), and keys and values (S, H, t, d) of the new tokens."""
+    def _project(self, layer: _Layer, x: Float[Tensor, "S t D"], cos: Float[Tensor, "*rows t 1 d"],
+                 sin: Float[Tensor, "*rows t 1 d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's queries (S*H, G*t, d), and keys and values (S, H, t, d) of the new tokens."""
         s, t, _ = x.shape
         h, g, d = self.heads, self.groups, self.head_dim
-        mixed = layer.qkv(_rms_norm(x, layer.norms[0], self.epsilon)).view(s, t, -1, d)
-        left, right = mixed[:, :, :-h].chunk(2, -1)  # of queries and keys
-        turned = torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
-        query = turned[:, :, :-h].unflatten(2, (h, g)).permute(0, 2, 3, 1, 4).reshape(s, h, g * t, d)
+        mixed = layer.qkv(_rms_norm(x, layer.norms[0], self.epsilon)).to(self.cos.dtype).view(s, t, -1, d)
+        turned = mixed[:, :, :-h]  # queries and keys
+        turned = torch.addcmul(turned * cos, turned.roll(d // 2, -1), sin)
+        query = turned[:, :, :-h].unflatten(2, (h, g)).permute(0, 2, 3, 1, 4).reshape(s * h, g * t, d)
         return query, turned[:, :, -h:].transpose(1, 2), mixed[:, :, -h:].transpose(1, 2)
 
-    def _attend(self, layer: _Layer, x: Float[Tensor, "S t D"], query: Float[Tensor, "S H Gt d"],
+    def _attend(self, layer: _Layer, x: Float[Tensor, "S t D"], query: Float[Tensor, "SH Gt d"],
                 key: Float[Tensor, "S H p d"], value: Float[Tensor, "S H p d"],
-                mask: Float[Tensor, "*rows t p"] | None) -> Float[Tensor, "S t D"]:
+                mask: Float[Tensor, "*SH *Gt p"]) -> Float[Tensor, "S t D"]:
         """A layer's output, from its queries and all keys and values."""
         s, t, _ = x.shape
-        g = self.groups
-        scores = query @ key.transpose(2, 3) * self.head_dim**-0.5
-        if mask is not None:
-            scores = (scores.unflatten(2, (g, t)) + mask).flatten(2, 3)
-        attended = scores.softmax(-1, dtype=torch.float32).to(x.dtype) @ value
-        attended = attended.unflatten(2, (g, t)).permute(0, 3, 1, 2, 4).reshape(s, t, -1)
+        scores = torch.baddbmm(mask, query, key.flatten(0, 1).transpose(1, 2), alpha=self.head_dim**-0.5)
+        attended = (scores.softmax(-1) @ value.flatten(0, 1)).to(x.dtype)  # softmax sums in float32
+        attended = attended.view(s, self.heads, self.groups, t, -1).permute(0, 3, 1, 2, 4).reshape(s, t, -1)
         x = x + layer.out(attended)
         gate, up = layer.gate_up(_rms_norm(x, layer.norms[1], self.epsilon)).chunk(2, -1)
         return x + layer.down(F.silu(gate) * up)
@@ -344,7 +350,7 @@ class LlamaDecoder:
     def _forward(self, x: Float[Tensor, "S t D"], cache: _Cache | _StaticCache | None,
                  tree: Tree | None = None) -> tuple[Float[Tensor, "S t D"], list]:
         """Hidden states of the new tokens, and the keys and values of every layer."""
-        t, mask = x.shape[1], None
+        t, lowest = x.shape[1], torch.finfo(self.cos.dtype).min
         if isinstance(cache, _StaticCache):
             positions, own = cache.positions, cache.position
             cos, sin = self.cos.index_select(0, own), self.sin.index_select(0, own)
@@ -356,11 +362,15 @@ class LlamaDecoder:
         if tree is not None:
             assert isinstance(cache, _Cache)
             cos, sin = self.cos[past + tree.depth], self.sin[past + tree.depth]
-            mask = x.new_zeros(len(x), 1, 1, t, past + t)
-            mask[..., past:].masked_fill_(~tree.sees[:, None, None], torch.finfo(x.dtype).min)
+            mask = self.cos.new_zeros(len(x), t, past + t)
+            mask[..., past:].masked_fill_(~tree.sees, lowest)
+            mask = mask[:, None, None].expand(-1, self.heads, self.groups, -1, -1)
+            mask = mask.reshape(-1, self.groups * t, past + t)
         elif t > 1 or isinstance(cache, _StaticCache):  # a new token sees itself and what is before it
-            mask = torch.zeros(t, len(positions), dtype=x.dtype, device=x.device).masked_fill_(
-                positions > own[:, None], torch.finfo(x.dtype).min)
+            mask = self.cos.new_zeros(t, len(positions)).masked_fill_(positions > own[:, None], lowest)
+            mask = mask.repeat(self.groups, 1)
+        else:
+            mask = self.cos.new_zeros(1)
         # All layers at once: the gradient of picking one layer is as large as the whole cache.
         before = [part.unbind(0) for part in cache.keys_values.unbind(0)] if cache and torch.is_grad_enabled() else []
         made = []
