@@ -6,7 +6,8 @@
     python scripts/bench.py --profile            # where the time goes: a table, and trace.json for a trace viewer
     python scripts/bench.py --device cuda --B 64 --N 8 --repeats 10    # on a GPU; there layers are compiled too
 
-`dixit` is this project. `hf float32` and `hf bfloat16` are Hugging Face `generate` and a plain update: the prefix
+`dixit` is this project, `dixit, any LLM` the decoder that it has for families other than Llama's, on the same LLM.
+`hf float32` and `hf bfloat16` are Hugging Face `generate` and a plain update: the prefix
 is recomputed for every caption, logits of every place are kept, each listener encodes every caption padded to its
 full context. `trl` is GRPOTrainer (LoRA, so that it too leaves the LLM frozen) on a text prompt of K tokens with a
 constant reward, so that it spends no time on listeners. `roofline` is the time the step's arithmetic and
@@ -43,7 +44,7 @@ from dixit.common import DixitError, command_line, git_commit, peak_memory_gb, r
 from dixit.config import ListenerConfig, SpeakerConfig  # noqa: E402
 from dixit.data.assets import asset  # noqa: E402
 from dixit.models.clip import build_locked  # noqa: E402
-from dixit.models.decoder import LlamaDecoder  # noqa: E402
+from dixit.models.decoder import HfDecoder, LlamaDecoder  # noqa: E402
 from dixit.models.half import product  # noqa: E402
 from dixit.models.head import HEAD_BATCH  # noqa: E402
 from dixit.models.listeners import ClipListener, score_all  # noqa: E402
@@ -51,6 +52,8 @@ from dixit.models.speaker import Captions, Speaker  # noqa: E402
 from dixit.training import game, policy  # noqa: E402
 from eval.commands import add_keep_option  # noqa: E402
 from eval.tables import RESULTS, Cell, put, rows_of  # noqa: E402
+
+VARIANTS = "dixit", "dixit, any LLM", "hf float32", "hf bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +79,14 @@ def synchronize(device: torch.device) -> None:
 class Bench:
     """A step of the game on random patches and real pretrained models."""
 
-    def __init__(self, shape: Shape, llm: str, dtype: str, device: str, compile: str = "auto"):
+    def __init__(self, shape: Shape, llm: str, dtype: str, device: str, compile: str = "auto", general: bool = False):
         self.shape, self.device = shape, torch.device(device)
         config = SpeakerConfig(llm=llm, prefix=shape.K, max_tokens=shape.T, width=shape.width, dtype=dtype,
                                compile=compile)
         self.speaker = Speaker(config, 64, 512, device=device)
         self.speaker.eos = -1  # never drawn: captions have their full length
+        if general:
+            self.speaker.decoder = HfDecoder(self.speaker.llm)
         self.optimizer = torch.optim.AdamW(self.speaker.trained.parameters(), lr=1e-6)
         self.clip = build_locked("lite0", device=device)
         images = F.normalize(torch.randn(shape.images, 256), dim=1)
@@ -389,7 +394,7 @@ def main() -> None:
     parser.add_argument("--trl", action="store_true", help="also time TRL's GRPO trainer")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--only", choices=("dixit", "hf float32", "hf bfloat16"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     add_keep_option(parser)
     arguments = parser.parse_args()
     shape = Shape(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Shape)})
@@ -414,19 +419,20 @@ def main() -> None:
             keep_scaling(arguments.keep, results)
         return
 
-    variants = [arguments.only] if arguments.only else ["dixit", "hf float32", "hf bfloat16"]
+    variants = [arguments.only] if arguments.only else list(VARIANTS)
     benches: dict[str, Bench] = {}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for name in variants:
-        if name == "dixit":
-            benches[name] = Bench(shape, arguments.llm, arguments.dtype, arguments.device, arguments.compile)
+        if name.startswith("dixit"):
+            benches[name] = Bench(shape, arguments.llm, arguments.dtype, arguments.device, arguments.compile,
+                                  general=name != "dixit")
         else:
             benches[name] = Bench(shape, arguments.llm, name.split()[1], arguments.device)
             benches[name].speaker.llm.set_attn_implementation("sdpa")  # what transformers takes by default
     for turn in range(arguments.repeats + 1):  # alternating, so that other load affects all equally; first: warm-up
         for name, bench in benches.items():
             for timed in (False, True):  # a step finds the caches as the one before it of its own kind left them
-                parts = bench.dixit() if name == "dixit" else bench.hf()
+                parts = bench.dixit() if name.startswith("dixit") else bench.hf()
                 if timed and turn:
                     runs[name].append(parts)
     rows: dict[str, dict[str, Any]] = {name: median_parts(found) for name, found in runs.items()}
