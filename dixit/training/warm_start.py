@@ -196,6 +196,15 @@ def _gather_with_gradients(x: Float[Tensor, "b E"], bounds: list[int]) -> Float[
     return torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)])
 
 
+def word_loss(logits: Float[Tensor, "B K W"], target: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
+    """-sum_w target_w log(1 - prod_k (1 - p_kw)) with p = softmax(logits), in float32 whatever the logits are in (in
+    bfloat16 a word with p = 0.999 would have a gradient of 0/0)."""
+    p = logits.softmax(-1, dtype=torch.float32)
+    # at least one vector has the word; exact for small p, so that rare words are learned too
+    some = -torch.expm1(torch.log1p(-p.clamp(max=1 - 1e-6)).sum(1))
+    return -(target * some.clamp(min=1e-30).log()).sum(1)
+
+
 class WordTask(Task):
     """First warm start, without running the LLM: prefix vectors learn to lie near the embeddings of the words that
     captions of the image use.
@@ -236,11 +245,8 @@ class WordTask(Task):
         return rows / rows.sum(1, keepdim=True).clamp(min=1e-6)
 
     def _loss(self, patches: Float[Tensor, "B P Dv"], captions: list[list[str]]) -> Float[Tensor, "B"]:
-        prefix = self.trained(patches)  # (B, K, D)
-        p = (prefix.float() @ self.words.T).softmax(-1)  # (B, K, W)
-        # at least one vector has the word; exact for small p, so that rare words are learned too
-        some = -torch.expm1(torch.log1p(-p.clamp(max=1 - 1e-6)).sum(1))  # (B, W)
-        return -(self.target(captions).to(some.device) * some.clamp(min=1e-30).log()).sum(1)
+        target = self.target(captions).to(patches.device)
+        return word_loss(self.trained(patches).float() @ self.words.T, target)
 
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         seed, settings = self.config.seed, self.config.train

@@ -18,6 +18,7 @@ from dixit.data.scenes import WORD_CLASSES
 from dixit.models.listeners import ClipListener
 from dixit.models.literal import LiteralListener
 from dixit.training.checkpoints import trained_weights
+from dixit.training.warm_start import word_loss
 from tests.vlms import make_vlm
 
 
@@ -104,6 +105,24 @@ def test_a_missing_heldout_captioner_is_told_before_the_training(home, caption_r
 def test_a_run_cannot_listen_to_itself(home, caption_run, train, tmp_path):
     with pytest.raises(DixitError, match=r"listeners\[1\].model .* is this run itself"):
         train(home.game_config, caption_run, mixed(caption_run, home.clip))
+
+
+def test_words_that_are_certain_have_a_finite_gradient_in_bfloat16():
+    """With few words to learn, their probabilities soon round to 1 in bfloat16, where log(1 - p) has no gradient."""
+    logits = torch.zeros(2, 3, 5)
+    logits[:, :2, 0], logits[:, 2, 1] = 12.0, 4.0
+    target = torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0.5, 0, 0.5, 0]])
+    found = []
+    for dtype in torch.float32, torch.bfloat16:
+        x = logits.to(dtype).requires_grad_()
+        loss = word_loss(x, target)
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), x)))
+    (loss, slope), (other, other_slope) = found
+    torch.testing.assert_close(other, loss)
+    torch.testing.assert_close(other_slope.float(), slope, atol=0.01, rtol=0.01)
+    p = logits.double().softmax(-1)  # by the formula, where nothing is rounded
+    exact = -(target * (1 - (1 - p).prod(1)).log()).sum(1)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 def test_a_captioner_is_taught_the_words_of_some_attributes(home, train, tmp_path):
