@@ -1,23 +1,31 @@
 """Claims bite: for each mutation of a simulation, the claims that must notice it.
 
 A mutation replaces one method of a simulation in a run of the probe at its TINY settings, some of them smaller; the
-claims hold without it (test_dynamics.py).
+claims hold without it (test_dynamics.py). A slow test runs every mutation with the whole of these settings, and holds
+the claims that none of them breaks against the list in docs/dynamics.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from eval.dynamics import bias_free, curricula, geometry, maslow, ocs, rich, rich_applied, teacher_student
+from dixit.common import DixitError
+from eval.dynamics import bias_free, curricula, gating, geometry, maslow, ocs, rich, rich_applied, teacher_student
 from eval.dynamics.find import find_probe, probe_names
 from eval.dynamics.networks import fusion, gated
+from eval.dynamics.theory import maslow as maslow_theory
+from eval.dynamics.theory.teacher_student import Overlaps
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/dynamics.md"
 Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -63,9 +71,58 @@ def fused(mixes: Callable[..., Any]) -> Callable[..., Any]:
     return lambda depth, at: mixes(depth, 1)
 
 
+def plain_units(sluggish: Callable[..., Any]) -> Callable[..., Any]:
+    """Task units that are not sluggish."""
+    return lambda units, alpha: units
+
+
+def slower(integrate: Callable[..., Any]) -> Callable[..., Any]:
+    """Order parameters at half the rate."""
+    return lambda start, task, times, dt, eta, *rest, **more: integrate(start, task, times, dt, eta / 2, *rest, **more)
+
+
+def first_task(integrate: Callable[..., Any]) -> Callable[..., Any]:
+    """Order parameters that go on learning the first task."""
+    return lambda start, task, *rest, **more: integrate(start, 0, *rest, **more)
+
+
+def nearer(integrate: Callable[..., Any]) -> Callable[..., Any]:
+    """Order parameters of units and teachers that are nearer to each other."""
+    def closer(start: Overlaps, *rest: Any, **more: Any) -> Any:
+        return integrate(dataclasses.replace(start, gram=0.9 * start.gram + 0.1), *rest, **more)
+
+    return closer
+
+
+def unheeded(learn: Callable[..., Any]) -> Callable[..., Any]:
+    """Order parameters without any remedy."""
+    return lambda *start, **more: learn(*start[:4], [maslow_theory.NONE] * len(start[4] if len(start) > 4 else [1]))
+
+
+def biased(self: bias_free.ReluNetworks) -> None:
+    """Biases in every network."""
+    self.bias.fill_(1)
+    for bias in self.biases:
+        bias.add_(0.3)
+
+
+def slow_readout(weights: Tensor) -> Tensor:
+    """The same weights with half their gradient."""
+    return (weights + weights.detach()) / 2
+
+
+def slow_students(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def loss(self: rich.Students, step: int) -> Tensor:
+        outputs = ((self.x @ self.w.mT).relu() @ slow_readout(self.a)[:, :, None])[:, :, 0]
+        return ((outputs - self.y) ** 2).mean(1) / self.tau ** 2
+
+    return loss
+
+
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """A method, what takes its place, smaller settings, and the beginnings of the claims that must fail."""
+    """A method, what takes its place, smaller settings, and the beginnings of the claims that must fail; none if only
+    the slow test runs it."""
 
     probe: str
     owner: Any
@@ -137,12 +194,50 @@ MUTATIONS = {
         "M over time", "v over time")),
     "curricula: twice the noise": Mutation("curricula", curricula.Students, "__init__", first(
         lambda self: self.noise.mul_(2)), WARM, ("M over time", "v over time")),
+    "bias_free: biases everywhere": Mutation("bias_free", bias_free.ReluNetworks, "__init__", first(biased), {}, ()),
+    "bias_free: linear networks": Mutation("bias_free", bias_free.ReluNetworks, "__init__", first(
+        lambda self: self.slope.fill_(1)), {}, ()),
+    "curricula: hardly trained": Mutation("curricula", curricula.Students, "forward", lambda forward: (
+        lambda self, step: forward(self, step) / 50), {}, ()),
+    "gating: units that are not sluggish": Mutation("gating", gated, "sluggish", plain_units, {}, ()),
+    "gating: units of the theory that are not sluggish": Mutation("gating", gating, "sluggish", plain_units, SHORT, (
+        "sluggish units: correlation", "sluggish units: how often")),
+    "gating: gradient descent at a thirtieth": Mutation("gating", gated.GatedNetworks, "__init__", first(
+        lambda self: self.rate.div_(30)), {}, ()),
+    "gating: task units say nothing": Mutation("gating", gated.GatedNetworks, "__init__", first(
+        lambda self: (self.units.zero_(), self.test_units.zero_())), {}, ()),
+    "gating: always interleaved": Mutation("gating", gated, "order", lambda order: (
+        lambda curriculum, *rest: order("interleaved", *rest)), {}, ()),
+    "geometry: one scale, the smallest": Mutation("geometry", geometry, "input_scales", lambda scales: (
+        lambda settings, scale: scales(settings, 0)), {}, ()),
+    "geometry: one scale, the largest": Mutation("geometry", geometry, "input_scales", lambda scales: (
+        lambda settings, scale: scales(settings, len(settings.input_stds) - 1)), {}, ()),
+    "geometry: scales the other way round": Mutation("geometry", geometry, "input_scales", lambda scales: (
+        lambda settings, scale: scales(settings, len(settings.input_stds) - 1 - scale)), {}, ()),
+    "geometry: readout at half the rate": Mutation("geometry", geometry.Mlps, "outputs", lambda outputs: (
+        lambda self: (slow_readout(self.last)[:, None] @ self.hidden())[:, 0] + self.last_bias), FLOW, (
+        "small steps: square of each readout weight",)),
+    "maslow: order parameters at half the rate": Mutation("maslow", maslow_theory, "integrate", slower, {}, ()),
+    "maslow: growth at half the rate": Mutation("maslow", maslow, "integrate", slower, COARSE, (
+        "rate at which an idle unit grows", "rate at which the new head")),
+    "maslow: the first task again": Mutation("maslow", maslow_theory, "integrate", first_task, {}, ()),
+    "maslow: all nearer": Mutation("maslow", maslow_theory, "integrate", nearer, {}, ()),
+    "maslow: no remedies in the theory": Mutation("maslow", maslow, "learn_second", unheeded, {}, ()),
+    "ocs: constant inputs everywhere": Mutation("ocs", ocs.LinearNetworks, "__init__", first(
+        lambda self: self.x[:, :, 8].fill_(1)), {}, ()),
+    "rich: students' readouts at half the rate": Mutation("rich", rich.Students, "forward", slow_students, LINEAR | {
+        "student_steps": 500, "early": 100, "late": 500}, ("student: delta of every neuron",)),
+    "teacher_student: order parameters at half the rate": Mutation("teacher_student", teacher_student, "integrate",
+                                                                   slower, {}, ()),
+    "teacher_student: the first task again": Mutation("teacher_student", teacher_student, "integrate", first_task, {},
+                                                      ()),
+    "teacher_student: all nearer": Mutation("teacher_student", teacher_student, "integrate", nearer, {}, ()),
     "rich_applied: other starts": Mutation("rich_applied", rich_applied.Mlps, "__init__", first(
         lambda self: self.weights[0][-1].mul_(2)), {"grammar_steps": 10}, ("grammar: first answers at every alpha",)),
 }
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", [name for name, one in MUTATIONS.items() if one.noticed])
 def test_a_mutation_of_the_simulation_is_noticed(tmp_path, monkeypatch, name):
     one = MUTATIONS[name]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -155,3 +250,29 @@ def test_a_mutation_of_the_simulation_is_noticed(tmp_path, monkeypatch, name):
 
 def test_every_probe_has_a_mutation():
     assert {one.probe for one in MUTATIONS.values()} == set(probe_names())
+
+
+def unbroken() -> dict[str, list[str]]:
+    """probe -> the beginnings of the claims that docs/dynamics.md lists as broken by no mutation."""
+    section = PAGE.read_text().split("## Claims that no mutation breaks")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| ")][1:]
+    found: dict[str, list[str]] = {}
+    for probe, claims in rows:
+        found.setdefault(probe.strip(), []).extend(re.findall(r"\*(.+?)\*", claims))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", probe_names())
+def test_the_claims_that_no_mutation_breaks_are_listed(tmp_path, monkeypatch, probe):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    module = find_probe(probe)
+    left = {claim.name for claim in module.run(module.TINY, 2, tmp_path)[0] if claim.kind not in ("report", "skip")}
+    for one in MUTATIONS.values():
+        if one.probe == probe:
+            with monkeypatch.context() as patch, contextlib.suppress(DixitError):  # one diverges
+                patch.setattr(one.owner, one.method, one.change(getattr(one.owner, one.method)))
+                left -= {claim.name for claim in module.run(module.TINY, 2, tmp_path)[0] if not claim.holds}
+    listed = unbroken().get(probe, [])
+    assert [name for name in left if not any(name.startswith(start) for start in listed)] == []
+    assert [start for start in listed if not any(name.startswith(start) for name in left)] == []
