@@ -69,7 +69,6 @@ from .tables import RESULTS, Cell, find, find_cell, put, read_rows, rows_of
 QUICK = ["train.steps=15", "eval.images=80"]
 WRITTEN = ("ground truth", "oracle")  # captions that are the same for every seed
 GAPS = re.compile(r"(training|heldout)/(accuracy/.+|gap|gap_over_base|bits|scoring_rounds)")
-TEXT = re.compile(r"says/(colour|shape)|length|most_repeated|kl_to_base")
 OF_VARIANTS = re.compile(r"(training|heldout)/(gap|gap_over_base)|training/accuracy/.+|faithful/.+")
 
 
@@ -202,7 +201,7 @@ def is_kept(speaker: str, figure: str, is_variant: bool) -> bool:
         return speaker != "ground truth" and bool(OF_VARIANTS.fullmatch(figure))
     if GAPS.fullmatch(figure) or figure in (*DRIFT, *OF_PICTURES, *SPILL_OVER):
         return True
-    return speaker not in WRITTEN and bool(TEXT.fullmatch(figure))
+    return speaker not in WRITTEN and figure == "most_repeated"
 
 
 def keep(result: CellResult, folder: Path) -> None:

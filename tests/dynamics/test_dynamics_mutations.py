@@ -201,7 +201,7 @@ MUTATIONS = {
         lambda self, step: forward(self, step) / 50), {}, ()),
     "gating: units that are not sluggish": Mutation("gating", gated, "sluggish", plain_units, {}, ()),
     "gating: units of the theory that are not sluggish": Mutation("gating", gating, "sluggish", plain_units, SHORT, (
-        "sluggish units: correlation", "sluggish units: how often")),
+        "sluggish units: correlation",)),
     "gating: gradient descent at a thirtieth": Mutation("gating", gated.GatedNetworks, "__init__", first(
         lambda self: self.rate.div_(30)), {}, ()),
     "gating: task units say nothing": Mutation("gating", gated.GatedNetworks, "__init__", first(
