@@ -337,8 +337,8 @@ class LlamaDecoder:
 
     def _attend(self, layer: _Layer, x: Float[Tensor, "S t D"], query: Float[Tensor, "SH Gt d"],
                 key: Float[Tensor, "S H p d"], value: Float[Tensor, "S H p d"],
-                mask: Float[Tensor, "*SH *Gt p"]) -> Float[Tensor, "S t D"]:
-        """A layer's output, from its queries and all keys and values."""
+                mask: Float[Tensor, "..."]) -> Float[Tensor, "S t D"]:
+        """A layer's output, from its queries and all keys and values; `mask` is added to their scores (S*H, G*t, p)."""
         s, t, _ = x.shape
         scores = torch.baddbmm(mask, query, key.flatten(0, 1).transpose(1, 2), alpha=self.head_dim**-0.5)
         attended = (scores.softmax(-1) @ value.flatten(0, 1)).to(x.dtype)  # softmax sums in float32

@@ -96,7 +96,8 @@ def nearer(integrate: Callable[..., Any]) -> Callable[..., Any]:
 
 def unheeded(learn: Callable[..., Any]) -> Callable[..., Any]:
     """Order parameters without any remedy."""
-    return lambda *start, **more: learn(*start[:4], [maslow_theory.NONE] * len(start[4] if len(start) > 4 else [1]))
+    none = (maslow_theory.NONE,)
+    return lambda start, eta, time, dt, remedies=none: learn(start, eta, time, dt, none * len(remedies))
 
 
 def biased(self: bias_free.ReluNetworks) -> None:
@@ -106,17 +107,9 @@ def biased(self: bias_free.ReluNetworks) -> None:
         bias.add_(0.3)
 
 
-def slow_readout(weights: Tensor) -> Tensor:
-    """The same weights with half their gradient."""
-    return (weights + weights.detach()) / 2
-
-
-def slow_students(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def loss(self: rich.Students, step: int) -> Tensor:
-        outputs = ((self.x @ self.w.mT).relu() @ slow_readout(self.a)[:, :, None])[:, :, 0]
-        return ((outputs - self.y) ** 2).mean(1) / self.tau ** 2
-
-    return loss
+def slow(name: str) -> Change:
+    """Half the gradient of these weights."""
+    return first(lambda self: getattr(self, name).register_hook(lambda gradient: gradient / 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +207,7 @@ MUTATIONS = {
         lambda settings, scale: scales(settings, len(settings.input_stds) - 1)), {}, ()),
     "geometry: scales the other way round": Mutation("geometry", geometry, "input_scales", lambda scales: (
         lambda settings, scale: scales(settings, len(settings.input_stds) - 1 - scale)), {}, ()),
-    "geometry: readout at half the rate": Mutation("geometry", geometry.Mlps, "outputs", lambda outputs: (
-        lambda self: (slow_readout(self.last)[:, None] @ self.hidden())[:, 0] + self.last_bias), FLOW, (
+    "geometry: readout at half the rate": Mutation("geometry", geometry.Mlps, "__init__", slow("last"), FLOW, (
         "small steps: square of each readout weight",)),
     "maslow: order parameters at half the rate": Mutation("maslow", maslow_theory, "integrate", slower, {}, ()),
     "maslow: growth at half the rate": Mutation("maslow", maslow, "integrate", slower, COARSE, (
@@ -225,7 +217,7 @@ MUTATIONS = {
     "maslow: no remedies in the theory": Mutation("maslow", maslow, "learn_second", unheeded, {}, ()),
     "ocs: constant inputs everywhere": Mutation("ocs", ocs.LinearNetworks, "__init__", first(
         lambda self: self.x[:, :, 8].fill_(1)), {}, ()),
-    "rich: students' readouts at half the rate": Mutation("rich", rich.Students, "forward", slow_students, LINEAR | {
+    "rich: students' readouts at half the rate": Mutation("rich", rich.Students, "__init__", slow("a"), LINEAR | {
         "student_steps": 500, "early": 100, "late": 500}, ("student: delta of every neuron",)),
     "teacher_student: order parameters at half the rate": Mutation("teacher_student", teacher_student, "integrate",
                                                                    slower, {}, ()),
