@@ -224,6 +224,8 @@ MUTATIONS = {
     "teacher_student: the first task again": Mutation("teacher_student", teacher_student, "integrate", first_task, {},
                                                       ()),
     "teacher_student: all nearer": Mutation("teacher_student", teacher_student, "integrate", nearer, {}, ()),
+    "unimodal: fused late": Mutation("unimodal", fusion, "mixes", lambda mixes: (
+        lambda depth, at: mixes(depth, depth)), {}, ()),
     "rich_applied: other starts": Mutation("rich_applied", rich_applied.Mlps, "__init__", first(
         lambda self: self.weights[0][-1].mul_(2)), {"grammar_steps": 10}, ("grammar: first answers at every alpha",)),
 }
